@@ -1,0 +1,36 @@
+//! The words of Aquifer as values: hashes, chunks, manifests, releases, status records,
+//! bindings, and the messages that carry them.
+//!
+//! Nothing here reads a file, a clock or a socket, starts a thread or draws a random number.
+//! Every value that can be decoded has been validated: a `Manifest` that exists is one whose
+//! lengths add up and whose paths stay inside their directory.
+#![forbid(unsafe_code)]
+
+pub mod binding;
+pub mod blueprint;
+pub mod chunkset;
+pub mod codec;
+pub mod cut;
+pub mod dtype;
+pub mod hash;
+pub mod id;
+pub mod layout;
+pub mod limits;
+pub mod manifest;
+pub mod message;
+pub mod release;
+pub mod safetensors;
+pub mod status;
+pub mod time;
+
+pub use binding::{Binding, BindingError, CheckedBinding, Run};
+pub use chunkset::ChunkSet;
+pub use dtype::Dtype;
+pub use hash::{ChunkHash, Hash, ManifestHash};
+pub use id::{ChannelName, NodeId, NodeSecret, PublisherKey, PublisherSecret};
+pub use layout::{Extent, Layout};
+pub use manifest::{Chunk, FileEntry, Manifest, ManifestError, Part, TensorEntry};
+pub use message::{Access, GossipMessage, PeerMessage};
+pub use release::{Release, SignedRelease};
+pub use status::{ChannelStatus, SignedStatus, Status};
+pub use time::Time;

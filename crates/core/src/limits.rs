@@ -1,0 +1,48 @@
+//! Every bound of this crate, with its unit in its name and where it comes from.
+
+/// Target length of a chunk. 4 MiB keeps a 1 TB manifest near 250,000 entries and amortizes a
+/// round trip at 400 Gbit/s (84 µs of wire time per chunk).
+pub const CHUNK_BYTES_TARGET: u32 = 4 << 20;
+
+/// Longest chunk a manifest may name: four targets, so that a sharded trainer may cut at its own
+/// edges. Guess.
+pub const CHUNK_BYTES_MAX: u32 = 16 << 20;
+
+/// Longest encoded manifest. 1 TB in 4 MiB chunks is 9 MB; 256 MiB leaves room for a million
+/// small tensors with long names.
+pub const MANIFEST_BYTES_MAX: usize = 256 << 20;
+
+/// Most chunks one manifest may hold: four 1 TB checkpoints in 1 MiB chunks.
+pub const MANIFEST_CHUNKS_MAX: usize = 4 << 20;
+
+/// Longest tensor name or file path, in bytes. Linux's PATH_MAX.
+pub const NAME_BYTES_MAX: usize = 4096;
+
+/// Most dimensions of a tensor. PyTorch's own limit is 64.
+pub const TENSOR_DIMS_MAX: usize = 64;
+
+/// Longest safetensors header, as in the reference implementation (100 MB).
+pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// Longest channel name, in bytes. Guess: it appears in every status record.
+pub const CHANNEL_BYTES_MAX: usize = 128;
+
+/// Longest encoded release or status record. A status with 16 channels is under 4 KiB.
+pub const RECORD_BYTES_MAX: usize = 32 << 10;
+
+/// Longest control message between two agents: a full chunk set of the largest manifest
+/// (512 KiB), twice, and room for a snapshot of a few hundred status records.
+pub const MESSAGE_BYTES_MAX: usize = 2 << 20;
+
+/// A manifest travels over the control connection in pieces of this size. Guess: well under
+/// [`MESSAGE_BYTES_MAX`], large enough that a 9 MB manifest takes nine round trips.
+pub const MANIFEST_PIECE_BYTES: usize = 1 << 20;
+
+/// Labels of a node, channels it follows, addresses it lists. Guesses: each appears in every
+/// status record.
+pub const STATUS_LABELS_MAX: usize = 32;
+pub const STATUS_CHANNELS_MAX: usize = 64;
+pub const STATUS_ADDRESSES_MAX: usize = 32;
+
+/// Longest note a publisher may attach to a release, in bytes. Guess.
+pub const RELEASE_NOTE_BYTES_MAX: usize = 1024;

@@ -1,0 +1,138 @@
+//! Status records: what a node says of itself, signed with its identity.
+
+use crate::codec::{self, CodecError, Kind};
+use crate::hash::ManifestHash;
+use crate::id::{ChannelName, IdError, NodeId, NodeSecret, SIGNATURE_BYTES};
+use crate::limits::{RECORD_BYTES_MAX, STATUS_ADDRESSES_MAX, STATUS_CHANNELS_MAX, STATUS_LABELS_MAX};
+use bincode::{Decode, Encode};
+use thiserror::Error;
+
+const CONTEXT: &str = "aquifer status v1";
+
+/// A node's own account. `(incarnation, seq)` orders the records of one node; clocks of two nodes
+/// are never compared.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Status {
+    pub node: NodeId,
+    /// Grows with each start of the node.
+    pub incarnation: u64,
+    /// Grows with each record of one incarnation.
+    pub seq: u64,
+    /// For people; not unique.
+    pub name: String,
+    /// Where the mesh reaches it, as multiaddresses.
+    pub addresses: Vec<String>,
+    /// Where its data plane listens, as `host:port`, best first; an empty host means "the host
+    /// you reach me at".
+    pub data_endpoints: Vec<String>,
+    /// For example `zone=a`, `rack=12`. Sorted by key.
+    pub labels: Vec<(String, String)>,
+    pub channels: Vec<ChannelStatus>,
+    /// Chunk leases it has given out now, and the most it would give: how busy it is.
+    pub leases: u32,
+    pub leases_max: u32,
+    /// Engines registered with it, and how many of them serve what they should.
+    pub engines: u32,
+    pub engines_ready: u32,
+    /// True in a node's last words.
+    pub leaving: bool,
+    /// Version of the program.
+    pub version: String,
+}
+
+/// How far a node is with one channel's newest release.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ChannelStatus {
+    pub channel: ChannelName,
+    pub seq: u64,
+    pub manifest: ManifestHash,
+    /// Distinct chunks it wants of the manifest, and how many of those it has verified. Zero
+    /// wanted means that it has not read the manifest yet.
+    pub chunks_wanted: u32,
+    pub chunks_have: u32,
+}
+
+impl ChannelStatus {
+    pub fn is_hydrated(&self) -> bool {
+        self.chunks_wanted > 0 && self.chunks_have >= self.chunks_wanted
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SignedStatus {
+    body: Vec<u8>,
+    signature: [u8; SIGNATURE_BYTES],
+}
+
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum StatusError {
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error("status: {0}")]
+    Signature(#[from] IdError),
+    #[error("status: {count} {what}, allowed are {limit}")]
+    TooMany { what: &'static str, count: usize, limit: usize },
+}
+
+impl SignedStatus {
+    pub fn sign(status: &Status, secret: &NodeSecret) -> Self {
+        let body = codec::encode(Kind::Status, status);
+        let signature = secret.sign(CONTEXT, &body);
+        SignedStatus { body, signature }
+    }
+
+    /// The record, if the node it speaks of signed it.
+    pub fn open(&self) -> Result<Status, StatusError> {
+        let status: Status = codec::decode::<_, RECORD_BYTES_MAX>(Kind::Status, &self.body)?;
+        status.node.verify(CONTEXT, &self.body, &self.signature)?;
+        let bounds = [
+            ("addresses", status.addresses.len(), STATUS_ADDRESSES_MAX),
+            ("data endpoints", status.data_endpoints.len(), STATUS_ADDRESSES_MAX),
+            ("labels", status.labels.len(), STATUS_LABELS_MAX),
+            ("channels", status.channels.len(), STATUS_CHANNELS_MAX),
+        ];
+        match bounds.into_iter().find(|(_, count, limit)| count > limit) {
+            Some((what, count, limit)) => Err(StatusError::TooMany { what, count, limit }),
+            None => Ok(status),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(node: NodeId) -> Status {
+        Status {
+            node,
+            incarnation: 1,
+            seq: 2,
+            name: "n".into(),
+            addresses: vec![],
+            data_endpoints: vec![],
+            labels: vec![],
+            channels: vec![],
+            leases: 0,
+            leases_max: 0,
+            engines: 0,
+            engines_ready: 0,
+            leaving: false,
+            version: String::new(),
+        }
+    }
+
+    #[test]
+    fn only_the_node_itself_can_speak_for_it() {
+        let (me, other) = (NodeSecret::from_seed([1; 32]), NodeSecret::from_seed([2; 32]));
+        assert_eq!(SignedStatus::sign(&status(me.public()), &me).open(), Ok(status(me.public())));
+        let forged = SignedStatus::sign(&status(other.public()), &me);
+        assert!(matches!(forged.open(), Err(StatusError::Signature(_))));
+    }
+
+    #[test]
+    fn crowds_are_refused() {
+        let me = NodeSecret::from_seed([1; 32]);
+        let crowded = Status { addresses: vec!["x".into(); 33], ..status(me.public()) };
+        assert!(matches!(SignedStatus::sign(&crowded, &me).open(), Err(StatusError::TooMany { .. })));
+    }
+}
