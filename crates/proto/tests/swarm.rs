@@ -3,6 +3,8 @@
 //! The network is the least that shows behaviour: every message takes a random delay, every
 //! node uploads one chunk at a time. The simulations room has the model that gives figures.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
 use aquifer_core::{
     ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherSecret, Release, SignedRelease,
     Time,
