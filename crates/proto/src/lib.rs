@@ -6,16 +6,20 @@
 //! draws randomness from the seed it was given, so the agent and a simulator drive the same code.
 #![forbid(unsafe_code)]
 
+pub mod engine;
 mod io;
 pub mod limits;
 mod manifests;
 mod members;
 mod node;
+pub mod plan;
 mod releases;
 mod swarm;
 mod trust;
 
+pub use engine::{EngineInput, EngineOutput, EngineSession, Target, Tell};
 pub use io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
 pub use members::Member;
 pub use node::{Config, Node, SwarmProgress};
+pub use plan::Plan;
 pub use releases::{Rejection, RejectionCounts};
