@@ -213,6 +213,11 @@ impl Node {
         Some(SwarmProgress { chunks_wanted, chunks_have, sources: swarm.pulling.sources() })
     }
 
+    /// Bytes of the chunks wanted, and of those that are here.
+    pub fn progress_bytes(&self, manifest: &ManifestHash) -> (u64, u64) {
+        self.swarms.get(manifest).map_or((0, 0), |(_, s)| s.stock.progress_bytes())
+    }
+
     /// Bytes under lease to readers now.
     pub fn leased_bytes(&self) -> u64 {
         self.budget.leased_bytes

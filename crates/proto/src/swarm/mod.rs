@@ -55,6 +55,12 @@ impl Stock {
     pub(crate) fn progress(&self) -> (u32, u32) {
         (self.wanted.count(), self.wanted.count() - self.missing().count())
     }
+
+    pub(crate) fn progress_bytes(&self) -> (u64, u64) {
+        let bytes = |set: &ChunkSet| set.iter().map(|c| self.bytes_of(c)).sum::<u64>();
+        let wanted = bytes(&self.wanted);
+        (wanted, wanted - bytes(&self.missing()))
+    }
 }
 
 #[derive(Debug)]
