@@ -4,8 +4,10 @@
 //! Nothing here knows a peer, a socket or a release. All bounds are checked on every access, so
 //! that the crates above need no `unsafe` to move a byte.
 
+pub mod checkpoint;
 pub mod disk;
 pub mod error;
+pub mod generate;
 pub mod limits;
 pub mod mapping;
 pub mod reservation;
@@ -17,8 +19,10 @@ pub mod tree;
 mod at;
 mod slabs;
 
+pub use checkpoint::{PublishError, Published, Source, SourceFile};
 pub use disk::DiskStore;
 pub use error::{MemoryError, StoreError};
+pub use generate::{Modified, generate_checkpoint, modify_checkpoint};
 pub use mapping::Mapping;
 pub use reservation::Reservation;
 pub use span::{Guard, Span};

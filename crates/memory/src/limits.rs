@@ -37,3 +37,10 @@ pub const CHECKPOINT_DEPTH_MAX: usize = 32;
 
 /// Longest `*.safetensors.index.json`. Kimi K2's, with 1.5 million tensor names, is 0.2 GB.
 pub const INDEX_BYTES_MAX: u64 = 512 << 20;
+
+/// A publisher's threads hash through buffers of this size, one each. One system call per 0.25 ms
+/// of hashing, and still inside a shared cache.
+pub const PUBLISH_PIECE_BYTES: usize = 1 << 20;
+
+/// Random weights are made and written in pieces of this size.
+pub const GENERATE_PIECE_BYTES: usize = 1 << 20;
