@@ -1,0 +1,287 @@
+//! Memory mapped into this process: anonymous, a memfd shared with engines, or a file to read.
+//!
+//! A mapping is only ever reached through [`Span`]s, which keep it mapped and check bounds.
+
+use crate::error::MemoryError;
+use crate::span::Span;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// A mapped range of addresses, unmapped on drop.
+pub struct Mapping {
+    /// Dangling where `len` is zero.
+    address: NonNull<u8>,
+    len: usize,
+    backing: Backing,
+}
+
+// SAFETY: the address range belongs to this value alone and stays mapped until it is dropped,
+// from whichever thread. No reference into it is ever made: every access in this crate is a copy
+// through a raw pointer by a foreign function (see `span`).
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+enum Backing {
+    Anonymous,
+    Memfd(OwnedFd),
+    File(MappedFile),
+}
+
+/// The file behind a mapping, and what it was when it was opened.
+pub(crate) struct MappedFile {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+    opened: Stamp,
+}
+
+/// What tells whether a file was written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    len: u64,
+    modified: (i64, u64),
+}
+
+impl Mapping {
+    /// Fresh zeroed memory of this process.
+    pub fn anonymous(len: u64) -> Result<Arc<Self>, MemoryError> {
+        let size = size_of_map(len)?;
+        let address = match size {
+            0 => NonNull::dangling(),
+            // SAFETY: a null hint without MAP_FIXED asks for a new range; no existing memory is touched.
+            _ => non_null(unsafe {
+                mmap_anonymous(
+                    std::ptr::null_mut(),
+                    size,
+                    ProtFlags::READ | ProtFlags::WRITE,
+                    MapFlags::PRIVATE | MapFlags::NORESERVE,
+                )
+            })
+            .map_err(MemoryError::os("mmap", format!("{len} bytes of memory")))?,
+        };
+        Ok(Arc::new(Mapping { address, len: size, backing: Backing::Anonymous }))
+    }
+
+    /// Fresh zeroed memory that other processes can map too. Its size is sealed. The descriptor
+    /// is for handing to them; the mapping does not need it.
+    pub fn memfd(name: &str, len: u64) -> Result<(Arc<Self>, OwnedFd), MemoryError> {
+        let what = || format!("{len} bytes of shared memory");
+        let fd = memfd_create(name, MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC)
+            .map_err(MemoryError::os("memfd_create", what()))?;
+        ftruncate(&fd, len).map_err(MemoryError::os("ftruncate", what()))?;
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+            .map_err(MemoryError::os("fcntl F_ADD_SEALS", what()))?;
+        let copy = fd.try_clone().map_err(|source| MemoryError::Os { call: "dup", what: what(), source })?;
+        Ok((Self::from_memfd(fd, len)?, copy))
+    }
+
+    /// The first `len` bytes of a memfd that another process made. It must be sealed against
+    /// shrinking: if it were cut short, touching it would kill this process with SIGBUS.
+    pub fn from_memfd(fd: OwnedFd, len: u64) -> Result<Arc<Self>, MemoryError> {
+        let seals = fcntl_get_seals(&fd).map_err(|errno| MemoryError::NotMemfd { source: errno.into() })?;
+        if !seals.contains(SealFlags::SHRINK) {
+            return Err(MemoryError::NotSealed);
+        }
+        let found =
+            stamp(fd.as_fd()).map_err(|source| MemoryError::Os { call: "fstat", what: "a region".into(), source })?;
+        if found.len < len {
+            return Err(MemoryError::TooSmall { claimed: len, found: found.len });
+        }
+        let address = map_fd(fd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, "a region")?;
+        Ok(Arc::new(Mapping { address, len: size_of_map(len)?, backing: Backing::Memfd(fd) }))
+    }
+
+    /// A file, to read. See [`Mapping::from_file`].
+    pub fn file(path: &Path) -> Result<Arc<Self>, MemoryError> {
+        let open = |source| MemoryError::Os { call: "open", what: path.display().to_string(), source };
+        Self::from_file(File::open(path).map_err(open)?, path)
+    }
+
+    /// An open file, to read; `path` is for messages. Its length is what it has now.
+    ///
+    /// This crate reads such spans with pread(2) and never touches the mapped pages, since a file
+    /// can be truncated at any time and a touched page beyond its end is a SIGBUS. The addresses
+    /// are for system calls, which answer EFAULT instead.
+    pub fn from_file(file: File, path: &Path) -> Result<Arc<Self>, MemoryError> {
+        let what = path.display().to_string();
+        let opened =
+            stamp(file.as_fd()).map_err(|source| MemoryError::Os { call: "fstat", what: what.clone(), source })?;
+        let address = map_fd(file.as_fd(), opened.len, ProtFlags::READ, &what)?;
+        let backing = Backing::File(MappedFile { file, path: path.to_path_buf(), opened });
+        Ok(Arc::new(Mapping { address, len: size_of_map(opened.len)?, backing }))
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// All of it.
+    pub fn span(self: &Arc<Self>) -> Span {
+        Span::whole(self.clone())
+    }
+
+    /// Whether the file behind it was written to since it was opened: what changed, in words.
+    /// A file replaced by another of its name is not changed: the old one is still open here.
+    /// Memory never is.
+    pub fn changed(&self) -> io::Result<Option<String>> {
+        let Backing::File(mapped) = &self.backing else { return Ok(None) };
+        let now = stamp(mapped.file.as_fd())?;
+        Ok(if now.len != mapped.opened.len {
+            Some(format!("it had {} bytes when it was opened and has {} now", mapped.opened.len, now.len))
+        } else if now.modified != mapped.opened.modified {
+            Some("it was written to after it was opened".into())
+        } else {
+            None
+        })
+    }
+
+    /// The file's path, where it is a file.
+    pub fn path(&self) -> Option<&Path> {
+        self.mapped_file().map(|f| f.path.as_path())
+    }
+
+    /// The memfd, where it is one: for sharing it with another process.
+    pub fn as_memfd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.backing {
+            Backing::Memfd(fd) => Some(fd.as_fd()),
+            Backing::Anonymous | Backing::File(_) => None,
+        }
+    }
+
+    pub fn is_writable(&self) -> bool {
+        self.mapped_file().is_none()
+    }
+
+    pub(crate) fn mapped_file(&self) -> Option<&MappedFile> {
+        match &self.backing {
+            Backing::File(file) => Some(file),
+            Backing::Anonymous | Backing::Memfd(_) => None,
+        }
+    }
+
+    pub(crate) fn address(&self) -> *mut u8 {
+        self.address.as_ptr()
+    }
+}
+
+impl MappedFile {
+    pub(crate) fn len_now(&self) -> io::Result<u64> {
+        Ok(stamp(self.file.as_fd())?.len)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if self.len == 0 {
+            return;
+        }
+        // SAFETY: the range was mapped by one of the constructors with this length, is unmapped
+        // nowhere else, and no span of it is left: each holds an Arc of this value.
+        if let Err(errno) = unsafe { munmap(self.address.as_ptr().cast(), self.len) } {
+            tracing::error!("munmap of {} bytes: {errno}", self.len);
+        }
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.backing {
+            Backing::Anonymous => write!(f, "Mapping({} bytes)", self.len),
+            Backing::Memfd(_) => write!(f, "Mapping({} bytes of a memfd)", self.len),
+            Backing::File(file) => write!(f, "Mapping({} bytes of {})", self.len, file.path.display()),
+        }
+    }
+}
+
+fn map_fd(fd: BorrowedFd<'_>, len: u64, prot: ProtFlags, what: &str) -> Result<NonNull<u8>, MemoryError> {
+    let size = size_of_map(len)?;
+    if size == 0 {
+        return Ok(NonNull::dangling());
+    }
+    // SAFETY: a null hint without MAP_FIXED asks for a new range; no existing memory is touched.
+    let address = unsafe { mmap(std::ptr::null_mut(), size, prot, MapFlags::SHARED, fd, 0) };
+    non_null(address).map_err(MemoryError::os("mmap", format!("{len} bytes of {what}")))
+}
+
+fn non_null(address: rustix::io::Result<*mut std::ffi::c_void>) -> rustix::io::Result<NonNull<u8>> {
+    NonNull::new(address?.cast()).ok_or(rustix::io::Errno::NOMEM)
+}
+
+/// A length the address space can hold. Offsets inside stay below `isize::MAX`, as pointer
+/// arithmetic demands.
+fn size_of_map(len: u64) -> Result<usize, MemoryError> {
+    let size = isize::try_from(len).ok().and_then(|n| usize::try_from(n).ok());
+    size.ok_or(MemoryError::Bounds { begin: 0, end: len, len: isize::MAX as u64 })
+}
+
+fn stamp(fd: BorrowedFd<'_>) -> io::Result<Stamp> {
+    let stat = fstat(fd)?;
+    let len = u64::try_from(stat.st_size).map_err(|_| io::Error::other("negative file size"))?;
+    Ok(Stamp { len, modified: (stat.st_mtime, stat.st_mtime_nsec) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn an_unsealed_or_short_region_is_refused() {
+        let fd = memfd_create("t", MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&fd, 4096).unwrap();
+        assert!(matches!(Mapping::from_memfd(fd.try_clone().unwrap(), 4096), Err(MemoryError::NotSealed)));
+        fcntl_add_seals(&fd, SealFlags::SHRINK).unwrap();
+        let error = Mapping::from_memfd(fd.try_clone().unwrap(), 4097).unwrap_err();
+        assert!(matches!(error, MemoryError::TooSmall { claimed: 4097, found: 4096 }));
+        assert_eq!(Mapping::from_memfd(fd, 4096).unwrap().len(), 4096);
+    }
+
+    #[test]
+    fn what_is_not_a_memfd_is_refused() {
+        let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        file.set_len(4096).unwrap();
+        assert!(Mapping::from_memfd(file.into(), 4096).is_err());
+        let (reader, _writer) = std::io::pipe().unwrap();
+        assert!(matches!(Mapping::from_memfd(reader.into(), 0), Err(MemoryError::NotMemfd { .. })));
+    }
+
+    #[test]
+    fn a_memfd_is_shared_and_cannot_shrink() {
+        let (ours, fd) = Mapping::memfd("t", 10_000).unwrap();
+        assert!(ftruncate(&fd, 0).is_err());
+        let theirs = Mapping::from_memfd(fd, 10_000).unwrap();
+        ours.span().write(9_990, b"0123456789").unwrap();
+        let mut seen = [0; 10];
+        theirs.span().read(9_990, &mut seen).unwrap();
+        assert_eq!(&seen, b"0123456789");
+    }
+
+    #[test]
+    fn a_changed_file_is_noticed() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"hello").unwrap();
+        let mapping = Mapping::file(file.path()).unwrap();
+        assert_eq!(mapping.changed().unwrap(), None);
+        file.as_file().set_len(3).unwrap();
+        assert!(mapping.changed().unwrap().unwrap().contains("had 5 bytes"));
+        assert!(mapping.span().hash().is_err());
+    }
+
+    #[test]
+    fn empty_files_map_to_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(Mapping::file(file.path()).unwrap().is_empty());
+    }
+}
