@@ -155,9 +155,7 @@ pub(crate) enum KeygenCommand {
         json: bool,
     },
     /// The public key of a publisher's secret
-    Public {
-        secret: PathBuf,
-    },
+    Public { secret: PathBuf },
 }
 
 #[derive(Debug, clap::Args)]
@@ -196,5 +194,10 @@ pub(crate) fn init_logging(filter: Option<&str>) {
         EnvFilter::new("info,libp2p=warn")
     });
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .with_target(false)
+        .init();
 }

@@ -24,7 +24,9 @@ pub(crate) fn new_mesh_key() -> Result<MeshKey> {
 
 pub(crate) fn read_mesh_key(path: &Path) -> Result<MeshKey> {
     let text = read_secret(path, "mesh key")?;
-    text.trim().parse().with_context(|| format!("{} is not a mesh key: make one with `aquifer keygen mesh`", path.display()))
+    text.trim()
+        .parse()
+        .with_context(|| format!("{} is not a mesh key: make one with `aquifer keygen mesh`", path.display()))
 }
 
 pub(crate) fn new_publisher_secret() -> Result<PublisherSecret> {

@@ -21,11 +21,8 @@ fn main() -> ExitCode {
     cli::init_logging(cli.log.as_deref());
     // Jobs (hashing, copying, disks) run on the blocking pool: a few at a time keep the cores
     // busy, more would only compete.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .max_blocking_threads(16)
-        .enable_all()
-        .build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {

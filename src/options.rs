@@ -121,7 +121,10 @@ fn read_config(path: &Path) -> Result<FileOptions> {
     let options: FileOptions =
         table.try_into().with_context(|| format!("{} has an option of the wrong kind", path.display()))?;
     if let Some(key) = options.unknown.keys().next() {
-        bail!("{}: there is no option '{key}'; the names are those of the flags of `aquifer agent --help`", path.display());
+        bail!(
+            "{}: there is no option '{key}'; the names are those of the flags of `aquifer agent --help`",
+            path.display()
+        );
     }
     Ok(options)
 }

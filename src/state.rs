@@ -28,7 +28,10 @@ impl StateDir {
         let path = dir.join("lock");
         let lock = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-            bail!("another Aquifer process uses the state directory {}; give this one its own with --state", dir.display());
+            bail!(
+                "another Aquifer process uses the state directory {}; give this one its own with --state",
+                dir.display()
+            );
         }
         Ok(StateDir { dir: dir.to_path_buf(), _lock: lock })
     }
@@ -51,9 +54,7 @@ impl StateDir {
         let entries = fs::read_dir(self.dir.join("releases")).into_iter().flatten().flatten();
         let read = |path: PathBuf| {
             let bytes = fs::read(&path).ok()?;
-            SignedRelease::decode(&bytes)
-                .inspect_err(|e| tracing::warn!("{} is left out: {e}", path.display()))
-                .ok()
+            SignedRelease::decode(&bytes).inspect_err(|e| tracing::warn!("{} is left out: {e}", path.display())).ok()
         };
         entries.filter_map(|e| read(e.path())).collect()
     }

@@ -6,8 +6,7 @@ use anyhow::{Context, Result, bail};
 pub(crate) fn parse(text: &str) -> Result<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 =
-        text[..digits].parse().with_context(|| format!("'{text}' is not a size: try 512MiB or 4GB"))?;
+    let number: u64 = text[..digits].parse().with_context(|| format!("'{text}' is not a size: try 512MiB or 4GB"))?;
     let unit: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
         "" | "b" => 1,
         "k" | "kb" => 1000,

@@ -4,8 +4,8 @@ use super::jobs::{Job, Source};
 use super::{Agent, Hold};
 use aquifer_core::{Binding, ChannelName, ChunkSet, ManifestHash};
 use aquifer_engine::protocol::{
-    Event as EngineNews, ErrorReply, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress, RegionSpec, ReleaseInfo,
-    Request, TensorInfo, Welcome, code,
+    ErrorReply, Event as EngineNews, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress, RegionSpec,
+    ReleaseInfo, Request, TensorInfo, Welcome, code,
 };
 use aquifer_engine::{ConnId, EngineEvent};
 use aquifer_memory::{Mapping, Span};
@@ -50,6 +50,7 @@ impl Agent {
     pub(super) fn on_engine(&mut self, event: EngineEvent) {
         match event {
             EngineEvent::Opened { conn, pid, .. } => {
+                let pid = pid.and_then(|p| u32::try_from(p).ok()).unwrap_or(0);
                 let fresh = EngineConn {
                     pid,
                     name: format!("pid-{pid}"),
@@ -162,8 +163,7 @@ impl Agent {
             return Err(bad(format!("more than {REGIONS_MAX} regions: put several tensors into one")));
         }
         let fd = fd.ok_or_else(|| bad(format!("region {} came without its memfd", spec.region)))?;
-        let mapping =
-            Mapping::from_memfd(fd, spec.bytes).map_err(|e| bad(format!("region {}: {e}", spec.region)))?;
+        let mapping = Mapping::from_memfd(fd, spec.bytes).map_err(|e| bad(format!("region {}: {e}", spec.region)))?;
         entry.regions.insert(spec.region, mapping.span());
         entry.all_fresh &= spec.fresh;
         Ok(json!({}))
@@ -324,12 +324,10 @@ impl Agent {
             (EngineOutput::Scan, Some(target)) => {
                 self.job(Job::Scan { conn, plan: target.plan, layout: target.layout, regions });
             }
-            (EngineOutput::Copy { chunk }, Some(target)) => {
-                match self.source(conn, &target.manifest, chunk) {
-                    Some(source) => self.job(Job::Copy { conn, chunk, source, plan: target.plan, regions }),
-                    None => self.engine_input(conn, EngineInput::Copied { chunk, ok: false }),
-                }
-            }
+            (EngineOutput::Copy { chunk }, Some(target)) => match self.source(conn, &target.manifest, chunk) {
+                Some(source) => self.job(Job::Copy { conn, chunk, source, plan: target.plan, regions }),
+                None => self.engine_input(conn, EngineInput::Copied { chunk, ok: false }),
+            },
             (EngineOutput::Apply { chunks }, Some(target)) => {
                 let found = chunks.iter().map(|c| Some((c, self.source(conn, &target.manifest, c)?)));
                 match found.collect::<Option<Vec<_>>>() {

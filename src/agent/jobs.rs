@@ -14,14 +14,46 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) enum Job {
     /// Hash what a disk store and a file tree hold of a manifest.
-    Check { manifest: ManifestHash, layout: Arc<Layout>, disk: Option<DiskStore>, tree: Option<Tree> },
-    Commit { op: OpId, reservation: Reservation },
-    FinishTree { tree: Tree },
-    Recheck { manifest: ManifestHash, chunk: u32, hash: ChunkHash, span: Span, reader: NodeId },
+    Check {
+        manifest: ManifestHash,
+        layout: Arc<Layout>,
+        disk: Option<DiskStore>,
+        tree: Option<Tree>,
+    },
+    Commit {
+        op: OpId,
+        reservation: Reservation,
+    },
+    FinishTree {
+        tree: Tree,
+    },
+    Recheck {
+        manifest: ManifestHash,
+        chunk: u32,
+        hash: ChunkHash,
+        span: Span,
+        reader: NodeId,
+    },
     /// Hash what lies in an engine's regions.
-    Scan { conn: ConnId, plan: Arc<Plan>, layout: Arc<Layout>, regions: BTreeMap<u32, Span> },
-    Copy { conn: ConnId, chunk: u32, source: Source, plan: Arc<Plan>, regions: BTreeMap<u32, Span> },
-    Apply { conn: ConnId, sources: Vec<(u32, Source)>, plan: Arc<Plan>, regions: BTreeMap<u32, Span> },
+    Scan {
+        conn: ConnId,
+        plan: Arc<Plan>,
+        layout: Arc<Layout>,
+        regions: BTreeMap<u32, Span>,
+    },
+    Copy {
+        conn: ConnId,
+        chunk: u32,
+        source: Source,
+        plan: Arc<Plan>,
+        regions: BTreeMap<u32, Span>,
+    },
+    Apply {
+        conn: ConnId,
+        sources: Vec<(u32, Source)>,
+        plan: Arc<Plan>,
+        regions: BTreeMap<u32, Span>,
+    },
 }
 
 /// Verified bytes to copy. Those in an engine's memory are hashed again after the copy: an
@@ -34,7 +66,7 @@ pub(super) struct Source {
 
 #[derive(Debug)]
 pub(super) enum JobDone {
-    Checked { manifest: ManifestHash, result: io::Result<ChunkSet> },
+    Checked { manifest: ManifestHash, result: Result<ChunkSet> },
     Committed { op: OpId, result: Result<(), StoreError> },
     TreeFinished { manifest: ManifestHash, result: Result<(), StoreError> },
     Rechecked { manifest: ManifestHash, chunk: u32, reader: NodeId, result: io::Result<bool> },
@@ -55,7 +87,7 @@ impl Agent {
             let events = self.jobs.clone();
             tokio::task::spawn_blocking(move || {
                 // The agent may have ended meanwhile; then nobody waits for the answer.
-                let _ = events.blocking_send(Event::Job(job.run()));
+                let _ = events.send(Event::Job(job.run()));
             });
         }
     }
@@ -116,9 +148,7 @@ impl Job {
                 JobDone::Checked { manifest, result: check(&layout, disk.as_ref(), tree.as_ref()) }
             }
             Job::Commit { op, reservation } => JobDone::Committed { op, result: reservation.commit().map(drop) },
-            Job::FinishTree { tree } => {
-                JobDone::TreeFinished { manifest: tree.manifest, result: tree.files.finish() }
-            }
+            Job::FinishTree { tree } => JobDone::TreeFinished { manifest: tree.manifest, result: tree.files.finish() },
             Job::Recheck { manifest, chunk, hash, span, reader } => {
                 let result = span.hash().map(|found| found == hash);
                 JobDone::Rechecked { manifest, chunk, reader, result }
@@ -139,7 +169,7 @@ impl Job {
     }
 }
 
-fn check(layout: &Layout, disk: Option<&DiskStore>, tree: Option<&Tree>) -> io::Result<ChunkSet> {
+fn check(layout: &Layout, disk: Option<&DiskStore>, tree: Option<&Tree>) -> Result<ChunkSet> {
     let mut found = ChunkSet::empty(layout.len());
     if let Some(disk) = disk {
         for (index, chunk) in (0u32..).zip(&layout.chunks) {

@@ -331,18 +331,27 @@ impl Agent {
         if let Some(disk) = &self.disk {
             disk.remove(&hash);
         }
-        if let Some(published) = loaded.published.clone() {
-            let changed = published.changed();
-            let what = if changed.is_empty() { why.to_string() } else { changed.join("; ") };
-            let problem = format!("the published files changed: {what}. What changed is not served any more; publish again");
+        if let Some(published) = &loaded.published {
             published.withdraw(chunk);
-            let channel = loaded.channel.clone();
-            if let Some(channel) = channel.and_then(|c| self.channels.get_mut(&c)) {
-                channel.problem = Some(problem.clone());
-            }
-            self.tell_once(format!("changed {manifest}"), || tracing::warn!("{problem}"));
+            self.published_files_changed(manifest, why);
         } else {
             tracing::warn!("chunk {chunk} of {} is not served any more: {why}", manifest.short());
+        }
+        self.refresh_held(manifest);
+    }
+
+    /// Says what happened, once, and takes back what is not there any more.
+    pub(super) fn published_files_changed(&mut self, manifest: ManifestHash, what: &str) {
+        let key = format!("changed {manifest} {what}");
+        if self.told.contains(&key) {
+            return;
+        }
+        let problem =
+            format!("the published files changed: {what}. What changed is not served any more; publish again");
+        self.tell_once(key, || tracing::warn!("{problem}"));
+        let channel = self.manifests.get(&manifest).and_then(|l| l.channel.clone());
+        if let Some(channel) = channel.and_then(|c| self.channels.get_mut(&c)) {
+            channel.problem = Some(problem);
         }
         self.refresh_held(manifest);
     }

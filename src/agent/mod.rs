@@ -19,9 +19,9 @@ use anyhow::{Context, Result};
 use aquifer_core::{ChannelName, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time};
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
-use aquifer_mesh::{Mesh, MeshConfig, MeshEvent, MeshKey};
-use aquifer_proto::{Config, Input, LocalStatus, Node, Notice, OpId, Output};
-use aquifer_transport::{Completion, TcpTransport, Transport};
+use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
+use aquifer_proto::{Config, Input, LocalStatus, Node, Notice, OpId, Output, Verdict};
+use aquifer_transport::{Completion, TcpConfig, TcpTransport};
 use engines::EngineConn;
 use grants::GrantTable;
 use jobs::JobDone;
@@ -38,8 +38,8 @@ use view::{Traffic, View};
 
 /// How often the view for people is renewed.
 const VIEW_INTERVAL: Duration = Duration::from_millis(200);
-/// Events of transports and jobs that may wait: each is owed by an operation already bounded.
-const EVENTS_MAX: usize = 4096;
+/// Kinds of problems told once each; beyond that many, silence. Guess.
+const TOLD_MAX: usize = 4096;
 /// Goodbye is given this long to reach the neighbours.
 const LEAVE_TIME: Duration = Duration::from_secs(2);
 
@@ -169,6 +169,9 @@ struct Agent {
     /// How to reach each holder's data plane: its latest grant's ticket, and its address.
     access: BTreeMap<NodeId, aquifer_core::Access>,
     addresses: BTreeMap<NodeId, IpAddr>,
+    /// Gossip messages that the brain owes a verdict.
+    tokens: BTreeMap<u64, GossipId>,
+    next_token: u64,
     local: LocalStatus,
     data_endpoint: String,
     traffic: Traffic,
@@ -177,7 +180,7 @@ struct Agent {
     told: BTreeSet<String>,
     /// Jobs decided on in this step.
     queued: Vec<jobs::Job>,
-    jobs: mpsc::Sender<Event>,
+    jobs: mpsc::UnboundedSender<Event>,
     view: watch::Sender<View>,
     ended: Option<Ended>,
     leaving: bool,
@@ -185,14 +188,17 @@ struct Agent {
 
 /// Starts a node. Errors are those of starting: a port taken, a directory in use, a bad address.
 pub(crate) async fn start(config: AgentConfig) -> Result<Running> {
-    let (events, received) = mpsc::channel(EVENTS_MAX);
+    // Unbounded, because a completion may come from within `submit`, on this very task; each event
+    // is owed by a read or a job, and those are bounded by what may be in flight.
+    let (events, received) = mpsc::unbounded_channel();
     let grants = Arc::new(GrantTable::default());
     let completed = events.clone();
-    let transport = TcpTransport::start(config.data_listen, grants.clone(), move |completion| {
+    let completion = move |completion| {
         // The agent drains this as long as it lives; after it, nobody waits for the answer.
-        let _ = completed.blocking_send(Event::Read(completion));
-    })
-    .with_context(|| format!("cannot listen for data on {}: choose another --data-listen", config.data_listen))?;
+        let _ = completed.send(Event::Read(completion));
+    };
+    let transport = TcpTransport::start(config.data_listen, grants.clone(), completion, TcpConfig::default())
+        .with_context(|| format!("cannot listen for data on {}: choose another --data-listen", config.data_listen))?;
     let mesh_config = MeshConfig {
         identity: config.identity.clone(),
         mesh_key: config.mesh_key.clone(),
@@ -227,7 +233,7 @@ impl Agent {
         grants: Arc<GrantTable>,
         engines: Option<Engines>,
         disk: Option<DiskStore>,
-        jobs: mpsc::Sender<Event>,
+        jobs: mpsc::UnboundedSender<Event>,
         view: watch::Sender<View>,
     ) -> Result<Self> {
         let accepted = config.state.as_ref().map(StateDir::releases).unwrap_or_default();
@@ -279,6 +285,8 @@ impl Agent {
             reads: BTreeMap::new(),
             access: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            next_token: 0,
             local: LocalStatus::default(),
             data_endpoint,
             traffic: Traffic::default(),
@@ -294,7 +302,7 @@ impl Agent {
 
     async fn run(
         mut self,
-        mut received: mpsc::Receiver<Event>,
+        mut received: mpsc::UnboundedReceiver<Event>,
         mut mesh_events: mpsc::Receiver<MeshEvent>,
         mut engine_events: Option<mpsc::Receiver<EngineEvent>>,
         mut stopped: mpsc::Receiver<()>,
@@ -384,6 +392,10 @@ impl Agent {
                 self.local.data_endpoints = vec![self.data_endpoint.clone()];
                 self.input(Input::Local(self.local.clone()));
             }
+            MeshEvent::ListeningEnded { address } => {
+                self.local.addresses.retain(|a| *a != address);
+                self.input(Input::Local(self.local.clone()));
+            }
             MeshEvent::Connected { node, address } => {
                 if let Some(address) = address {
                     self.addresses.insert(node, address);
@@ -407,7 +419,9 @@ impl Agent {
                 self.input(Input::Message { from, message });
             }
             MeshEvent::Gossip { via, id, message } => {
-                let token = id.into();
+                self.next_token += 1;
+                let token = self.next_token;
+                self.tokens.insert(token, id);
                 self.input(Input::Gossip { via, token, message });
             }
             MeshEvent::Malformed { from, reason } => {
@@ -445,9 +459,19 @@ impl Agent {
         }
     }
 
+    fn verdict(&mut self, token: u64, verdict: Verdict) {
+        let Some(id) = self.tokens.remove(&token) else { return };
+        let verdict = match verdict {
+            Verdict::Accept => aquifer_mesh::Verdict::Accept,
+            Verdict::Ignore => aquifer_mesh::Verdict::Ignore,
+            Verdict::Reject => aquifer_mesh::Verdict::Reject,
+        };
+        self.mesh.verdict(id, verdict);
+    }
+
     /// Runs `tell` the first time it is called with this `key`.
     fn tell_once(&mut self, key: String, tell: impl FnOnce()) {
-        if self.told.len() < EVENTS_MAX && self.told.insert(key) {
+        if self.told.len() < TOLD_MAX && self.told.insert(key) {
             tell();
         }
     }

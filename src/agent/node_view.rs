@@ -3,6 +3,7 @@
 use super::view::{ChannelView, EngineView, PeerView, Rejected, View};
 use super::{Agent, library};
 use aquifer_core::{ChannelName, NodeId};
+use std::collections::BTreeMap;
 
 impl Agent {
     pub(super) fn renew_view(&mut self) {
@@ -88,7 +89,7 @@ impl Agent {
     fn peer_views(&self) -> Vec<PeerView> {
         let sent = self.grants.sent_bytes();
         let now = self.now();
-        let bytes = |map: &std::collections::BTreeMap<NodeId, u64>, node| map.get(node).copied().unwrap_or(0);
+        let bytes = |map: &BTreeMap<NodeId, u64>, node: &NodeId| map.get(node).copied().unwrap_or(0);
         let of = |member: &aquifer_proto::Member| {
             let status = &member.status;
             let (avoided, corrupt_chunks) = self.node.trust_of(&status.node, now);

@@ -68,15 +68,13 @@ impl Agent {
         self.input(Input::Publish { release });
     }
 
-    /// Stops serving what was changed under our feet, before a reader finds out.
+    /// Stops serving files that were changed under our feet, before a reader finds out.
     pub(super) fn check_published_files(&mut self) {
         let Some(publication) = &self.publication else { return };
-        let source = publication.source.clone();
-        if let Some(first) = source.changed().first() {
-            let manifest = source.hash;
-            for chunk in source.changed_chunks() {
-                self.withdraw(manifest, chunk, first);
-            }
+        let changed = publication.source.changed();
+        if !changed.is_empty() {
+            let manifest = publication.source.hash;
+            self.published_files_changed(manifest, &changed.join("; "));
         }
     }
 }

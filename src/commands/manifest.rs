@@ -81,7 +81,12 @@ fn show(target: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
     for t in manifest.tensors() {
         let shape = t.shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x");
         let chunks = t.chunks.len();
-        print_line(&format!("  {:>12}  {:<8} {shape:<20} {chunks:>5} chunks  {}", units::bytes(t.bytes()), t.dtype, t.name));
+        print_line(&format!(
+            "  {:>12}  {:<8} {shape:<20} {chunks:>5} chunks  {}",
+            units::bytes(t.bytes()),
+            t.dtype,
+            t.name
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -100,7 +105,8 @@ fn diff(old: &Path, new: &Path, json: bool) -> Result<ExitCode> {
     let after: BTreeMap<_, _> = new.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
     let added: Vec<_> = after.keys().filter(|n| !before.contains_key(*n)).collect();
     let removed: Vec<_> = before.keys().filter(|n| !after.contains_key(*n)).collect();
-    let changed: Vec<_> = after.iter().filter(|(n, t)| before.get(*n).is_some_and(|b| b != *t)).map(|(n, _)| n).collect();
+    let changed: Vec<_> =
+        after.iter().filter(|(n, t)| before.get(*n).is_some_and(|b| b != *t)).map(|(n, _)| n).collect();
     let same = old_hash == new_hash;
     if json {
         print_json(&json!({
@@ -133,7 +139,7 @@ fn verify(manifest: &Path, dir: &Path, json: bool) -> Result<ExitCode> {
     let mut wrong: Vec<(String, String)> = Vec::new();
     for (file, extents) in manifest.files().iter().zip(&layout.files) {
         let path = dir.join(&file.path);
-        let mut check = || -> std::io::Result<Option<String>> {
+        let check = || -> std::io::Result<Option<String>> {
             let open = File::open(&path)?;
             let (found, expected) = (open.metadata()?.len(), manifest.file_bytes(file));
             if found != expected {

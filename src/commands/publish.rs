@@ -74,8 +74,8 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
 }
 
 fn hash(args: &Publish) -> Result<Arc<Published>> {
-    let source = Source::open(&args.path, &args.exclude)
-        .with_context(|| format!("cannot publish {}", args.path.display()))?;
+    let source =
+        Source::open(&args.path, &args.exclude).with_context(|| format!("cannot publish {}", args.path.display()))?;
     let progress = Progress::new("hashing", source.bytes(), args.json);
     let (bytes, started) = (source.bytes(), Instant::now());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

@@ -12,12 +12,7 @@ use std::time::Duration;
 
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
-pub(crate) async fn run(
-    config: Option<&Path>,
-    socket: Option<PathBuf>,
-    watch: bool,
-    json: bool,
-) -> Result<ExitCode> {
+pub(crate) async fn run(config: Option<&Path>, socket: Option<PathBuf>, watch: bool, json: bool) -> Result<ExitCode> {
     let given = AgentOptions { socket, ..AgentOptions::default() };
     let (_, options) = options::complete(config, NodeOptions::default(), given)?;
     let socket = options.socket.unwrap_or_else(options::default_socket);
@@ -50,7 +45,14 @@ fn text(view: &View) -> String {
 
 fn write_text(out: &mut String, view: &View) -> std::fmt::Result {
     let ready = if view.is_ready() { "ready" } else { "not ready" };
-    writeln!(out, "{} ({})  aquifer {}, up {:.0} s, {ready}", view.name, short(&view.node), view.version, view.uptime_seconds)?;
+    writeln!(
+        out,
+        "{} ({})  aquifer {}, up {:.0} s, {ready}",
+        view.name,
+        short(&view.node),
+        view.version,
+        view.uptime_seconds
+    )?;
     for c in &view.channels {
         let manifest = if c.manifest.is_empty() { "no release heard".into() } else { short(&c.manifest) };
         write!(out, "\nchannel {}  release {}  {manifest}  {}", c.channel, c.seq, c.state)?;
@@ -86,7 +88,12 @@ fn write_text(out: &mut String, view: &View) -> std::fmt::Result {
         let channels = p.channels.iter().map(|(c, seq, have, wanted)| format!("{c}@{seq} {have}/{wanted}"));
         let (from, to) = (units::bytes(p.bytes_from), units::bytes(p.bytes_to));
         let channels = channels.collect::<Vec<_>>().join(" ");
-        writeln!(out, "  {:<16} {}  {link:<9} {channels}  in {from}, out {to}{avoided}{wrong}", p.name, short(&p.node))?;
+        writeln!(
+            out,
+            "  {:<16} {}  {link:<9} {channels}  in {from}, out {to}{avoided}{wrong}",
+            p.name,
+            short(&p.node)
+        )?;
     }
     let t = view.traffic;
     write!(

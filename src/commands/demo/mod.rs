@@ -94,11 +94,7 @@ fn demo(args: &Demo, dir: &Path) -> Result<ExitCode> {
 
     let update_rows = rows(&nodes, Some(&before))?;
     let moved: u64 = update_rows.iter().map(|r| r.bytes).max().unwrap_or(0);
-    say(&format!(
-        "   {} moved to each node, of a checkpoint of {}",
-        units::bytes(moved),
-        units::bytes(first.bytes())
-    ));
+    say(&format!("   {} moved to each node, of a checkpoint of {}", units::bytes(moved), units::bytes(first.bytes())));
     if args.json {
         print_json(&serde_json::json!({"hydration": first_rows, "update": update_rows, "wrong_tensors": wrong}));
     } else {

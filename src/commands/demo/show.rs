@@ -86,7 +86,8 @@ impl Watch {
 
     fn bar(&self, name: &str) -> ProgressBar {
         let bar = self.bars.add(ProgressBar::new(0));
-        let template = "   {prefix:<12} {bar:32} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left {msg}";
+        let template =
+            "   {prefix:<12} {bar:32} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }

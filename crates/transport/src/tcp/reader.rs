@@ -1,0 +1,641 @@
+//! The reading side: queues, and the threads that empty them.
+//!
+//! A read is in exactly one place at any time: in the queue of its peer, in the hands of one
+//! connection's thread, or completed. Whoever takes it out completes it, and no lock is held then.
+
+use super::socket::{is_timeout, read_exact_by, receive};
+use super::wire::{
+    CHALLENGE_BYTES, CONFIRM_BYTES, Challenge, Confirm, HEADER_BYTES, Handshake, Header, Hello, Request, Transcript,
+};
+use super::{Counters, TcpConfig};
+use crate::limits::{CONNECTIONS_PER_PEER_MAX, PIPELINE_DEPTH, RECEIVE_PIECE_BYTES, RETRIES_MAX, THREAD_STACK_BYTES};
+use crate::{Completion, OpId, ReadDone, ReadError, ReadOp, Refusal};
+use aquifer_core::{Access, ChunkHash, Hash, NodeId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+type Completions = Box<dyn Fn(Completion) + Send + Sync>;
+
+pub(super) struct Reader {
+    config: TcpConfig,
+    completions: Completions,
+    counters: Arc<Counters>,
+    state: Mutex<State>,
+    /// Told when a thread ends.
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    closing: bool,
+    next: u64,
+    threads: usize,
+    peers: BTreeMap<NodeId, Peer>,
+    /// Where each read that is not completed is to be found.
+    ops: BTreeMap<OpId, NodeId>,
+}
+
+#[derive(Default)]
+struct Peer {
+    queue: VecDeque<Queued>,
+    connections: BTreeMap<u64, Connection>,
+    /// Told when there is something to do for a waiting connection.
+    wake: Arc<Condvar>,
+    /// Where the last connection succeeded.
+    reached: Option<SocketAddr>,
+}
+
+#[derive(Clone, Debug)]
+struct Queued {
+    op: ReadOp,
+    retries: u8,
+}
+
+/// What others may know of, and do to, a connection: its thread owns the rest.
+#[derive(Default)]
+struct Connection {
+    stream: Option<Arc<TcpStream>>,
+    under_way: BTreeSet<OpId>,
+    cancelled: BTreeSet<OpId>,
+    waiting: bool,
+    /// We cut it ourselves, to cancel a read.
+    cut: bool,
+    /// It must end, and its reads with it, for this reason.
+    end: Option<&'static str>,
+}
+
+impl Connection {
+    fn shut(&self) {
+        if let Some(stream) = &self.stream {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn end(&mut self, reason: &'static str) {
+        self.end.get_or_insert(reason);
+        self.shut();
+    }
+}
+
+const SHUTTING_DOWN: &str = "this node's transport is shutting down";
+const ASKED_TO: &str = "this node closed its connections to the peer";
+
+impl Reader {
+    pub(super) fn new(config: TcpConfig, completions: Completions, counters: Arc<Counters>) -> Self {
+        Reader { config, completions, counters, state: Mutex::default(), ended: Condvar::new() }
+    }
+
+    pub(super) fn read(self: &Arc<Self>, op: ReadOp) {
+        if let Err(reason) = check_landing(&op) {
+            return self.complete(op.id, Err(ReadError::Landing(reason)));
+        }
+        let (id, peer) = (op.id, op.peer);
+        let mut state = self.lock();
+        if state.closing {
+            drop(state);
+            return self.complete(id, Err(ReadError::Disconnected(SHUTTING_DOWN.into())));
+        }
+        state.ops.insert(id, peer);
+        let entry = state.peers.entry(peer).or_default();
+        entry.queue.push_back(Queued { op, retries: 0 });
+        entry.wake.notify_one();
+        if entry.wants_connection(self.config.connections_per_peer) {
+            let thread = state.register(peer);
+            drop(state);
+            self.spawn(peer, thread);
+        }
+    }
+
+    pub(super) fn cancel(&self, id: OpId) {
+        let mut state = self.lock();
+        let Some(peer) = state.ops.get(&id).copied() else { return };
+        let Some(entry) = state.peers.get_mut(&peer) else { return };
+        if let Some(at) = entry.queue.iter().position(|q| q.op.id == id) {
+            let queued = entry.queue.remove(at);
+            state.ops.remove(&id);
+            drop(state);
+            drop(queued);
+            return self.complete(id, Err(ReadError::Cancelled));
+        }
+        if let Some(connection) = entry.connections.values_mut().find(|c| c.under_way.contains(&id)) {
+            connection.cancelled.insert(id);
+            connection.cut = true;
+            connection.shut();
+        }
+    }
+
+    pub(super) fn disconnect(&self, peer: NodeId) {
+        let mut state = self.lock();
+        let queue = state.end_peer(peer, ASKED_TO);
+        drop(state);
+        self.fail(queue, &ReadError::Disconnected(ASKED_TO.into()));
+    }
+
+    pub(super) fn close(&self) {
+        let mut state = self.lock();
+        state.closing = true;
+        let peers: Vec<NodeId> = state.peers.keys().copied().collect();
+        let queues: Vec<Queued> = peers.into_iter().flat_map(|peer| state.end_peer(peer, SHUTTING_DOWN)).collect();
+        drop(state);
+        self.fail(queues, &ReadError::Disconnected(SHUTTING_DOWN.into()));
+    }
+
+    pub(super) fn join(&self) {
+        let mut state = self.lock();
+        while state.threads > 0 {
+            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs between changes that belong together.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn complete(&self, id: OpId, result: Result<ReadDone, ReadError>) {
+        (self.completions)(Completion { id, result });
+    }
+
+    fn fail(&self, reads: impl IntoIterator<Item = Queued>, error: &ReadError) {
+        for read in reads {
+            let id = read.op.id;
+            drop(read); // and with it the landing place
+            self.complete(id, Err(error.clone()));
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, peer: NodeId, connection: u64) {
+        let mut worker =
+            Worker { reader: self.clone(), peer, connection, under_way: VecDeque::new(), last: Instant::now() };
+        let name = format!("aquifer-read-{connection}");
+        let started = thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(move || worker.work());
+        if let Err(error) = started {
+            // The worker was dropped with the closure, and has left the state as it should be.
+            let queue = self.lock().drain_unserved(peer);
+            self.fail(queue, &ReadError::Landing(format!("cannot start a thread: {error}")));
+        }
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        write!(f, "Reader({} reads of {} peers)", state.ops.len(), state.peers.len())
+    }
+}
+
+impl State {
+    fn register(&mut self, peer: NodeId) -> u64 {
+        self.next += 1;
+        self.threads += 1;
+        self.peers.entry(peer).or_default().connections.insert(self.next, Connection::default());
+        self.next
+    }
+
+    fn connection(&mut self, peer: NodeId, id: u64) -> Option<&mut Connection> {
+        self.peers.get_mut(&peer)?.connections.get_mut(&id)
+    }
+
+    /// Takes all queued reads of a peer, which the caller must complete.
+    fn drain(&mut self, peer: NodeId, mut which: impl FnMut(&Queued) -> bool) -> Vec<Queued> {
+        let Some(entry) = self.peers.get_mut(&peer) else { return Vec::new() };
+        let (taken, kept) = std::mem::take(&mut entry.queue).into_iter().partition::<Vec<_>, _>(|q| which(q));
+        entry.queue = kept.into();
+        taken.iter().for_each(|q| {
+            self.ops.remove(&q.op.id);
+        });
+        taken
+    }
+
+    /// The queue, if no other connection is there to serve it.
+    fn drain_unserved(&mut self, peer: NodeId) -> Vec<Queued> {
+        let served = self.peers.get(&peer).is_some_and(|p| p.connections.values().any(|c| c.end.is_none()));
+        match served {
+            true => Vec::new(),
+            false => self.drain(peer, |_| true),
+        }
+    }
+
+    fn end_peer(&mut self, peer: NodeId, reason: &'static str) -> Vec<Queued> {
+        if let Some(entry) = self.peers.get_mut(&peer) {
+            entry.connections.values_mut().for_each(|c| c.end(reason));
+            entry.wake.notify_all();
+        }
+        self.drain(peer, |_| true)
+    }
+
+    fn forget_if_idle(&mut self, peer: NodeId) {
+        if self.peers.get(&peer).is_some_and(|p| p.queue.is_empty() && p.connections.is_empty()) {
+            self.peers.remove(&peer);
+        }
+    }
+}
+
+impl Peer {
+    /// Whether another connection should be opened for what is queued.
+    fn wants_connection(&self, configured: usize) -> bool {
+        let alive = self.connections.values().filter(|c| c.end.is_none());
+        let (count, waiting) = alive.fold((0, 0), |(n, w), c| (n + 1, w + usize::from(c.waiting)));
+        self.queue.len() > waiting && count < configured.clamp(1, CONNECTIONS_PER_PEER_MAX)
+    }
+}
+
+fn check_landing(op: &ReadOp) -> Result<(), String> {
+    match u32::try_from(op.into.len()) {
+        _ if !op.into.is_writable() => Err("the landing place is read-only".into()),
+        Ok(0) | Err(_) => Err(format!("a chunk has no {} bytes", op.into.len())),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// One connection's thread.
+struct Worker {
+    reader: Arc<Reader>,
+    peer: NodeId,
+    connection: u64,
+    /// Asked for and not answered yet, in that order.
+    under_way: VecDeque<Flight>,
+    /// When the last answer ended.
+    last: Instant,
+}
+
+struct Flight {
+    read: Queued,
+    asked: Instant,
+    /// Its answer has begun.
+    begun: bool,
+}
+
+/// Why a connection cannot be used any more.
+enum Loss {
+    /// Nothing to do for a while, or told to end: nobody's fault.
+    Unneeded,
+    /// No byte for as long as the first read wanted to wait.
+    Stalled,
+    Broken(String),
+}
+
+impl From<io::Error> for Loss {
+    fn from(error: io::Error) -> Self {
+        match is_timeout(&error) {
+            true => Loss::Stalled,
+            false => Loss::Broken(error.to_string()),
+        }
+    }
+}
+
+/// What a wait ended with.
+enum Waited {
+    Work,
+    Unneeded,
+}
+
+impl Worker {
+    fn work(&mut self) {
+        while let Some(stream) = self.connect() {
+            let loss = match self.run(&stream) {
+                Ok(()) => Loss::Unneeded,
+                Err(loss) => loss,
+            };
+            let _ = stream.shutdown(Shutdown::Both);
+            self.settle(&loss);
+        }
+    }
+
+    /// Connects to the peer, for as long as reads are queued. `None` if there is nothing to do.
+    fn connect(&mut self) -> Option<Arc<TcpStream>> {
+        loop {
+            let (access, endpoints) = self.next_target()?;
+            match self.try_endpoints(&access, &endpoints) {
+                Ok(stream) => {
+                    self.reader.counters.connected.fetch_add(1, Ordering::Relaxed);
+                    return Some(stream);
+                }
+                Err(ReadError::Refused(refusal)) => {
+                    let same = |q: &Queued| q.op.access == access;
+                    let reads = self.reader.lock().drain(self.peer, same);
+                    self.reader.fail(reads, &ReadError::Refused(refusal));
+                }
+                Err(error) => {
+                    let reads = self.leave_and_drain();
+                    self.reader.fail(reads, &error);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The first queued read's way in. Leaves, if there is none or the connection must end.
+    fn next_target(&mut self) -> Option<(Access, Vec<SocketAddr>)> {
+        let mut state = self.reader.lock();
+        let ended = state.connection(self.peer, self.connection).is_none_or(|c| c.end.is_some());
+        let first = state.peers.get(&self.peer).and_then(|p| p.queue.front());
+        let target = first.filter(|_| !ended).map(|q| (q.op.access.clone(), q.op.endpoints.clone()));
+        if target.is_none() {
+            self.leave(&mut state);
+        }
+        let (access, mut endpoints) = target?;
+        if let Some(reached) = state.peers.get(&self.peer).and_then(|p| p.reached)
+            && let Some(at) = endpoints.iter().position(|e| *e == reached)
+        {
+            endpoints[..=at].rotate_right(1);
+        }
+        Some((access, endpoints))
+    }
+
+    fn leave_and_drain(&mut self) -> Vec<Queued> {
+        let mut state = self.reader.lock();
+        self.leave(&mut state);
+        let reads = state.drain_unserved(self.peer);
+        state.forget_if_idle(self.peer);
+        reads
+    }
+
+    /// Takes this connection out of the state. If reads are queued that nobody else serves, the
+    /// caller must see to them.
+    fn leave(&self, state: &mut State) {
+        if let Some(entry) = state.peers.get_mut(&self.peer) {
+            entry.connections.remove(&self.connection);
+        }
+        state.forget_if_idle(self.peer);
+    }
+
+    fn try_endpoints(&self, access: &Access, endpoints: &[SocketAddr]) -> Result<Arc<TcpStream>, ReadError> {
+        let mut failures = Vec::new();
+        for endpoint in endpoints {
+            match self.try_endpoint(access, *endpoint) {
+                Ok(stream) => return Ok(stream),
+                Err(error @ (ReadError::Refused(_) | ReadError::Disconnected(_))) => return Err(error),
+                Err(error) => failures.push(format!("{endpoint}: {error}")),
+            }
+        }
+        match failures.is_empty() {
+            true => Err(ReadError::Unreachable("the peer announced no endpoint for this transport".into())),
+            false => Err(ReadError::Unreachable(failures.join("; "))),
+        }
+    }
+
+    fn try_endpoint(&self, access: &Access, endpoint: SocketAddr) -> Result<Arc<TcpStream>, ReadError> {
+        let failed = |error: io::Error| ReadError::Unreachable(error.to_string());
+        let stream = TcpStream::connect_timeout(&endpoint, self.reader.config.connect_timeout).map_err(failed)?;
+        let stream = Arc::new(stream);
+        self.attach(&stream, endpoint)?;
+        handshake(&stream, access, self.reader.config.handshake_timeout)?;
+        Ok(stream)
+    }
+
+    /// Lets others cut the stream. Fails if the connection was ended meanwhile.
+    fn attach(&self, stream: &Arc<TcpStream>, endpoint: SocketAddr) -> Result<(), ReadError> {
+        let mut state = self.reader.lock();
+        if let Some(entry) = state.peers.get_mut(&self.peer) {
+            entry.reached = Some(endpoint);
+        }
+        let ended = ReadError::Disconnected(ASKED_TO.into());
+        let connection = state.connection(self.peer, self.connection).ok_or(ended.clone())?;
+        connection.cut = false;
+        connection.stream = Some(stream.clone());
+        match connection.end {
+            Some(_) => Err(ended),
+            None => Ok(()),
+        }
+    }
+
+    fn run(&mut self, stream: &TcpStream) -> Result<(), Loss> {
+        loop {
+            self.ask(stream)?;
+            if !self.under_way.is_empty() {
+                self.receive_next(stream)?;
+            } else if matches!(self.wait(), Waited::Unneeded) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends requests while there are any and the pipeline has room.
+    fn ask(&mut self, mut stream: &TcpStream) -> Result<(), Loss> {
+        while self.under_way.len() < PIPELINE_DEPTH {
+            let Some(read) = self.take_queued() else { return Ok(()) };
+            let ReadOp { chunk, lease, .. } = read.op;
+            let len = u32::try_from(read.op.into.len()).unwrap_or(u32::MAX); // checked when it was submitted
+            self.under_way.push_back(Flight { read, asked: Instant::now(), begun: false });
+            stream.write_all(&Request { chunk, lease, len }.encode())?;
+        }
+        Ok(())
+    }
+
+    fn take_queued(&self) -> Option<Queued> {
+        let mut state = self.reader.lock();
+        let entry = state.peers.get_mut(&self.peer)?;
+        let connection = entry.connections.get_mut(&self.connection)?;
+        if connection.end.is_some() || connection.cut {
+            return None;
+        }
+        let read = entry.queue.pop_front()?;
+        connection.under_way.insert(read.op.id);
+        Some(read)
+    }
+
+    fn wait(&self) -> Waited {
+        let deadline = Instant::now() + self.reader.config.idle_timeout;
+        let mut state = self.reader.lock();
+        loop {
+            let Some(entry) = state.peers.get_mut(&self.peer) else { return Waited::Unneeded };
+            let (wake, queued) = (entry.wake.clone(), !entry.queue.is_empty());
+            let Some(connection) = entry.connections.get_mut(&self.connection) else { return Waited::Unneeded };
+            connection.waiting = false;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if connection.end.is_some() || connection.cut {
+                return Waited::Unneeded;
+            }
+            if queued {
+                return Waited::Work;
+            }
+            if left.is_zero() {
+                return Waited::Unneeded;
+            }
+            connection.waiting = true;
+            state = wake.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Receives the answer to the oldest request and completes its read.
+    fn receive_next(&mut self, stream: &TcpStream) -> Result<(), Loss> {
+        let result = self.receive_answer(stream)?;
+        self.complete_front(result);
+        Ok(())
+    }
+
+    fn receive_answer(&mut self, mut stream: &TcpStream) -> Result<Result<ReadDone, ReadError>, Loss> {
+        let Some(flight) = self.under_way.front() else { return Err(Loss::Unneeded) };
+        let op = flight.read.op.clone();
+        let turn = flight.asked.max(self.last);
+        stream.set_read_timeout(Some(op.stall.max(Duration::from_millis(1))))?;
+        let mut header = [0; HEADER_BYTES];
+        stream.read_exact(&mut header)?;
+        let header = Header::decode(&header).map_err(|reason| Loss::Broken(reason.into()))?;
+        if header.chunk != op.chunk || u64::from(header.len) != op.into.len() {
+            return Err(Loss::Broken("it answered a request that was not made".into()));
+        }
+        if let Err(refusal) = header.answer {
+            return Ok(Err(ReadError::Refused(refusal)));
+        }
+        if let Some(flight) = self.under_way.front_mut() {
+            flight.begun = true;
+        }
+        let digest = self.receive_payload(stream, &op)?;
+        let mut trailer = [0];
+        stream.read_exact(&mut trailer)?;
+        match trailer {
+            [0] => Ok(Err(ReadError::Revoked)),
+            [1] => Ok(Ok(ReadDone { digest, bytes: op.into.len(), elapsed: turn.elapsed() })),
+            _ => Err(Loss::Broken("its answer ended with an unknown status".into())),
+        }
+    }
+
+    fn receive_payload(&mut self, stream: &TcpStream, op: &ReadOp) -> Result<ChunkHash, Loss> {
+        let mut hasher = blake3::Hasher::new();
+        let (mut hashed, mut got) = (0, 0);
+        while hashed < op.into.len() {
+            let piece_end = (hashed + RECEIVE_PIECE_BYTES).min(op.into.len());
+            while got < piece_end {
+                let n = receive(stream, &op.into, got, piece_end - got)?;
+                if n == 0 {
+                    return Err(Loss::Broken("it closed the connection in the middle of a chunk".into()));
+                }
+                got += n;
+                self.reader.counters.received.fetch_add(n, Ordering::Relaxed);
+            }
+            op.into.hash_into(hashed, piece_end - hashed, &mut hasher)?;
+            hashed = piece_end;
+            self.ask(stream)?;
+        }
+        Ok(ChunkHash(Hash(*hasher.finalize().as_bytes())))
+    }
+
+    fn complete_front(&mut self, result: Result<ReadDone, ReadError>) {
+        self.last = Instant::now();
+        let Some(flight) = self.under_way.pop_front() else { return };
+        let id = flight.read.op.id;
+        drop(flight);
+        let mut state = self.reader.lock();
+        state.ops.remove(&id);
+        if let Some(connection) = state.connection(self.peer, self.connection) {
+            connection.under_way.remove(&id);
+            connection.cancelled.remove(&id);
+        }
+        drop(state);
+        self.reader.complete(id, result);
+    }
+
+    /// After the connection was lost: decides for each read under way whether it goes back to the
+    /// queue or ends.
+    fn settle(&mut self, loss: &Loss) {
+        let flights = std::mem::take(&mut self.under_way);
+        let mut state = self.reader.lock();
+        let connection = state.connection(self.peer, self.connection).map(std::mem::take).unwrap_or_default();
+        let mut ended = Vec::new();
+        let mut again = Vec::new();
+        for (at, flight) in flights.into_iter().enumerate() {
+            match verdict(&flight, at == 0, &connection, loss) {
+                Some(error) => {
+                    state.ops.remove(&flight.read.op.id);
+                    ended.push((flight.read.op.id, error));
+                }
+                None => again.push(Queued { retries: flight.read.retries + u8::from(!connection.cut), ..flight.read }),
+            }
+        }
+        if let Some(own) = state.connection(self.peer, self.connection) {
+            own.end = connection.end;
+        }
+        if let Some(entry) = state.peers.get_mut(&self.peer) {
+            again.into_iter().rev().for_each(|read| entry.queue.push_front(read));
+        }
+        drop(state);
+        for (id, error) in ended {
+            self.reader.complete(id, Err(error));
+        }
+    }
+}
+
+/// How a read ends that was under way on a lost connection; `None` if it may try another.
+/// The first is the one whose patience ran out, where that is the loss; those behind it may be younger.
+fn verdict(flight: &Flight, first: bool, connection: &Connection, loss: &Loss) -> Option<ReadError> {
+    let op = &flight.read.op;
+    if connection.cancelled.contains(&op.id) {
+        return Some(ReadError::Cancelled);
+    }
+    if let Some(reason) = connection.end {
+        return Some(ReadError::Disconnected(reason.into()));
+    }
+    if connection.cut {
+        return None;
+    }
+    match loss {
+        Loss::Stalled if first || flight.asked.elapsed() >= op.stall => Some(ReadError::Stalled),
+        Loss::Broken(reason) if flight.begun || flight.read.retries >= RETRIES_MAX => {
+            Some(ReadError::Disconnected(reason.clone()))
+        }
+        Loss::Stalled | Loss::Broken(_) | Loss::Unneeded => None,
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Only a panic leaves reads here: a completion's or our own.
+        let flights = std::mem::take(&mut self.under_way);
+        let mut state = self.reader.lock();
+        flights.iter().for_each(|f| {
+            state.ops.remove(&f.read.op.id);
+        });
+        self.leave(&mut state);
+        drop(state);
+        let error = ReadError::Landing("a thread of the transport panicked".into());
+        self.reader.fail(flights.into_iter().map(|f| f.read), &error);
+        self.reader.lock().threads -= 1;
+        self.reader.ended.notify_all();
+    }
+}
+
+fn handshake(mut stream: &TcpStream, access: &Access, timeout: Duration) -> Result<(), ReadError> {
+    let failed = |error: io::Error| match is_timeout(&error) {
+        true => ReadError::Unreachable("it did not finish the handshake in time".into()),
+        false => ReadError::Unreachable(format!("handshake: {error}")),
+    };
+    let malformed = |reason: &str| ReadError::Unreachable(format!("handshake: {reason}"));
+    let deadline = Instant::now() + timeout;
+    stream.set_nodelay(true).map_err(failed)?;
+    stream.set_write_timeout(Some(timeout)).map_err(failed)?;
+    let hello = Hello::new(access.ticket, rand::random());
+    stream.write_all(&hello.encode()).map_err(failed)?;
+
+    let mut bytes = [0; CHALLENGE_BYTES];
+    read_exact_by(stream, &mut bytes, deadline).map_err(failed)?;
+    let challenge = Challenge::decode(&bytes).map_err(malformed)?;
+    check_status(challenge.status)?;
+    let transcript = Transcript { ticket: access.ticket, reader: hello.nonce, holder: challenge.nonce };
+    stream.write_all(transcript.reader_proof(&access.secret).as_bytes()).map_err(failed)?;
+
+    let mut bytes = [0; CONFIRM_BYTES];
+    read_exact_by(stream, &mut bytes, deadline).map_err(failed)?;
+    let confirm = Confirm::decode(&bytes).map_err(malformed)?;
+    check_status(confirm.status)?;
+    match transcript.holder_proof(&access.secret) == blake3::Hash::from_bytes(confirm.proof) {
+        true => Ok(()),
+        false => Err(malformed("it does not know the secret of the ticket: another node has this address now")),
+    }
+}
+
+fn check_status(status: Handshake) -> Result<(), ReadError> {
+    match status {
+        Handshake::Good => Ok(()),
+        Handshake::Ticket => Err(ReadError::Refused(Refusal::Ticket)),
+        Handshake::Version => Err(ReadError::Unreachable("it speaks another version of the data protocol".into())),
+        Handshake::Busy => Err(ReadError::Unreachable("it has too many data connections already".into())),
+    }
+}

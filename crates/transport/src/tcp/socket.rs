@@ -1,0 +1,89 @@
+//! Bytes between a socket and memory that others may write: the only unsafe code of this crate.
+
+use aquifer_memory::Span;
+use std::io::{self, Read};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
+
+/// Receives at most `len` bytes to byte `at` of `span`. Zero says that the peer sends no more.
+pub(super) fn receive(stream: &TcpStream, span: &Span, at: u64, len: u64) -> io::Result<u64> {
+    let target = span.slice(at..at.saturating_add(len)).map_err(io::Error::other)?;
+    let address = target.as_mut_ptr().ok_or(io::ErrorKind::PermissionDenied)?;
+    retry(|| {
+        // SAFETY: `target` is `len` writable bytes at `address` and keeps them mapped during the call.
+        // The kernel writes them; no Rust reference to them exists.
+        unsafe { libc::recv(stream.as_raw_fd(), address.cast(), size(len), 0) }
+    })
+}
+
+/// Sends at most `len` bytes from byte `at` of `span`. With `more`, the kernel may hold them back
+/// until more come. EFAULT says that the file behind the span was truncated.
+pub(super) fn send(stream: &TcpStream, span: &Span, at: u64, len: u64, more: bool) -> io::Result<u64> {
+    let source = span.slice(at..at.saturating_add(len)).map_err(io::Error::other)?;
+    let flags = libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
+    retry(|| {
+        // SAFETY: `source` is `len` mapped bytes and keeps them mapped during the call. The kernel
+        // reads them and answers EFAULT for a page that no longer exists.
+        unsafe { libc::send(stream.as_raw_fd(), source.as_ptr().cast(), size(len), flags) }
+    })
+}
+
+/// Sends a few bytes that more will follow at once.
+pub(super) fn send_before(stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &bytes[done..];
+        let sent = retry(|| {
+            // SAFETY: `rest` is a live slice.
+            unsafe {
+                libc::send(stream.as_raw_fd(), rest.as_ptr().cast(), rest.len(), libc::MSG_NOSIGNAL | libc::MSG_MORE)
+            }
+        })?;
+        done += size(sent);
+    }
+    Ok(())
+}
+
+/// Fills `bytes` until `deadline`; the stream's read timeout is spent in doing so.
+pub(super) fn read_exact_by(mut stream: &TcpStream, bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        match stream.read(&mut bytes[done..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether an error says that a socket's own timeout ran out.
+pub(super) fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+fn retry(mut call: impl FnMut() -> isize) -> io::Result<u64> {
+    loop {
+        match u64::try_from(call()) {
+            Ok(n) => return Ok(n),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}
+
+/// Lengths inside a span fit the address space.
+fn size(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
