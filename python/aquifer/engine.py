@@ -209,7 +209,8 @@ class Engine:
             done = self._progress.bytes_done if self._progress else 0
         if printer and release:
             seconds = time.monotonic() - begun
-            printer.end(f"{progress_lines.size(done)} in {seconds:.1f} s, verified: {release.manifest[:12]}")
+            what = f"{progress_lines.size(done)} in {seconds:.1f} s, " if done else ""
+            printer.end(f"{what}verified: {release.manifest[:12]}")
 
     def tensors(self, timeout: Optional[float] = None) -> Dict[str, TensorInfo]:
         """The tensors of the channel's release, by name. Waits until there is one."""
