@@ -170,9 +170,7 @@ def _words(text):
         else:
             characters.append(f" {c} " if _is_chinese(ord(c)) else c)
     plain = unicodedata.normalize("NFD", "".join(characters).lower())
-    spaced = (
-        f" {c} " if _is_punctuation(c) else c for c in plain if unicodedata.category(c) != "Mn"
-    )
+    spaced = (f" {c} " if _is_punctuation(c) else c for c in plain if unicodedata.category(c) != "Mn")
     return "".join(spaced).split()
 
 

@@ -179,7 +179,8 @@ class Process(AgentTest):
 
         place = os.path.join(self.directory.name, "engine.sock")
         process = self.start(
-            "serve", "--channel", "demo/test", "--socket", self.agent.path, "--vocab", self.vocabulary, "--listen", place
+            *("serve", "--channel", "demo/test", "--socket", self.agent.path),
+            *("--vocab", self.vocabulary, "--listen", place),
         )
         peer = self.agent.peer()
         peer.expect("manifest")
