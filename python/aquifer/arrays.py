@@ -133,7 +133,9 @@ def choose_dtype(name: str, placed: Placed, asked: Optional[str], tensor: Option
     wanted = asked or (tensor.dtype if tensor else placed.dtypes[0])
     raw = dtypes.element_bytes(wanted) is None and "U8" in placed.dtypes
     if wanted not in placed.dtypes and not raw:
-        raise ArrayError(f"tensor '{name}' is {wanted}; an array that holds {' or '.join(placed.dtypes)} cannot take it")
+        raise ArrayError(
+            f"tensor '{name}' is {wanted}; an array that holds {' or '.join(placed.dtypes)} cannot take it"
+        )
     return wanted
 
 
@@ -147,7 +149,9 @@ def look_up(tensors: Dict[str, TensorInfo], name: str) -> TensorInfo:
 
 def _check_raw(name: str, placed: Placed, dtype: str, shape: Sequence[int], index: Optional[Ranges]) -> None:
     if index is not None and any((s, e) != (0, n) for (s, e), n in zip(index, shape)):
-        raise ArrayError(f"tensor '{name}' is {dtype}, whose elements are not whole bytes: it is bound whole or not at all")
+        raise ArrayError(
+            f"tensor '{name}' is {dtype}, whose elements are not whole bytes: it is bound whole or not at all"
+        )
     if not placed.is_packed():
         raise ArrayError(f"tensor '{name}' is {dtype}: it needs a contiguous array of bytes")
     length = dtypes.tensor_bytes(dtype, shape)

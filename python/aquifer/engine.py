@@ -4,15 +4,15 @@ import contextlib
 import inspect
 import logging
 import os
-import queue
 import sys
 import threading
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from . import arrays, dtypes, memory, progress as progress_lines
-from .errors import AgentUnavailable, AquiferError, HydrationError, HydrationTimeout, RequestRefused, SessionLost
+from .errors import AquiferError, HydrationError, HydrationTimeout, RequestRefused
 from .gate import Gate
+from .link import CLOSED, Link, deadline_of, left
 from .registration import Registration
 from .values import Progress, Release, TensorInfo, parse
 from .wire import PROTOCOL_VERSION, Message, Session, default_socket_path
@@ -20,15 +20,6 @@ from .wire import PROTOCOL_VERSION, Message, Session, default_socket_path
 log = logging.getLogger("aquifer")
 
 Callback = Callable[[Release], Any]
-
-#: Seconds between two attempts to reach an agent that is gone: from the first, doubling, to the second.
-_RECONNECT_WAIT_MIN_S = 0.05
-_RECONNECT_WAIT_MAX_S = 5.0
-
-#: Seconds of silence after which a waiting ``allocate`` says what it waits for.
-_SAY_WHY_AFTER_S = 5.0
-
-_CLOSED = "the engine is closed"
 
 
 class Engine:
@@ -57,19 +48,15 @@ class Engine:
         pause_timeout: Optional[float] = None,
     ) -> None:
         self.channel = channel
-        self.name = name or f"{os.path.basename(sys.argv[0]) or 'python'}-{os.getpid()}"
+        self.name = name or f"{os.path.basename(sys.argv[0]).strip('-') or 'python'}-{os.getpid()}"
         self.socket = socket or default_socket_path()
         self._pause_timeout = pause_timeout
         self._gate = Gate()
         self._registration = Registration()
         self._callbacks: Dict[str, List[Callback]] = {"release": [], "pause": [], "resume": [], "failed": []}
         self._own: Dict[str, Optional[Callback]] = {"pause": None, "resume": None}
-        self._inbox: "queue.SimpleQueue[Optional[Callable[[], None]]]" = queue.SimpleQueue()
-        self._outcomes: "List[queue.SimpleQueue[Optional[Exception]]]" = []
-        self._closing = threading.Event()
-        # All below is changed under `_changed`, and but for `_manifest` and `_frozen` by the worker alone.
+        # All below is changed under `_changed`, and but for `_manifest` and `_frozen` on the link's worker.
         self._changed = threading.Condition(threading.RLock())
-        self._session: Optional[Session] = None
         self._frozen = False
         self._registered = False
         self._serving: Optional[Release] = None
@@ -78,8 +65,8 @@ class Engine:
         self._failure: Optional[HydrationError] = None
         self._progress: Optional[Progress] = None
         self._manifest: Optional[Dict[str, TensorInfo]] = None
-        self._session = self._connect_first(connect_timeout)
-        threading.Thread(target=self._work, name="aquifer-engine", daemon=True).start()
+        self._link = Link(self.socket, self._greet, self._restore, self._handle, self._overhear, self._fail)
+        self._link.open(connect_timeout)
 
     # ---- memory
 
@@ -171,15 +158,7 @@ class Engine:
             if not len(self._registration):
                 raise AquiferError("nothing is registered: call allocate() or bind() first")
             self._frozen = True
-        outcome: "queue.SimpleQueue[Optional[Exception]]" = queue.SimpleQueue()
-        self._outcomes.append(outcome)
-        self._inbox.put(lambda: outcome.put(self._register()))
-        if self._closing.is_set():
-            outcome.put(AquiferError(_CLOSED))
-        error = outcome.get()
-        self._outcomes.remove(outcome)
-        if error is not None:
-            raise error
+        self._link.run(self._register)
 
     def wait_hydrated(self, timeout: Optional[float] = None, progress: bool = True) -> None:
         """Waits until all that is registered holds a release, verified.
@@ -190,31 +169,35 @@ class Engine:
         """
         self.hydrate()
         printer = progress_lines.Printer(f"hydrating {self.channel}") if progress and not self.ready else None
-        deadline = _deadline(timeout)
+        deadline = deadline_of(timeout)
         begun = time.monotonic()
         with self._changed:
             while not self.ready:
                 if self._failure is not None:
                     raise self._failure
-                if self._closing.is_set():
-                    raise HydrationError(_CLOSED)
-                left = _left(deadline)
-                if left == 0:
+                if self._link.closed:
+                    raise HydrationError(CLOSED)
+                patience = left(deadline)
+                if patience == 0:
                     state = progress_lines.describe(self._progress)
                     raise HydrationTimeout(f"{self.channel} was not there within {timeout} s: {state}")
                 if printer:
                     printer.show(self._progress)
-                self._changed.wait(0.5 if left is None else min(left, 0.5))
+                self._changed.wait(0.5 if patience is None else min(patience, 0.5))
             release = self._serving
             done = self._progress.bytes_done if self._progress else 0
         if printer and release:
             seconds = time.monotonic() - begun
-            printer.end(f"{progress_lines.size(done)} in {seconds:.1f} s, verified: {release.manifest[:12]}")
+            what = f"{progress_lines.size(done)} in {seconds:.1f} s, " if done else ""
+            printer.end(f"{what}verified: {release.manifest[:12]}")
 
     def tensors(self, timeout: Optional[float] = None) -> Dict[str, TensorInfo]:
         """The tensors of the channel's release, by name. Waits until there is one."""
         if self._manifest is None:
-            reply = self._ask_manifest(timeout)
+            try:
+                reply = self._link.ask("manifest", timeout, f"release of channel {self.channel}")
+            except TimeoutError as error:
+                raise HydrationTimeout(str(error)) from error
             tensors = [parse(TensorInfo, t) for t in reply["tensors"]]
             with self._changed:
                 self._manifest = {t.name: t for t in tensors}
@@ -301,16 +284,10 @@ class Engine:
 
     def close(self) -> None:
         """Leaves the agent. Memory stays as it is, as long as arrays in it are in use."""
-        self._closing.set()
-        self._gate.fail(AquiferError(_CLOSED))
+        self._link.close()
+        self._gate.fail(AquiferError(CLOSED))
         with self._changed:
-            session, self._session = self._session, None
             self._changed.notify_all()
-        if session is not None:
-            session.close()
-        for outcome in list(self._outcomes):
-            outcome.put(AquiferError(_CLOSED))
-        self._inbox.put(None)
 
     def __enter__(self) -> "Engine":
         return self
@@ -318,148 +295,43 @@ class Engine:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    # ---- the worker: everything below runs on it, unless it says otherwise
+    # ---- what the link asks for
 
-    def _work(self) -> None:
-        while not self._closing.is_set():
-            item = self._inbox.get()
-            if item is None:
-                return
-            try:
-                item()
-            except SessionLost:
-                pass  # That is an item of its own.
-            except RequestRefused as error:
-                log.warning("aquifer: the agent does not take an answer: %s", error)
-            except Exception:
-                log.exception("aquifer: unexpected")
+    def _greet(self, session: Session) -> None:
+        session.call(
+            "hello",
+            protocol=PROTOCOL_VERSION,
+            client="aquifer-python 0.1.0",
+            pid=os.getpid(),
+            name=self.name,
+            channel=self.channel,
+            serving=self.release,
+        )
 
-    def _register(self) -> Optional[Exception]:
+    def _register(self, session: Session) -> None:
         with self._changed:
             self._registered = True
-            session = self._session
         try:
-            if session is not None:
-                self._registration.send(session, first=True)
-        except SessionLost:
-            pass  # The next agent will be told.
-        except Exception as error:
+            self._registration.send(session, first=True)
+        except RequestRefused:
             with self._changed:
-                self._registered = False
-                self._frozen = False
-            return error
-        return None
-
-    def _on_lost(self, session: Session) -> None:
-        """On the reader's thread."""
-        self._inbox.put(lambda: self._reconnect(session))
-
-    def _reconnect(self, lost: Session) -> None:
-        if lost is not self._session:
-            return
-        log.warning("aquifer: the agent at %s is gone (%s); looking for it", self.socket, lost.lost)
-        with self._changed:
-            self._session = None
-        wait = _RECONNECT_WAIT_MIN_S
-        while not self._closing.wait(wait):
-            wait = min(2 * wait, _RECONNECT_WAIT_MAX_S)
-            try:
-                session = self._introduce()
-                if self._registered:
-                    self._registration.send(session, first=False)
-            except (AgentUnavailable, SessionLost):
-                continue
-            except RequestRefused as error:
-                log.error("aquifer: the agent refuses what is registered: %s", error)
-                session.close()
-                self._fail(f"the agent refuses what is registered: {error}")
-                continue
-            self._adopt(session)
-            return
-
-    def _adopt(self, session: Session) -> None:
-        with self._changed:
-            self._session = session
-            closing = self._closing.is_set()
-            self._changed.notify_all()
-        if closing:
-            session.close()
-        log.info("aquifer: connected to the agent at %s", self.socket)
-
-    def _connect_first(self, timeout: float) -> Session:
-        """On the caller's thread, before there is a worker."""
-        deadline = time.monotonic() + timeout
-        while True:
-            try:
-                return self._introduce()
-            except (AgentUnavailable, SessionLost) as error:
-                if time.monotonic() >= deadline:
-                    raise AgentUnavailable(str(error)) from error
-                time.sleep(_RECONNECT_WAIT_MIN_S)
-
-    def _introduce(self) -> Session:
-        session = Session(self.socket, on_event=self._on_event, on_lost=self._on_lost)
-        session.start()
-        try:
-            session.call(
-                "hello",
-                protocol=PROTOCOL_VERSION,
-                client="aquifer-python 0.1.0",
-                pid=os.getpid(),
-                name=self.name,
-                channel=self.channel,
-                serving=self.release,
-            )
-        except BaseException:
-            session.close()
+                self._registered = self._frozen = False
             raise
-        return session
 
-    def _ask_manifest(self, timeout: Optional[float]) -> Message:
-        """On the caller's thread."""
-        deadline = _deadline(timeout)
-        warned = False
-        while True:
-            session = self._current_session(deadline)
-            left = _left(deadline)
-            patience = left if warned else min(_SAY_WHY_AFTER_S, left if left is not None else _SAY_WHY_AFTER_S)
-            try:
-                return session.call("manifest", timeout=patience)
-            except SessionLost:
-                self._wait_for_end_of(session, deadline)
-            except TimeoutError as error:
-                if _left(deadline) == 0:
-                    raise HydrationTimeout(f"no release of channel {self.channel} within {timeout} s") from error
-                warned = True
-                log.warning("aquifer: waiting for a release of channel %s", self.channel)
+    def _restore(self, session: Session) -> None:
+        if self._registered:
+            self._registration.send(session, first=False)
 
-    def _current_session(self, deadline: Optional[float]) -> Session:
-        with self._changed:
-            there = self._changed.wait_for(lambda: self._session or self._closing.is_set(), _left(deadline))
-            if self._closing.is_set():
-                raise AquiferError(_CLOSED)
-            if not there or self._session is None:
-                raise HydrationTimeout(f"the agent at {self.socket} did not come back in time")
-            return self._session
-
-    def _wait_for_end_of(self, session: Session, deadline: Optional[float]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._session is not session or self._closing.is_set(), _left(deadline))
-
-    # ---- events
-
-    def _on_event(self, session: Session, message: Message) -> None:
+    def _overhear(self, message: Message) -> bool:
         """On the reader's thread."""
-        if message["event"] == "progress":
-            with self._changed:
-                self._progress = parse(Progress, message)
-                self._changed.notify_all()
-        else:
-            self._inbox.put(lambda: self._handle(session, message))
+        if message["event"] != "progress":
+            return False
+        with self._changed:
+            self._progress = parse(Progress, message)
+            self._changed.notify_all()
+        return True
 
     def _handle(self, session: Session, message: Message) -> None:
-        if session is not self._session:
-            return  # It concerns an agent that is gone.
         handlers = {
             "release": self._on_release_heard,
             "hydrated": self._on_hydrated,
@@ -596,11 +468,3 @@ def _checked(callback: Callback) -> Callback:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _deadline(timeout: Optional[float]) -> Optional[float]:
-    return None if timeout is None else time.monotonic() + timeout
-
-
-def _left(deadline: Optional[float]) -> Optional[float]:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())

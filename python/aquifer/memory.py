@@ -9,7 +9,7 @@ import os
 import platform
 import threading
 import weakref
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 from . import dtypes
 from .errors import AquiferError
@@ -58,7 +58,11 @@ class Mapping(mmap.mmap):
         """The ``length`` bytes at ``offset`` as an array, tensor or memoryview of ``shape``."""
         if dtypes.element_bytes(dtype) is None:
             dtype, shape = "U8", (length,)
-        views = {"torch": self._as_torch, "numpy": self._as_numpy, "memoryview": self._as_memoryview}
+        views: Dict[str, Callable[..., Any]] = {
+            "torch": self._as_torch,
+            "numpy": self._as_numpy,
+            "memoryview": self._as_memoryview,
+        }
         return views[framework](offset, dtype, tuple(shape), length)
 
     def _as_torch(self, offset: int, dtype: str, shape: Tuple[int, ...], length: int) -> Any:
@@ -66,7 +70,7 @@ class Mapping(mmap.mmap):
         kind = getattr(torch, dtypes.torch_name(dtype, torch))
         if length == 0:  # frombuffer refuses.
             return torch.empty(shape, dtype=kind)
-        count = length // dtypes.element_bytes(dtype)
+        count = length // (dtypes.element_bytes(dtype) or 1)
         return torch.frombuffer(self, dtype=kind, count=count, offset=offset).reshape(shape)
 
     def _as_numpy(self, offset: int, dtype: str, shape: Tuple[int, ...], length: int) -> Any:
@@ -74,9 +78,9 @@ class Mapping(mmap.mmap):
         buffer = self if length else b""
         return numpy.ndarray(shape, dtypes.numpy_name(dtype), buffer=buffer, offset=offset if length else 0)
 
-    def _as_memoryview(self, offset: int, dtype: str, shape: Tuple[int, ...], length: int) -> memoryview:
+    def _as_memoryview(self, offset: int, dtype: str, shape: Tuple[int, ...], length: int) -> Any:
         flat = memoryview(self)[offset : offset + length]
-        form = dtypes.format_of(dtype)
+        form: Any = dtypes.format_of(dtype)
         # cast() knows no dimension of length 0.
         return flat.cast(form, shape) if length else flat.cast(form)
 
@@ -190,15 +194,15 @@ def _choose(dtype: Any, framework: str) -> Tuple[str, str]:
 
 
 def _memfd() -> int:
-    create = getattr(os, "memfd_create", None)
-    if create is not None:
-        return create("aquifer", _MFD_CLOEXEC_AND_ALLOW_SEALING)
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("aquifer", _MFD_CLOEXEC_AND_ALLOW_SEALING)
     # A Python that was built on an older system lacks it, also where the kernel has it.
     number = _MEMFD_CREATE_CALL.get(platform.machine())
     if platform.system() != "Linux" or number is None:
         raise AquiferError("shared memory needs memfd_create, which this Python does not have")
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = libc.syscall(ctypes.c_long(number), ctypes.c_char_p(b"aquifer"), ctypes.c_uint(_MFD_CLOEXEC_AND_ALLOW_SEALING))
+    flags = ctypes.c_uint(_MFD_CLOEXEC_AND_ALLOW_SEALING)
+    fd: int = libc.syscall(ctypes.c_long(number), ctypes.c_char_p(b"aquifer"), flags)
     if fd < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"memfd_create: {os.strerror(code)}")

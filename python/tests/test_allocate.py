@@ -114,7 +114,9 @@ class Hydrate(AgentTest):
         engine, peer = self.engine()
         self.assertEqual((engine.ready, engine.release, engine.wanted), (False, None, None))
         self.assertEqual(peer.hello["serving"], None)
-        self.assertEqual((peer.hello["protocol"], peer.hello["channel"], peer.hello["name"]), (1, "demo/test", "engine"))
+        self.assertEqual(
+            (peer.hello["protocol"], peer.hello["channel"], peer.hello["name"]), (1, "demo/test", "engine")
+        )
         engine.allocate("memoryview")
         peer.expect("manifest")
         with self.assertRaises(TimeoutError):

@@ -70,7 +70,9 @@ class Memoryview(AgentTest):
 
     def test_what_cannot_be_bound_is_refused(self):
         view = aquifer.empty((8, 6), "F32", framework="memoryview")
-        self.refused("not in memory that can be shared.*aquifer.empty", "w", memoryview(bytearray(192)).cast("f", (8, 6)))
+        self.refused(
+            "not in memory that can be shared.*aquifer.empty", "w", memoryview(bytearray(192)).cast("f", (8, 6))
+        )
         self.refused("list is not an array", "w", [1.0])
         self.refused("no tensor 'x'", "x", view, index=slice(0, 2))
         self.refused(r"slice of 'w' has shape \[2, 6\], the array has \[8, 6\]", "w", view, index=slice(0, 2))
@@ -79,7 +81,9 @@ class Memoryview(AgentTest):
         self.refused("stop 9 is outside of dimension 0, which has 8", "w", view, index=slice(0, 9))
         self.refused("3 indices for a tensor of 2", "w", view, index=(slice(1), slice(1), slice(1)))
         self.refused("only slices", "w", view, index=[0, 1])
-        self.refused("tensor 'w' is F32; an array that holds I32", "w", aquifer.empty(4, "I32", "memoryview"), index=...)
+        self.refused(
+            "tensor 'w' is F32; an array that holds I32", "w", aquifer.empty(4, "I32", "memoryview"), index=...
+        )
         self.refused("elements are not whole bytes", "p", aquifer.empty(2, "U8", "memoryview"), index=slice(0, 2))
         self.refused("has 4 bytes, the array 5", "p", aquifer.empty(5, "U8", "memoryview"))
 

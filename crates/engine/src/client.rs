@@ -58,7 +58,8 @@ pub trait Switch {
     fn progress(&mut self, _progress: &Progress) {}
     /// A release cannot be served here.
     fn failed(&mut self, _failure: &Failure) {}
-    /// The agent is gone. The client goes on looking for one.
+    /// The agent is gone, or a new one refuses what the old one knew. The client goes on looking,
+    /// and the engine serving, if it was.
     fn lost(&mut self, _error: &ClientError) {}
 }
 
@@ -165,7 +166,10 @@ impl EngineClient {
     pub fn step(&mut self, switch: &mut dyn Switch) -> Result<(), ClientError> {
         let link = match &mut self.link {
             Some(link) => link,
-            None => self.reconnect()?,
+            None => self.reconnect(&mut |refused| {
+                switch.lost(&refused);
+                Ok(())
+            })?,
         };
         match link.event() {
             Ok(event) => self.handle(event, switch),
@@ -242,7 +246,7 @@ impl EngineClient {
         loop {
             let link = match &mut self.link {
                 Some(link) => link,
-                None => self.reconnect()?,
+                None => self.reconnect(&mut Err)?,
             };
             match ask(link) {
                 Err(ClientError::Lost(_)) => self.link = None,
@@ -252,15 +256,20 @@ impl EngineClient {
         }
     }
 
-    /// Finds an agent, however long it takes, and tells it all that the one before knew.
-    fn reconnect(&mut self) -> Result<&mut Link, ClientError> {
+    /// Finds an agent, however long it takes, and tells it all that the one before knew. `refused`
+    /// says whether to go on when one does not want to hear it.
+    fn reconnect(
+        &mut self,
+        refused: &mut dyn FnMut(ClientError) -> Result<(), ClientError>,
+    ) -> Result<&mut Link, ClientError> {
         let mut wait = RECONNECT_WAIT_MIN;
         loop {
             self.stopper.check()?;
             match self.reintroduce() {
                 Ok(link) => return Ok(self.link.insert(link)),
                 Err(ClientError::NoAgent(_) | ClientError::Connect { .. } | ClientError::Lost(_)) => {}
-                Err(other) => return Err(other),
+                Err(ClientError::Stopped) => return Err(ClientError::Stopped),
+                Err(other) => refused(other)?,
             }
             self.stopper.wait(wait)?;
             wait = RECONNECT_WAIT_MAX.min(wait * 2);

@@ -299,6 +299,17 @@ async fn an_engine_outlives_its_agent() {
     assert_eq!(hello.serving, Some(release(1).manifest));
     agent.registration(false).await;
 
+    // An agent that does not want what it has is left for the next; it serves on.
+    agent.engines.close(conn);
+    agent.closed(conn).await;
+    let (conn, _) = agent.greet().await;
+    let (_, id, _, _) = agent.request().await;
+    agent.engines.reply(conn, id, Err(ErrorReply::new("unwanted", "not here")));
+    agent.closed(conn).await;
+    let (conn, hello) = agent.greet().await;
+    assert_eq!(hello.serving, Some(release(1).manifest));
+    agent.registration(false).await;
+
     // While it is paused: it stays paused, and claims nothing.
     agent.engines.event(conn, &Event::Pause { release: release(2), bytes: 8 });
     agent.expect(Request::Paused { manifest: release(2).manifest }).await;
