@@ -241,9 +241,9 @@ impl Seat {
             refuse(stream, Handshake::Busy)?;
             return Err(End::Misbehaved("it opens too many data connections"));
         }
+        self.holder.counters.accepted.fetch_add(1, Ordering::Relaxed);
         let proof = *transcript.holder_proof(&secret).as_bytes();
         stream.write_all(&Confirm { status: Handshake::Good, proof }.encode())?;
-        self.holder.counters.accepted.fetch_add(1, Ordering::Relaxed);
         Ok(peer)
     }
 
