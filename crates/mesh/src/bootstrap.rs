@@ -6,18 +6,20 @@
 
 use crate::backoff;
 use crate::limits::{
-    BACKOFF_LAST, BOOTSTRAP_ADDRESSES_MAX, BOOTSTRAP_DIALS_MAX, BOOTSTRAP_REVISIT, CONNECTIONS_WANTED,
+    BACKOFF_LAST, BOOTSTRAP_ADDRESSES_MAX, BOOTSTRAP_DIALS_MAX, BOOTSTRAP_REVISIT, CONNECTION_SHORT, CONNECTIONS_WANTED,
 };
 use crate::place::Place;
 use aquifer_core::NodeId;
 use rand::seq::SliceRandom;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 #[derive(Debug)]
 pub(crate) struct Bootstrap {
     targets: Vec<Target>,
+    /// Connections in a row that did not last. A node that is full lets us in and throws us out.
+    short_lived: u32,
 }
 
 #[derive(Debug)]
@@ -50,7 +52,7 @@ impl Bootstrap {
     pub(crate) fn new(places: Vec<Place>, now: Instant) -> Self {
         let target =
             |place| Target { place, phase: Phase::Waiting { until: now }, failures: 0, known: BTreeMap::new() };
-        Bootstrap { targets: places.into_iter().map(target).collect() }
+        Bootstrap { targets: places.into_iter().map(target).collect(), short_lived: 0 }
     }
 
     pub(crate) fn place(&self, target: usize) -> &Place {
@@ -117,12 +119,14 @@ impl Bootstrap {
         Some(target.end(end, connected, now))
     }
 
-    /// A node was lost: with too few left, no target waits longer than its first backoff.
-    pub(crate) fn on_lost(&mut self, connected: &BTreeSet<NodeId>, now: Instant) {
+    /// A node was lost after it was connected for so long: with too few left, the targets are
+    /// tried soon.
+    pub(crate) fn on_lost(&mut self, lasted: Duration, connected: &BTreeSet<NodeId>, now: Instant) {
+        self.short_lived = if lasted < CONNECTION_SHORT { self.short_lived.saturating_add(1) } else { 0 };
         if connected.len() >= CONNECTIONS_WANTED {
             return;
         }
-        let soon = now + backoff::wait(1);
+        let soon = now + backoff::wait(self.short_lived);
         for target in &mut self.targets {
             if let Phase::Waiting { until } = &mut target.phase
                 && target.failures == 0
@@ -185,7 +189,6 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const A: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)), 7000);
     const B: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2)), 7000);
@@ -244,11 +247,27 @@ mod tests {
         bootstrap.due(later);
         assert_eq!(bootstrap.on_found(0, Ok(vec![A, B]), &one, later), Err(Ok(())), "nobody new to dial");
 
-        bootstrap.on_lost(&nobody, later);
+        bootstrap.on_lost(CONNECTION_SHORT, &nobody, later);
         let soon = bootstrap.timeout().unwrap();
         assert!(soon - later < Duration::from_secs(1));
         bootstrap.due(soon);
         assert_eq!(bootstrap.on_found(0, Ok(vec![A, B]), &nobody, soon), Ok(vec![A]), "never ourselves");
+    }
+
+    #[test]
+    fn who_throws_us_out_again_and_again_is_not_hurried() {
+        let (mut now, nobody, mut waits) = (Instant::now(), nodes(0), Vec::new());
+        let mut bootstrap = bootstrap(now);
+        for _ in 0..10 {
+            bootstrap.due(now);
+            assert!(bootstrap.on_found(0, Ok(vec![A]), &nobody, now).is_ok());
+            assert_eq!(bootstrap.on_dialed(0, A, Ok(Who::Node(NodeId([0; 32]))), &nodes(1), now), Some(Ok(())));
+            bootstrap.on_lost(Duration::from_millis(1), &nobody, now);
+            let next = bootstrap.timeout().unwrap();
+            waits.push(next - now);
+            now = next;
+        }
+        assert!(waits[0] < Duration::from_secs(1) && waits[9] >= BACKOFF_LAST / 2, "{waits:?}");
     }
 
     #[test]

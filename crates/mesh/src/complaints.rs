@@ -18,12 +18,12 @@ pub(crate) struct Complaints {
 }
 
 impl Complaints {
-    pub(crate) fn complain(&mut self, target: &str, reason: &str) {
+    pub(crate) fn complain(&mut self, what: &'static str, target: &str, reason: &str) {
         if self.said.get(target).is_some_and(|said| said == reason) {
-            debug!(at = target, reason, "still cannot be reached");
+            debug!(at = target, reason, "still {what}");
             return;
         }
-        warn!(at = target, reason, "cannot be reached");
+        warn!(at = target, reason, "{what}");
         if self.said.len() >= COMPLAINTS_MAX {
             self.said.pop_first();
         }
@@ -56,8 +56,8 @@ impl Refused {
 pub(crate) enum DialEnd {
     /// It would have been a connection with ourselves.
     Ourselves,
-    /// There already is one, or one is being made.
-    Needless,
+    /// One is being made already.
+    Busy,
     Failed(String),
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn words_for(error: &DialError) -> DialEnd {
         DialError::LocalPeerId { .. } => DialEnd::Ourselves,
         // libp2p leaves out the addresses it listens on itself.
         DialError::NoAddresses => DialEnd::Ourselves,
-        DialError::DialPeerConditionFalse(_) => DialEnd::Needless,
+        DialError::DialPeerConditionFalse(_) => DialEnd::Busy,
         DialError::Aborted => DialEnd::Failed("given up".to_string()),
         DialError::WrongPeerId { address, .. } => {
             DialEnd::Failed(format!("{}: another node answers there", place_of(address)))

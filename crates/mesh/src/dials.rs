@@ -5,12 +5,14 @@ use crate::backoff;
 use crate::limits::{CONNECTION_SHORT, DIALS_MAX, DIALS_RUNNING_MAX};
 use crate::place::Place;
 use aquifer_core::NodeId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Default)]
 pub(crate) struct Dials {
     nodes: BTreeMap<NodeId, Dial>,
+    /// The wanted ones, by when they may be dialled.
+    wanted: BTreeSet<(Instant, NodeId)>,
     running: usize,
 }
 
@@ -54,7 +56,9 @@ impl Dials {
         }
         if dial.phase == Phase::Idle {
             dial.phase = Phase::Wanted;
+            self.wanted.insert((dial.not_before, node));
         }
+        self.assert_invariants();
     }
 
     /// A node to dial now; what becomes of it is answered with [`Dials::on_failed`] or
@@ -63,18 +67,21 @@ impl Dials {
         if self.running >= DIALS_RUNNING_MAX {
             return None;
         }
-        let is_due = |dial: &Dial| dial.phase == Phase::Wanted && dial.not_before <= now;
-        let (node, dial) = self.nodes.iter_mut().find(|(_, dial)| is_due(dial))?;
+        let (_, node) = *self.wanted.first().filter(|(not_before, _)| *not_before <= now)?;
+        self.wanted.pop_first();
+        let dial = self.nodes.get_mut(&node)?;
         dial.phase = Phase::Running;
+        let places = dial.places.clone();
         self.running += 1;
-        Some((*node, dial.places.clone()))
+        self.assert_invariants();
+        Some((node, places))
     }
 
     pub(crate) fn timeout(&self) -> Option<Instant> {
         if self.running >= DIALS_RUNNING_MAX {
             return None;
         }
-        self.nodes.values().filter(|dial| dial.phase == Phase::Wanted).map(|dial| dial.not_before).min()
+        self.wanted.first().map(|(not_before, _)| *not_before)
     }
 
     /// Why the node was dialled, if it was.
@@ -84,22 +91,35 @@ impl Dials {
         dial.phase = Phase::Idle;
         dial.failures = dial.failures.saturating_add(1);
         dial.not_before = now + backoff::wait(dial.failures);
-        Some(dial.why)
+        let why = dial.why;
+        self.assert_invariants();
+        Some(why)
+    }
+
+    /// Another attempt to reach the node is under way; this one is owed still.
+    pub(crate) fn on_busy(&mut self, node: NodeId, now: Instant) {
+        let Some(dial) = self.nodes.get_mut(&node).filter(|dial| dial.phase == Phase::Running) else { return };
+        self.running -= 1;
+        dial.phase = Phase::Wanted;
+        dial.not_before = now + backoff::wait(1);
+        self.wanted.insert((dial.not_before, node));
+        self.assert_invariants();
     }
 
     /// The attempt is over; the node is connected, by it or otherwise.
     pub(crate) fn on_up(&mut self, node: NodeId) {
-        if let Some(dial) = self.nodes.get_mut(&node) {
-            if dial.phase == Phase::Running {
-                self.running -= 1;
-            }
-            dial.phase = Phase::Idle;
+        let Some(dial) = self.nodes.get_mut(&node) else { return };
+        match std::mem::replace(&mut dial.phase, Phase::Idle) {
+            Phase::Running => self.running -= 1,
+            Phase::Wanted => drop(self.wanted.remove(&(dial.not_before, node))),
+            Phase::Idle => {}
         }
+        self.assert_invariants();
     }
 
     /// The connection is gone after it `lasted` so long.
     pub(crate) fn on_down(&mut self, node: NodeId, lasted: Duration, now: Instant) {
-        let Some(dial) = self.nodes.get_mut(&node) else { return };
+        let Some(dial) = self.nodes.get_mut(&node).filter(|dial| dial.phase == Phase::Idle) else { return };
         if lasted >= CONNECTION_SHORT {
             dial.failures = 0;
             dial.not_before = now;
@@ -107,6 +127,11 @@ impl Dials {
             dial.failures = dial.failures.saturating_add(1);
             dial.not_before = now + backoff::wait(dial.failures);
         }
+    }
+
+    fn assert_invariants(&self) {
+        assert!(self.running <= DIALS_RUNNING_MAX && self.nodes.len() <= DIALS_MAX);
+        assert!(self.wanted.len() + self.running <= self.nodes.len());
     }
 
     /// False if every node known is being dialled or about to be.
@@ -140,6 +165,17 @@ mod tests {
 
         dials.want(NODE, places(), Why::Asked, now);
         assert_eq!(dials.due(now), None, "not so soon");
+        let then = dials.timeout().unwrap();
+        assert!(then > now && dials.due(then).is_some());
+    }
+
+    #[test]
+    fn an_attempt_that_could_not_be_made_is_owed() {
+        let now = Instant::now();
+        let mut dials = Dials::default();
+        dials.want(NODE, places(), Why::Asked, now);
+        dials.due(now);
+        dials.on_busy(NODE, now);
         let then = dials.timeout().unwrap();
         assert!(then > now && dials.due(then).is_some());
     }

@@ -5,12 +5,13 @@
 
 use crate::identity::node_of;
 use crate::limits::{
-    GOSSIP_BYTES_MAX, GOSSIP_HEARTBEAT_FIRST, GOSSIP_HISTORY_HEARTBEATS, GOSSIP_QUEUE_MAX, GOSSIP_REMEMBERED,
+    GOSSIP_BYTES_MAX, GOSSIP_HEARTBEAT_FIRST, GOSSIP_HINT_HEARTBEATS, GOSSIP_HINT_PART, GOSSIP_HISTORY_HEARTBEATS,
+    GOSSIP_PEERS, GOSSIP_PEERS_HIGH, GOSSIP_PEERS_LOW, GOSSIP_QUEUE_MAX, GOSSIP_REMEMBERED,
 };
 use aquifer_core::{GossipMessage, NodeId};
 use libp2p::PeerId;
 use libp2p::gossipsub::{
-    self, ConfigBuilder, IdentityTransform, MessageAcceptance, MessageAuthenticity, MessageId, TopicHash,
+    self, ConfigBuilder, IdentityTransform, MessageAcceptance, MessageAuthenticity, MessageId, PublishError, TopicHash,
     ValidationMode, WhitelistSubscriptionFilter,
 };
 use std::fmt;
@@ -54,14 +55,17 @@ pub(crate) struct Heard {
 
 pub(crate) fn behaviour() -> Result<Gossip, String> {
     let topics = [TOPIC_STATUS, TOPIC_RELEASE].map(topic);
-    // The sizes of the mesh within the mesh are gossipsub's own (6, between 5 and 12): its
-    // evaluation paper (Vyzovitis et al., 2020) covers thousands of nodes.
     let config = ConfigBuilder::default()
         .validation_mode(ValidationMode::Anonymous)
         .validate_messages()
         .message_id_fn(|message| MessageId::from(blake3::hash(&message.data).as_bytes().to_vec()))
         .max_transmit_size(GOSSIP_BYTES_MAX)
         .heartbeat_initial_delay(GOSSIP_HEARTBEAT_FIRST)
+        .mesh_n(GOSSIP_PEERS)
+        .mesh_n_low(GOSSIP_PEERS_LOW)
+        .mesh_n_high(GOSSIP_PEERS_HIGH)
+        .gossip_factor(GOSSIP_HINT_PART)
+        .history_gossip(GOSSIP_HINT_HEARTBEATS)
         .history_length(GOSSIP_HISTORY_HEARTBEATS)
         .duplicate_cache_time(GOSSIP_REMEMBERED)
         .connection_handler_queue_len(GOSSIP_QUEUE_MAX)
@@ -76,14 +80,15 @@ pub(crate) fn behaviour() -> Result<Gossip, String> {
     Ok(gossip)
 }
 
-/// Tells everybody, if there is anybody. Nobody there is no error: whoever connects later is told
-/// by other means.
-pub(crate) fn publish(gossip: &mut Gossip, message: &GossipMessage) {
-    match gossip.publish(topic_of(message), message.encode()) {
-        Ok(_) => {}
-        Err(error @ gossipsub::PublishError::MessageTooLarge) => warn!(%error, "a record is too long to gossip"),
-        Err(error) => debug!(%error, "not gossiped"),
+/// Tells everybody; false if nobody is there to be told.
+pub(crate) fn publish(gossip: &mut Gossip, message: &GossipMessage) -> bool {
+    let Err(error) = gossip.publish(topic_of(message), message.encode()) else { return true };
+    let too_long = matches!(error, PublishError::MessageTooLarge);
+    match too_long {
+        true => warn!(%error, "a record is too long to gossip"),
+        false => debug!(%error, "not gossiped"),
     }
+    !matches!(error, PublishError::NoPeersSubscribedToTopic)
 }
 
 pub(crate) fn judge(gossip: &mut Gossip, id: GossipId, verdict: Verdict) {

@@ -156,7 +156,8 @@ impl Mesh {
         self.command(command);
     }
 
-    /// Tells everybody. Who is not connected to anybody tells nobody: say again what matters.
+    /// Tells everybody who is there; if nobody is, a few of the newest messages are kept for the
+    /// first to come. Who comes later is not told: say again what matters.
     pub fn gossip(&self, message: GossipMessage) {
         self.command(Command::Gossip { message });
     }

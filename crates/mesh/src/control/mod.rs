@@ -74,11 +74,10 @@ struct NotANode;
 impl Control {
     /// `frame` is an encoded message. A peer that lets too much pile up loses its session.
     pub(crate) fn send(&mut self, to: PeerId, frame: Vec<u8>) -> Sent {
-        let Some(connection) = self.sessions.get_mut(&to).and_then(|session| session.connections.first_mut()) else {
-            return Sent::NotConnected;
-        };
+        let Some(Session { node, connections, .. }) = self.sessions.get_mut(&to) else { return Sent::NotConnected };
+        let Some(connection) = connections.first_mut() else { return Sent::NotConnected };
         if connection.line.queued_bytes() + cost(&frame) > PEER_QUEUE_BYTES_MAX {
-            warn!(peer = %to, "disconnecting: it does not take the messages we send, {PEER_QUEUE_BYTES_MAX} bytes are waiting");
+            warn!(node = %node.short(), "disconnecting: it does not take what we send, {PEER_QUEUE_BYTES_MAX} bytes are waiting");
             self.end(to);
             return Sent::NotConnected;
         }
@@ -148,7 +147,7 @@ impl Control {
         let (kept, dropped): (Vec<_>, Vec<_>) = session.connections.into_iter().partition(keep);
         dropped.iter().for_each(|connection| self.close(peer, connection.id));
         if let Some(first) = kept.first() {
-            debug!(%peer, "its session starts over on another connection");
+            debug!(node = %node.short(), "its session starts over on another connection");
             self.out.push_back(ToSwarm::GenerateEvent(Event::Up { node, address: first.address }));
             self.sessions.insert(peer, Session { node, connections: kept, inbound: None });
         }
@@ -226,7 +225,7 @@ impl NetworkBehaviour for Control {
                 self.end(peer);
             }
             News::Broken(reason) => {
-                debug!(%peer, reason, "control stream lost");
+                debug!(node = %from.short(), reason, "control stream lost");
                 self.end(peer);
             }
             News::Ended => self.end(peer),

@@ -1,35 +1,34 @@
 //! The loop that owns the swarm: one thing happens, it is applied, and whatever follows from it is
 //! put where the loop finds it.
 
+mod reach;
+
 use crate::behaviour::{self, Behaviour, BehaviourEvent};
-use crate::bootstrap::{Bootstrap, Who};
-use crate::complaints::{Complaints, DialEnd, Refused, words_for};
+use crate::bootstrap::Bootstrap;
+use crate::complaints::{Complaints, Refused};
 use crate::control::{self, Sent, cost};
-use crate::dials::{Dials, Why};
+use crate::dials::Dials;
 use crate::gossip::{self, GossipId, Verdict};
-use crate::identity::{node_of, peer_of};
-use crate::limits::{
-    BOOTSTRAP_REVISIT, CLOSING_MAX, DIAL_ADDRESSES_MAX, EVENTS_MAX, FAREWELL_MAX, FAREWELL_MIN, LOOKUP,
-    MDNS_CONNECTIONS_WANTED, MDNS_NODES_MAX,
-};
+use crate::identity::peer_of;
+use crate::limits::{BOOTSTRAP_REVISIT, CLOSING_MAX, EVENTS_MAX, FAREWELL_MAX, FAREWELL_MIN, GOSSIP_UNHEARD_MAX};
 use crate::listeners::Listeners;
-use crate::place::{Host, Place, multiaddr_of, socket_addr_of};
+use crate::place::{Place, socket_addr_of};
 use crate::secure::{Fault, fault_of};
 use crate::{MeshConfig, MeshError, MeshEvent, Shared};
 use aquifer_core::{GossipMessage, NodeId};
 use libp2p::core::transport::TransportError;
 use libp2p::futures::StreamExt;
 use libp2p::multiaddr::Multiaddr;
-use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError, ListenError, Swarm, SwarmEvent};
-use libp2p::{PeerId, gossipsub, mdns, ping};
+use libp2p::swarm::{ConnectionId, ListenError, Swarm, SwarmEvent};
+use libp2p::{gossipsub, ping};
+use reach::{Lookup, Purpose};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::sleep_until;
 use tracing::{debug, info};
 
 #[derive(Debug)]
@@ -61,25 +60,10 @@ pub(crate) struct Driver {
     /// Heard of on the local network.
     nearby: BTreeMap<NodeId, BTreeSet<SocketAddr>>,
     nearby_due: Instant,
+    /// Gossip for whoever comes first, newest first.
+    unheard: VecDeque<GossipMessage>,
     complaints: Complaints,
     refused: Refused,
-}
-
-/// The resolver's answer.
-struct Lookup {
-    purpose: LookupFor,
-    found: Result<Vec<SocketAddr>, String>,
-}
-
-enum LookupFor {
-    Bootstrap(usize),
-    Node(NodeId),
-}
-
-#[derive(Clone, Copy)]
-enum Purpose {
-    Bootstrap(usize, SocketAddr),
-    Node(NodeId),
 }
 
 enum Step {
@@ -125,6 +109,7 @@ impl Driver {
             connected: BTreeMap::new(),
             nearby: BTreeMap::new(),
             nearby_due: now + BOOTSTRAP_REVISIT,
+            unheard: VecDeque::new(),
             complaints: Complaints::default(),
             refused: Refused::default(),
         })
@@ -185,7 +170,7 @@ impl Driver {
     fn on_command(&mut self, command: Command) {
         match command {
             Command::Send { to, frame } => self.send(to, frame),
-            Command::Gossip { message } => gossip::publish(&mut self.swarm.behaviour_mut().gossip, &message),
+            Command::Gossip { message } => self.gossip(message),
             Command::Verdict { id, verdict } => gossip::judge(&mut self.swarm.behaviour_mut().gossip, id, verdict),
             Command::Dial { node, addresses } => self.want(node, &addresses),
             Command::Disconnect { node } => self.disconnect(node),
@@ -205,15 +190,20 @@ impl Driver {
         }
     }
 
-    fn want(&mut self, node: NodeId, addresses: &[String]) {
-        if node == self.us || self.connected.contains_key(&node) {
-            return;
+    /// A node that has just connected has not said yet what it listens to. What is said before is
+    /// kept for it, the newest first to stay.
+    fn gossip(&mut self, message: GossipMessage) {
+        if !gossip::publish(&mut self.swarm.behaviour_mut().gossip, &message) {
+            self.unheard.truncate(GOSSIP_UNHEARD_MAX - 1);
+            self.unheard.push_front(message);
         }
-        let places: Vec<_> = addresses.iter().filter_map(|text| text.parse().ok()).take(DIAL_ADDRESSES_MAX).collect();
-        match (peer_of(node), places.is_empty()) {
-            (Some(_), false) => self.dials.want(node, places, Why::Asked, Instant::now()),
-            (Some(_), true) => self.unreachable(node.short(), "it has no address that can be dialled".to_string()),
-            (None, _) => self.unreachable(node.short(), "that is not the id of a node".to_string()),
+    }
+
+    fn gossip_again(&mut self) {
+        while let Some(message) = self.unheard.pop_back() {
+            if !gossip::publish(&mut self.swarm.behaviour_mut().gossip, &message) {
+                return self.unheard.push_back(message);
+            }
         }
     }
 
@@ -221,128 +211,6 @@ impl Driver {
         if let Some(peer) = peer_of(node) {
             self.swarm.behaviour_mut().control.end(peer);
         }
-    }
-
-    fn start_what_is_due(&mut self) {
-        let now = Instant::now();
-        if self.nearby_due <= now {
-            self.nearby_due = now + BOOTSTRAP_REVISIT;
-            self.want_nearby();
-        }
-        while let Some(target) = self.bootstrap.due(now) {
-            let place = self.bootstrap.place(target).clone();
-            self.look_up(LookupFor::Bootstrap(target), vec![place]);
-        }
-        while let Some((node, places)) = self.dials.due(now) {
-            self.look_up(LookupFor::Node(node), places);
-        }
-    }
-
-    /// Asks the resolver, where there is anything to ask.
-    fn look_up(&mut self, purpose: LookupFor, places: Vec<Place>) {
-        let known = |place: &Place| match &place.host {
-            Host::Ip(ip) => Some(SocketAddr::new(*ip, place.port)),
-            Host::Name(_) => None,
-        };
-        if let Some(found) = places.iter().map(known).collect::<Option<Vec<_>>>() {
-            return self.on_lookup(Lookup { purpose, found: Ok(found) });
-        }
-        let answers = self.lookups.0.clone();
-        tokio::spawn(async move {
-            let found = resolve_all(&places).await;
-            // An error says that the mesh has ended.
-            let _ = answers.send(Lookup { purpose, found });
-        });
-    }
-
-    fn on_lookup(&mut self, Lookup { purpose, found }: Lookup) {
-        match purpose {
-            LookupFor::Bootstrap(target) => self.dial_bootstrap(target, found),
-            LookupFor::Node(node) => self.dial_node(node, found),
-        }
-    }
-
-    fn dial_bootstrap(&mut self, target: usize, found: Result<Vec<SocketAddr>, String>) {
-        let nodes = self.connected_nodes();
-        let addresses = match self.bootstrap.on_found(target, found, &nodes, Instant::now()) {
-            Ok(addresses) => addresses,
-            Err(end) => return self.on_round(target, end),
-        };
-        for address in addresses {
-            let opts = match self.bootstrap.place(target).peer {
-                None => DialOpts::unknown_peer_id().address(multiaddr_of(address)).allocate_new_port().build(),
-                Some(peer) => dial_opts(peer, vec![address]),
-            };
-            self.dial(opts, Purpose::Bootstrap(target, address));
-        }
-    }
-
-    fn dial_node(&mut self, node: NodeId, found: Result<Vec<SocketAddr>, String>) {
-        match (found, peer_of(node)) {
-            (Ok(addresses), Some(peer)) => self.dial(dial_opts(peer, addresses), Purpose::Node(node)),
-            (Err(reason), _) => self.on_dial_end(Purpose::Node(node), DialEnd::Failed(reason)),
-            (Ok(_), None) => self.on_dial_end(Purpose::Node(node), DialEnd::Needless),
-        }
-    }
-
-    fn dial(&mut self, opts: DialOpts, purpose: Purpose) {
-        let id = opts.connection_id();
-        match self.swarm.dial(opts) {
-            Ok(()) => {
-                self.attempts.insert(id, purpose);
-            }
-            Err(error) => self.on_dial_end(purpose, words_for(&error)),
-        }
-    }
-
-    fn on_dial_end(&mut self, purpose: Purpose, end: DialEnd) {
-        match purpose {
-            Purpose::Bootstrap(target, address) => {
-                let outcome = match (end, self.bootstrap.place(target).peer.and_then(node_of)) {
-                    (DialEnd::Ourselves, _) => Ok(Who::Ourselves),
-                    (DialEnd::Needless, Some(node)) => Ok(Who::Node(node)),
-                    (DialEnd::Needless, None) => Ok(Who::Ourselves),
-                    (DialEnd::Failed(reason), _) => Err(reason),
-                };
-                self.on_bootstrap_dialed(target, address, outcome);
-            }
-            Purpose::Node(node) => match end {
-                DialEnd::Needless => self.dials.on_up(node),
-                DialEnd::Ourselves => self.on_node_failed(node, "its addresses lead back to this node".to_string()),
-                DialEnd::Failed(reason) => self.on_node_failed(node, reason),
-            },
-        }
-    }
-
-    fn on_node_failed(&mut self, node: NodeId, reason: String) {
-        match self.dials.on_failed(node, Instant::now()) {
-            Some(Why::Asked) if !self.connected.contains_key(&node) => self.unreachable(node.short(), reason),
-            Some(_) | None => debug!(node = %node.short(), reason, "not reached"),
-        }
-    }
-
-    fn on_bootstrap_dialed(&mut self, target: usize, address: SocketAddr, outcome: Result<Who, String>) {
-        let nodes = self.connected_nodes();
-        if let Some(end) = self.bootstrap.on_dialed(target, address, outcome, &nodes, Instant::now()) {
-            self.on_round(target, end);
-        }
-    }
-
-    fn on_round(&mut self, target: usize, end: Result<(), String>) {
-        let target = self.bootstrap.place(target).to_string();
-        match end {
-            Ok(()) => self.complaints.settle(&target),
-            Err(reason) => self.unreachable(target, reason),
-        }
-    }
-
-    fn unreachable(&mut self, target: String, reason: String) {
-        self.complaints.complain(&target, &reason);
-        self.waiting.push_back(MeshEvent::Unreachable { target, reason });
-    }
-
-    fn connected_nodes(&self) -> BTreeSet<NodeId> {
-        self.connected.keys().copied().collect()
     }
 
     #[expect(
@@ -376,6 +244,9 @@ impl Driver {
                 debug!(?reason, "a listener closed");
                 addresses.iter().for_each(|address| self.on_expired(address));
             }
+            SwarmEvent::ListenerError { error, .. } => {
+                self.complaints.complain("cannot accept connections", "this node", &error.to_string());
+            }
             event => debug!(?event, "swarm"),
         }
     }
@@ -399,10 +270,9 @@ impl Driver {
             control::Event::Down { node } => {
                 debug!(node = %node.short(), "disconnected");
                 let now = Instant::now();
-                if let Some(since) = self.connected.remove(&node) {
-                    self.dials.on_down(node, now - since, now);
-                }
-                self.bootstrap.on_lost(&self.connected_nodes(), now);
+                let lasted = self.connected.remove(&node).map_or(Duration::ZERO, |since| now - since);
+                self.dials.on_down(node, lasted, now);
+                self.bootstrap.on_lost(lasted, &self.connected_nodes(), now);
                 self.waiting.push_back(MeshEvent::Disconnected { node });
             }
             control::Event::Message { from, message } => {
@@ -415,8 +285,14 @@ impl Driver {
     }
 
     fn on_gossip(&mut self, event: gossipsub::Event) {
-        let gossipsub::Event::Message { propagation_source, message_id, message } = event else {
-            return debug!(?event, "gossip");
+        let (propagation_source, message_id, message) = match event {
+            gossipsub::Event::Message { propagation_source, message_id, message } => {
+                (propagation_source, message_id, message)
+            }
+            gossipsub::Event::Subscribed { .. } => return self.gossip_again(),
+            gossipsub::Event::Unsubscribed { .. }
+            | gossipsub::Event::GossipsubNotSupported { .. }
+            | gossipsub::Event::SlowPeer { .. } => return debug!(?event, "gossip"),
         };
         let Some(heard) = gossip::hear(propagation_source, &message_id, &message) else { return };
         match heard.message {
@@ -437,63 +313,6 @@ impl Driver {
                 debug!(peer = %event.peer, %error, "closing a connection that does not answer");
                 self.swarm.close_connection(event.connection);
             }
-        }
-    }
-
-    fn on_mdns(&mut self, event: mdns::Event) {
-        match event {
-            mdns::Event::Discovered(found) => {
-                for (peer, address) in found {
-                    self.on_nearby(peer, &address);
-                }
-                self.want_nearby();
-            }
-            mdns::Event::Expired(gone) => {
-                for node in gone.iter().filter_map(|(peer, _)| node_of(*peer)) {
-                    self.nearby.remove(&node);
-                }
-            }
-        }
-    }
-
-    fn on_nearby(&mut self, peer: PeerId, address: &Multiaddr) {
-        let (Some(node), Some(address)) = (node_of(peer), socket_addr_of(address)) else { return };
-        if node == self.us || (self.nearby.len() >= MDNS_NODES_MAX && !self.nearby.contains_key(&node)) {
-            return;
-        }
-        let addresses = self.nearby.entry(node).or_default();
-        if addresses.len() < DIAL_ADDRESSES_MAX && addresses.insert(address) {
-            debug!(node = %node.short(), %address, "heard of over mDNS");
-        }
-    }
-
-    fn want_nearby(&mut self) {
-        if self.connected.len() >= MDNS_CONNECTIONS_WANTED {
-            return;
-        }
-        let now = Instant::now();
-        for (node, addresses) in self.nearby.iter().filter(|(node, _)| !self.connected.contains_key(node)) {
-            let place = |address: &SocketAddr| Place { host: Host::Ip(address.ip()), port: address.port(), peer: None };
-            self.dials.want(*node, addresses.iter().map(place).collect(), Why::Heard, now);
-        }
-    }
-
-    fn on_established(&mut self, peer: PeerId, connection: ConnectionId) {
-        let Some(purpose) = self.attempts.remove(&connection) else { return };
-        match (purpose, node_of(peer)) {
-            (Purpose::Bootstrap(target, address), Some(node)) => {
-                self.on_bootstrap_dialed(target, address, Ok(Who::Node(node)));
-            }
-            (Purpose::Bootstrap(target, address), None) => {
-                self.on_bootstrap_dialed(target, address, Err("not an Aquifer agent".to_string()));
-            }
-            (Purpose::Node(node), _) => self.dials.on_up(node),
-        }
-    }
-
-    fn on_outgoing_error(&mut self, connection: ConnectionId, error: &DialError) {
-        if let Some(purpose) = self.attempts.remove(&connection) {
-            self.on_dial_end(purpose, words_for(error));
         }
     }
 
@@ -526,7 +345,7 @@ impl Driver {
 
     async fn swarm_until(&mut self, end: tokio::time::Instant, still: impl Fn(&Swarm<Behaviour>) -> bool) {
         /// Queues shrink without telling the swarm.
-        const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
+        const LOOK_AGAIN: Duration = Duration::from_millis(10);
         while still(&self.swarm) && tokio::time::Instant::now() < end {
             let again = (tokio::time::Instant::now() + LOOK_AGAIN).min(end);
             tokio::select! {
@@ -534,31 +353,6 @@ impl Driver {
                 () = sleep_until(again) => {}
             }
         }
-    }
-}
-
-/// Never from the port we listen on: two nodes that dial each other at once from there would end
-/// up with one connection on which both believe to have dialled.
-fn dial_opts(peer: PeerId, addresses: Vec<SocketAddr>) -> DialOpts {
-    DialOpts::peer_id(peer)
-        .condition(PeerCondition::DisconnectedAndNotDialing)
-        .addresses(addresses.into_iter().map(multiaddr_of).collect())
-        .allocate_new_port()
-        .build()
-}
-
-async fn resolve_all(places: &[Place]) -> Result<Vec<SocketAddr>, String> {
-    let (mut found, mut failure) = (BTreeSet::new(), None);
-    for place in places {
-        match timeout(LOOKUP, place.resolve()).await {
-            Ok(Ok(addresses)) => found.extend(addresses),
-            Ok(Err(error)) => failure = Some(format!("looking up {place}: {error}")),
-            Err(_) => failure = Some(format!("looking up {place}: no answer within {} s", LOOKUP.as_secs())),
-        }
-    }
-    match (found.is_empty(), failure) {
-        (true, Some(reason)) => Err(reason),
-        (_, _) => Ok(found.into_iter().collect()),
     }
 }
 
