@@ -480,11 +480,11 @@ impl Agent {
         self.leaving = true;
         self.input(Input::Leave);
         while let Some(output) = self.node.poll_output() {
-            match output {
-                Output::Send { to, message } => self.mesh.send(to, message),
-                Output::Gossip(message) => self.mesh.gossip(message),
-                // The rest is of no more use to a node that goes.
-                _ => {}
+            // The rest is of no more use to a node that goes.
+            if let Output::Send { to, message } = output {
+                self.mesh.send(to, message);
+            } else if let Output::Gossip(message) = output {
+                self.mesh.gossip(message);
             }
         }
         if tokio::time::timeout(LEAVE_TIME, self.mesh.clone().shutdown()).await.is_err() {

@@ -23,22 +23,17 @@ pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOp
     }
     tracing::info!("node {} ({})", config.name, config.identity.public());
     let running = agent::start(config).await?;
-    let watch = running.view.clone();
-    loop {
-        tokio::select! {
-            stopped = stop_signal() => {
-                stopped?;
-                tracing::info!("leaving the mesh");
-                running.stop().await?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            () = ended(&running) => {
-                running.ended().await?;
-                drop(watch);
-                return Ok(ExitCode::SUCCESS);
-            }
+    tokio::select! {
+        stopped = stop_signal() => {
+            stopped?;
+            tracing::info!("leaving the mesh");
+            running.stop().await?;
+        }
+        () = ended(&running) => {
+            running.ended().await?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Returns when the agent has ended by itself.

@@ -28,7 +28,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status { socket, watch, json } => status::run(config, socket, watch, json).await,
         Command::Manifest { command } => manifest::run(command),
         Command::Keygen { command } => keygen::run(command),
-        Command::Demo(args) => demo::run(args).await,
+        Command::Demo(args) => demo::run(args),
         Command::DemoEngine(args) => demo_engine::run(args),
     }
 }

@@ -56,8 +56,7 @@ fn write_text(out: &mut String, view: &View) -> std::fmt::Result {
     for c in &view.channels {
         let manifest = if c.manifest.is_empty() { "no release heard".into() } else { short(&c.manifest) };
         write!(out, "\nchannel {}  release {}  {manifest}  {}", c.channel, c.seq, c.state)?;
-        if c.chunks_wanted > 0 {
-            let share = c.chunks_have * 100 / c.chunks_wanted;
+        if let Some(share) = (c.chunks_have * 100).checked_div(c.chunks_wanted) {
             let (have, wanted) = (units::bytes(c.bytes_have), units::bytes(c.bytes_wanted));
             write!(out, "  {} {have} of {wanted}", bar(share))?;
         }

@@ -34,7 +34,7 @@ pub(super) struct Site {
     pub(super) trust: String,
 }
 
-pub(crate) async fn run(args: Demo) -> Result<ExitCode> {
+pub(crate) fn run(args: Demo) -> Result<ExitCode> {
     let temporary = tempfile::Builder::new().prefix("aquifer-demo-").tempdir().context("cannot make a directory")?;
     let dir = temporary.path().to_path_buf();
     if args.keep {
@@ -43,7 +43,7 @@ pub(crate) async fn run(args: Demo) -> Result<ExitCode> {
         eprintln!("working directory: {}", dir.display());
         return demo(&args, &dir);
     }
-    let result = tokio::task::block_in_place(|| demo(&args, &dir));
+    let result = demo(&args, &dir);
     drop(temporary);
     result
 }
