@@ -6,4 +6,6 @@
 
 mod crashes;
 mod joining;
+mod lies;
+mod releases;
 mod site;

@@ -75,9 +75,24 @@ impl Checkpoint {
         found.fold((0, 0), |(count, bytes), (chunk, _)| (count + 1, bytes + u64::from(chunk.len)))
     }
 
+    /// Its distinct chunks, and the length of each.
+    pub(crate) fn chunks(&self) -> BTreeMap<String, u64> {
+        let layout = self.published().layout;
+        layout.chunks.iter().map(|c| (c.hash.to_string(), u64::from(c.len))).collect()
+    }
+
     /// Bytes of its distinct chunks: what a node that has nothing must fetch.
     pub(crate) fn distinct_bytes(&self) -> u64 {
-        self.published().layout.chunks.iter().map(|c| u64::from(c.len)).sum()
+        self.chunks().values().sum()
+    }
+
+    /// How many of them do not lie in the file of that name alone.
+    pub(crate) fn chunks_outside(&self, name: &str) -> u64 {
+        let published = self.published();
+        let files = published.manifest.files().iter().zip(&published.layout.files);
+        let others = files.filter(|(file, _)| file.path != name);
+        let chunks: BTreeSet<u32> = others.flat_map(|(_, extents)| extents).map(|e| e.chunk).collect();
+        chunks.len() as u64
     }
 
     /// Bytes of the distinct chunks of its tensors: what an engine that has nothing must be given.

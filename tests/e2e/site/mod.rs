@@ -1,16 +1,20 @@
 //! One test's world: a directory, keys, and the processes started in it.
 
 mod checkpoint;
+mod member;
+mod own_engine;
 mod process;
 mod programs;
 mod proxy;
 mod status;
 
 pub(crate) use checkpoint::{Checkpoint, files_in, stored_chunks};
+pub(crate) use member::Member;
+pub(crate) use own_engine::{OwnEngine, Told};
 pub(crate) use process::Process;
-pub(crate) use programs::{Agent, Engine, Launch, Publisher};
+pub(crate) use programs::{Agent, Publisher};
 pub(crate) use proxy::Proxy;
-pub(crate) use status::{ChannelStatus, Status};
+pub(crate) use status::Status;
 
 use aquifer_core::PublisherSecret;
 use std::cell::Cell;

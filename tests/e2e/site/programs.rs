@@ -163,7 +163,13 @@ impl<'s> Launch<'s> {
 
     /// Starts a publisher; returns once it has published.
     pub(crate) fn publisher(self) -> Publisher {
-        let process = self.process();
+        Publisher::of(self.process())
+    }
+}
+
+impl Publisher {
+    /// Waits until the process has published.
+    pub(crate) fn of(process: Process) -> Self {
         let hashed = process.next_event(&["hashed"]);
         let published = process.next_event(&["published"]);
         let text = |value: &Value| value.as_str().expect("a text").to_string();
