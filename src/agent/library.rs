@@ -8,7 +8,7 @@ use aquifer_core::{
     ChannelName, ChunkSet, Layout, Manifest, ManifestHash, NodeId, PeerMessage, PublisherKey, Release, SignedRelease,
 };
 use aquifer_engine::protocol::{Event as EngineNews, ReleaseInfo};
-use aquifer_memory::{FileTree, Published, Span};
+use aquifer_memory::{FileTree, Published, Span, StoreError};
 use aquifer_proto::Input;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,7 +89,8 @@ impl Agent {
         Ok(())
     }
 
-    pub(super) fn on_manifest_fetched(&mut self, manifest: ManifestHash, bytes: Vec<u8>) {
+    /// Fails only for a pull, which has nothing else to go on with.
+    pub(super) fn on_manifest_fetched(&mut self, manifest: ManifestHash, bytes: Vec<u8>) -> Result<()> {
         if let Some(state) = &self.state
             && let Err(error) = state.save_manifest(&manifest, &bytes)
         {
@@ -98,12 +99,16 @@ impl Agent {
         let of = |c: &Channel| c.release.as_ref().is_some_and(|(r, _)| r.manifest == manifest);
         let channel = self.channels.iter().find(|(_, c)| of(c)).map(|(name, _)| name.clone());
         if let Err(error) = self.load(channel.clone(), manifest, bytes, None) {
+            if self.pull.is_some() {
+                return Err(error);
+            }
             let problem = format!("{error:#}");
             tracing::warn!("manifest {}: {problem}", manifest.short());
             if let Some(channel) = channel.and_then(|c| self.channels.get_mut(&c)) {
                 channel.problem = Some(problem);
             }
         }
+        Ok(())
     }
 
     pub(super) fn send_manifest(&mut self, to: NodeId, manifest: ManifestHash, offset: u64) {
@@ -148,10 +153,10 @@ impl Agent {
         };
         self.manifests.insert(hash, loaded);
         self.input(Input::ManifestLoaded { channel: for_swarm, manifest: hash, chunk_bytes });
-        if pulls {
-            self.open_tree(hash)?;
+        match pulls {
+            true => self.turn_tree_to(hash)?,
+            false => self.start_check(hash),
         }
-        self.start_check(hash);
         Ok(())
     }
 
@@ -438,12 +443,39 @@ impl Agent {
         }
     }
 
-    fn open_tree(&mut self, hash: ManifestHash) -> Result<()> {
+    /// Makes `hash` the release whose files are rebuilt. An older tree keeps its chunks on disk,
+    /// where the new one finds them.
+    fn turn_tree_to(&mut self, hash: ManifestHash) -> Result<()> {
+        if self.tree.is_none() && self.tree_awaited.is_none() {
+            return Ok(self.open_tree(hash)?);
+        }
+        // Reads and jobs of the older tree hold it, and with it the directory's lock: they are
+        // called off, and their end is waited for.
+        self.tree_awaited = Some(hash);
+        if let Some(Tree { manifest, .. }) = self.tree.take() {
+            self.refresh_wants(manifest);
+            self.refresh_held(manifest);
+        }
+        Ok(())
+    }
+
+    /// Opens the tree that waits for its predecessor to be gone, once it is.
+    pub(super) fn open_awaited_tree(&mut self) -> Result<()> {
+        let Some(hash) = self.tree_awaited else { return Ok(()) };
+        match self.open_tree(hash) {
+            Err(StoreError::Locked { .. }) => Ok(()),
+            opened => {
+                self.tree_awaited = None;
+                Ok(opened?)
+            }
+        }
+    }
+
+    fn open_tree(&mut self, hash: ManifestHash) -> Result<(), StoreError> {
         let (Some(pull), Some(loaded)) = (&self.pull, self.manifests.get(&hash)) else { return Ok(()) };
-        // An older tree keeps its chunks on disk, where the new one finds them.
-        self.tree = None;
         let files = FileTree::open(&pull.dir, &loaded.manifest, &loaded.layout)?;
         self.tree = Some(Tree { manifest: hash, files: Arc::new(files) });
+        self.start_check(hash);
         Ok(())
     }
 }

@@ -161,6 +161,8 @@ struct Agent {
     memory: MemoryStore,
     disk: Option<DiskStore>,
     tree: Option<Tree>,
+    /// The manifest whose tree is opened once nothing holds the one before.
+    tree_awaited: Option<ManifestHash>,
     pull: Option<Pull>,
     publication: Option<Publication>,
     channels: BTreeMap<ChannelName, library::Channel>,
@@ -278,6 +280,7 @@ impl Agent {
             memory: MemoryStore::new(config.memory_bytes),
             disk,
             tree: None,
+            tree_awaited: None,
             pull: config.pull,
             publication,
             channels,
@@ -338,7 +341,10 @@ impl Agent {
                 let now = self.now();
                 self.node.handle_timeout(now);
             }
-            Event::View => self.renew_view(),
+            Event::View => {
+                self.open_awaited_tree()?;
+                self.renew_view();
+            }
             Event::Stop => self.ended = Some(Ended::Stopped),
         }
         Ok(())
@@ -373,7 +379,7 @@ impl Agent {
             Output::Read { op, peer, manifest, lease, chunk } => self.start_read(op, peer, manifest, lease, chunk),
             Output::CancelRead { op } => self.cancel_read(op),
             Output::ReleaseAccepted { signed, release } => self.on_release(signed, release)?,
-            Output::ManifestFetched { manifest, bytes } => self.on_manifest_fetched(manifest, bytes),
+            Output::ManifestFetched { manifest, bytes } => self.on_manifest_fetched(manifest, bytes)?,
             Output::ManifestAsked { to, manifest, offset } => self.send_manifest(to, manifest, offset),
             Output::Hydrated { manifest } => self.on_hydrated(manifest),
             Output::Recheck { manifest, chunk, reader } => self.recheck(manifest, chunk, reader),
