@@ -123,7 +123,7 @@ fn three_publishers_on_three_channels() {
     let begun: Vec<_> = (0..3)
         .map(|i| {
             let launch = site.publish(&format!("publisher-of-{i}"), &checkpoints[i].dir).channels(&[CHANNELS[i]]);
-            launch.flag("--publisher-key", &keys[i].0).peer(&of_all.address).process()
+            launch.publisher_key(&keys[i].0).peer(&of_all.address).process()
         })
         .collect();
     let publishers: Vec<Publisher> = begun.into_iter().map(Publisher::of).collect();

@@ -14,6 +14,7 @@ pub(crate) struct Launch<'s> {
     flags: Vec<OsString>,
     channels: Vec<String>,
     trust: Option<String>,
+    publisher_key: PathBuf,
     mesh_key: PathBuf,
     data_listen: String,
     state: Option<PathBuf>,
@@ -48,8 +49,7 @@ impl Site {
     }
 
     pub(crate) fn publish(&self, name: &str, checkpoint: &Path) -> Launch<'_> {
-        let launch = Launch::new(self, name, &["publish".as_ref(), checkpoint.as_os_str(), "--json".as_ref()]);
-        launch.flag("--publisher-key", self.publisher_key())
+        Launch::new(self, name, &["publish".as_ref(), checkpoint.as_os_str(), "--json".as_ref()])
     }
 
     /// A pull of the channel's newest release to `dir`.
@@ -68,6 +68,7 @@ impl<'s> Launch<'s> {
             flags: Vec::new(),
             channels: vec![CHANNEL.to_string()],
             trust: Some(site.publisher_secret().public().to_string()),
+            publisher_key: site.publisher_key().to_path_buf(),
             mesh_key: site.mesh_key().to_path_buf(),
             data_listen: "127.0.0.1:0".to_string(),
             state: None,
@@ -92,6 +93,11 @@ impl<'s> Launch<'s> {
     /// Trusts nobody but whom later flags name.
     pub(crate) fn distrustful(mut self) -> Self {
         self.trust = None;
+        self
+    }
+
+    pub(crate) fn publisher_key(mut self, path: &Path) -> Self {
+        self.publisher_key = path.to_path_buf();
         self
     }
 
@@ -126,8 +132,10 @@ impl<'s> Launch<'s> {
         }
         all.extend(["--name", &self.name, "--listen", "127.0.0.1:0", "--data-listen", &self.data_listen].map(Into::into));
         all.extend(["--mesh-key".into(), self.mesh_key.clone().into()]);
-        if let Some(trust) = self.trust.as_ref().filter(|_| kind != "publish") {
-            all.extend(["--trust".into(), trust.into()]);
+        match (kind.as_str(), &self.trust) {
+            ("publish", _) => all.extend(["--publisher-key".into(), self.publisher_key.clone().into()]),
+            (_, Some(trust)) => all.extend(["--trust".into(), trust.into()]),
+            (_, None) => {}
         }
         if kind == "agent" {
             all.extend(["--socket".into(), self.socket.clone().into()]);
