@@ -16,7 +16,7 @@ pub(crate) mod view;
 
 use crate::state::StateDir;
 use anyhow::{Context, Result};
-use aquifer_core::{ChannelName, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time};
+use aquifer_core::{ChannelName, ChunkHash, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time};
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
@@ -168,6 +168,8 @@ struct Agent {
     channels: BTreeMap<ChannelName, library::Channel>,
     manifests: BTreeMap<ManifestHash, Loaded>,
     reads: BTreeMap<OpId, Read>,
+    /// Chunks that `reads` are after: each is fetched once, also where releases share it.
+    reading: BTreeSet<ChunkHash>,
     /// How to reach each holder's data plane: its latest grant's ticket, and its address.
     access: BTreeMap<NodeId, aquifer_core::Access>,
     addresses: BTreeMap<NodeId, IpAddr>,
@@ -286,6 +288,7 @@ impl Agent {
             channels,
             manifests: BTreeMap::new(),
             reads: BTreeMap::new(),
+            reading: BTreeSet::new(),
             access: BTreeMap::new(),
             addresses: BTreeMap::new(),
             tokens: BTreeMap::new(),
