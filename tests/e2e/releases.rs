@@ -187,3 +187,31 @@ fn a_release_superseded_while_it_is_pulled() {
     second.assert_equals(&dir);
     assert_eq!(proxy.passed(), 6 * MIB, "the first release is still where it was");
 }
+
+/// Two engines of one node, on two channels whose checkpoints share most of their weights, hydrate
+/// at once: what both need is fetched once, and reaches both.
+#[test]
+fn two_channels_that_share_weights() {
+    let site = Site::new();
+    let base = site.checkpoint("base", 8 * MIB, 1);
+    let (tuned, _) = base.changed(&site, "tuned", 5);
+    let (first, second) = (Proxy::new(), Proxy::new());
+    [&first, &second].iter().for_each(|proxy| proxy.allow(0));
+    let publisher = site.publish("publisher", &base.dir).channels(&["base"]).behind(&first).publisher();
+    let launch = site.publish("publisher-2", &tuned.dir).channels(&["tuned"]).behind(&second);
+    let other = launch.peer(&publisher.address).publisher();
+    let agent = site.agent("a").channels(&["base", "tuned"]).peer(&publisher.address).agent();
+    let mut engines = ["base", "tuned"].map(|channel| agent.engine_on(&site, &format!("engine-{channel}"), channel));
+    agent.until("both engines wait", |s| {
+        s.engines.len() == 2 && s.engines.iter().all(|e| e.phase == "hydrating" && e.chunks_done == 0)
+    });
+    [&first, &second].iter().for_each(|proxy| proxy.allow_all());
+
+    engines[0].until_serves(&publisher.manifest);
+    engines[1].until_serves(&other.manifest);
+    engines[0].assert_holds(&base);
+    engines[1].assert_holds(&tuned);
+    let mut chunks = base.tensor_chunks();
+    chunks.extend(tuned.tensor_chunks());
+    assert_eq!(agent.status().traffic.bytes_in, chunks.values().sum::<u64>(), "what is shared is fetched once");
+}

@@ -97,9 +97,14 @@ impl Checkpoint {
 
     /// Bytes of the distinct chunks of its tensors: what an engine that has nothing must be given.
     pub(crate) fn tensor_bytes(&self) -> u64 {
+        self.tensor_chunks().values().sum()
+    }
+
+    /// The distinct chunks of its tensors, and the length of each.
+    pub(crate) fn tensor_chunks(&self) -> BTreeMap<String, u64> {
         let layout = self.published().layout;
-        let chunks: BTreeSet<u32> = layout.tensors.iter().flatten().map(|extent| extent.chunk).collect();
-        chunks.into_iter().map(|chunk| u64::from(layout.chunk(chunk).len)).sum()
+        let chunks = layout.tensors.iter().flatten().map(|extent| layout.chunk(extent.chunk));
+        chunks.map(|c| (c.hash.to_string(), u64::from(c.len))).collect()
     }
 
     fn published(&self) -> Published {
