@@ -330,6 +330,8 @@ impl Agent {
             self.apply(event)?;
         }
         drop(received);
+        // Whoever waits for the end reports the figures of the end.
+        self.show();
         self.leave().await;
         Ok(self.ended.take().unwrap_or(Ended::Stopped))
     }
