@@ -102,8 +102,15 @@ impl Checkpoint {
 
     /// The distinct chunks of its tensors, and the length of each.
     pub(crate) fn tensor_chunks(&self) -> BTreeMap<String, u64> {
-        let layout = self.published().layout;
-        let chunks = layout.tensors.iter().flatten().map(|extent| layout.chunk(extent.chunk));
+        self.tensor_chunks_of(|_| true)
+    }
+
+    /// The same, of the tensors that `wanted` picks by name.
+    pub(crate) fn tensor_chunks_of(&self, wanted: impl Fn(&str) -> bool) -> BTreeMap<String, u64> {
+        let Published { manifest, layout, .. } = self.published();
+        let tensors = manifest.tensors().iter().zip(&layout.tensors);
+        let extents = tensors.filter(|(tensor, _)| wanted(&tensor.name)).flat_map(|(_, extents)| extents);
+        let chunks = extents.map(|extent| layout.chunk(extent.chunk));
         chunks.map(|c| (c.hash.to_string(), u64::from(c.len))).collect()
     }
 
