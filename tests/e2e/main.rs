@@ -6,6 +6,9 @@
 
 mod crashes;
 mod joining;
+mod keys;
 mod lies;
+mod noise;
+mod refusals;
 mod releases;
 mod site;

@@ -13,11 +13,12 @@ pub(crate) use member::Member;
 pub(crate) use own_engine::{OwnEngine, Told};
 pub(crate) use process::Process;
 pub(crate) use programs::{Agent, Publisher};
-pub(crate) use proxy::Proxy;
+pub(crate) use proxy::{Proxy, free_address};
 pub(crate) use status::Status;
 
 use aquifer_core::PublisherSecret;
 use std::cell::Cell;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -92,7 +93,7 @@ impl Site {
 
     /// Runs the program to its end.
     pub(crate) fn run(&self, arguments: impl FnOnce(&mut Command) -> &mut Command) -> Ended {
-        let mut command = program();
+        let mut command = program(&[]);
         let output = arguments(&mut command).stdin(Stdio::null()).output().expect("the program starts");
         Ended {
             code: output.status.code(),
@@ -129,8 +130,11 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// The program under test, deaf to whatever this machine's user configured.
-fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
+fn program(wrapper: &[OsString]) -> Command {
+    let mut words = wrapper.to_vec();
+    words.push(env!("CARGO_BIN_EXE_aquifer").into());
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AQUIFER_")) {
         command.env_remove(name);
     }

@@ -25,12 +25,17 @@ pub(crate) struct Process {
 impl Process {
     /// Starts the program. Its error stream is appended to `NAME.log`.
     pub(crate) fn start(site: &Site, name: &str, arguments: &[OsString]) -> Self {
+        Self::start_inside(site, name, &[], arguments)
+    }
+
+    /// The same, started by another command that becomes the program.
+    pub(crate) fn start_inside(site: &Site, name: &str, wrapper: &[OsString], arguments: &[OsString]) -> Self {
         let log = site.path(&format!("{name}.log"));
         let mut errors = OpenOptions::new().create(true).append(true).open(&log).expect("a log file");
         let words: Vec<_> = arguments.iter().map(|a| a.to_string_lossy()).collect();
         writeln!(errors, "$ aquifer {}", words.join(" ")).expect("a first line");
         let log_begin = errors.metadata().expect("its length").len();
-        let mut command = program();
+        let mut command = program(wrapper);
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors);
         let mut child = command.spawn().expect("the program starts");
         let (input, output) = (child.stdin.take(), child.stdout.take().expect("a pipe"));

@@ -16,7 +16,9 @@ pub(crate) struct Launch<'s> {
     trust: Option<String>,
     publisher_key: PathBuf,
     mesh_key: PathBuf,
+    listen: String,
     data_listen: String,
+    wrapper: Vec<OsString>,
     state: Option<PathBuf>,
     socket: PathBuf,
 }
@@ -70,7 +72,9 @@ impl<'s> Launch<'s> {
             trust: Some(site.publisher_secret().public().to_string()),
             publisher_key: site.publisher_key().to_path_buf(),
             mesh_key: site.mesh_key().to_path_buf(),
+            listen: "127.0.0.1:0".to_string(),
             data_listen: "127.0.0.1:0".to_string(),
+            wrapper: Vec::new(),
             state: None,
             socket: site.path(&format!("{name}.sock")),
         }
@@ -112,6 +116,17 @@ impl<'s> Launch<'s> {
         self.flag("--data-advertise", proxy.address().to_string())
     }
 
+    pub(crate) fn listen(mut self, address: &str) -> Self {
+        self.listen = address.to_string();
+        self
+    }
+
+    /// Lets this command, whose arguments end with the program's, start the program.
+    pub(crate) fn inside(mut self, wrapper: Vec<OsString>) -> Self {
+        self.wrapper = wrapper;
+        self
+    }
+
     pub(crate) fn state(mut self, path: PathBuf) -> Self {
         self.state = Some(path);
         self
@@ -130,7 +145,7 @@ impl<'s> Launch<'s> {
             "pull" => all.insert(1, self.channels[0].clone().into()),
             _ => self.channels.iter().for_each(|c| all.extend(["--channel".into(), c.into()])),
         }
-        all.extend(["--name", &self.name, "--listen", "127.0.0.1:0", "--data-listen", &self.data_listen].map(Into::into));
+        all.extend(["--name", &self.name, "--listen", &self.listen, "--data-listen", &self.data_listen].map(Into::into));
         all.extend(["--mesh-key".into(), self.mesh_key.clone().into()]);
         match (kind.as_str(), &self.trust) {
             ("publish", _) => all.extend(["--publisher-key".into(), self.publisher_key.clone().into()]),
@@ -148,7 +163,7 @@ impl<'s> Launch<'s> {
     }
 
     pub(crate) fn process(self) -> Process {
-        Process::start(self.site, &self.name, &self.arguments())
+        Process::start_inside(self.site, &self.name, &self.wrapper, &self.arguments())
     }
 
     /// Runs it to its end.

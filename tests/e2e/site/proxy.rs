@@ -39,7 +39,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port for a proxy");
         let address = listener.local_addr().expect("its address");
         let valve = Mutex::new(Valve { allowed: u64::MAX, passed: 0, lies: false });
-        let wire = Arc::new(Wire { target: own_address(), valve, turned: Condvar::new() });
+        let wire = Arc::new(Wire { target: free_address(), valve, turned: Condvar::new() });
         let accepting = wire.clone();
         std::thread::spawn(move || {
             for reader in listener.incoming().map_while(Result::ok) {
@@ -159,9 +159,9 @@ impl Wire {
     }
 }
 
-/// All of 127/8 is this machine. An address made of the process's id is nobody else's, so any port
-/// of it is free; proxies of one process count ports.
-fn own_address() -> SocketAddr {
+/// A place to listen at that is nobody else's: all of 127/8 is this machine, and the address is made
+/// of this process's id, so that only this process counts its ports.
+pub(crate) fn free_address() -> SocketAddr {
     static NEXT_PORT: AtomicU16 = AtomicU16::new(7402);
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     SocketAddr::from(([127, high | 0x80, middle, low], NEXT_PORT.fetch_add(1, Ordering::Relaxed)))

@@ -6,6 +6,7 @@ use serde::Deserialize;
 pub(crate) struct Status {
     pub(crate) node: String,
     pub(crate) addresses: Vec<String>,
+    pub(crate) data_endpoint: String,
     pub(crate) channels: Vec<ChannelStatus>,
     pub(crate) engines: Vec<EngineStatus>,
     pub(crate) peers: Vec<PeerStatus>,
