@@ -16,7 +16,9 @@ pub(crate) mod view;
 
 use crate::state::StateDir;
 use anyhow::{Context, Result};
-use aquifer_core::{ChannelName, ChunkHash, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time};
+use aquifer_core::{
+    ChannelName, ChunkHash, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time,
+};
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};

@@ -158,7 +158,8 @@ fn an_agent_killed_while_it_applies_a_release() {
     engine.assert_holds(&second);
     assert!(engine.is_told_nothing());
     let traffic = agent.until("says so", |s| s.engines.iter().any(|e| e.ready)).traffic;
-    let missing = second.tensor_chunks_of(|name| spoilt.contains(&name) || first.tensors()[name] != second.tensors()[name]);
+    let missing =
+        second.tensor_chunks_of(|name| spoilt.contains(&name) || first.tensors()[name] != second.tensors()[name]);
     assert_eq!(traffic.bytes_in, missing.values().sum::<u64>());
     assert!(traffic.bytes_in > changed_bytes, "spoilt tensors are fetched besides those that changed");
     assert_eq!(traffic.chunks_found + traffic.chunks_verified, second.tensor_chunks().len() as u64);

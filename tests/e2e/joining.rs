@@ -105,7 +105,8 @@ fn a_clock_that_went_back() {
         let agent = site.agent("a").flag("--hold", "all").peer(&publisher.address).agent();
         agent.until_holds(&publisher.manifest);
         let whole = |s: &crate::site::Status| {
-            s.peer("a").is_some_and(|p| p.connected && p.channels.iter().any(|(_, _, have, want)| have == want && *want > 0))
+            s.peer("a")
+                .is_some_and(|p| p.connected && p.channels.iter().any(|(_, _, have, want)| have == want && *want > 0))
         };
         let node = other.until("hears of it", whole).peer("a").map(|p| p.node.clone());
         assert_eq!(*known.get_or_insert(node.clone()), node);

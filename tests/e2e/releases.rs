@@ -1,9 +1,7 @@
 //! What counts as a release, and what follows from one.
 
 use crate::site::{CHANNEL, Checkpoint, Member, Proxy, Publisher, Site, Status, stored_chunks, until};
-use aquifer_core::{
-    GossipMessage, ManifestHash, NodeId, PeerMessage, PublisherSecret, Release, SignedRelease,
-};
+use aquifer_core::{GossipMessage, ManifestHash, NodeId, PeerMessage, PublisherSecret, Release, SignedRelease};
 use std::collections::BTreeMap;
 
 const MIB: u64 = 1 << 20;

@@ -1,7 +1,7 @@
 //! An engine inside the test: its memory can be looked at and spoilt, and it pauses for as long as
 //! the test likes.
 
-use super::{CHANNEL, Agent, Checkpoint, PATIENCE};
+use super::{Agent, CHANNEL, Checkpoint, PATIENCE};
 use aquifer_engine::{BindingSpec, EngineClient, ReleaseInfo, Stopper, Switch, TensorInfo, layout_for};
 use aquifer_memory::{Mapping, Span};
 use std::collections::BTreeMap;

@@ -148,7 +148,9 @@ impl<'s> Launch<'s> {
             "pull" => all.insert(1, self.channels[0].clone().into()),
             _ => self.channels.iter().for_each(|c| all.extend(["--channel".into(), c.into()])),
         }
-        all.extend(["--name", &self.name, "--listen", &self.listen, "--data-listen", &self.data_listen].map(Into::into));
+        all.extend(
+            ["--name", &self.name, "--listen", &self.listen, "--data-listen", &self.data_listen].map(Into::into),
+        );
         all.extend(["--mesh-key".into(), self.mesh_key.clone().into()]);
         match (kind.as_str(), &self.trust) {
             ("publish", _) => all.extend(["--publisher-key".into(), self.publisher_key.clone().into()]),
