@@ -7,6 +7,7 @@ use aquifer_core::{NodeId, SignedStatus, Status, Time};
 use rand::Rng;
 use rand::rngs::SmallRng;
 use rand::seq::{IteratorRandom, SliceRandom};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ pub(crate) struct Members {
 pub(crate) enum Heard {
     /// A newer record of a member, or of a newcomer.
     News(NodeId),
+    /// The newest record we know of the node, once more. Whoever brought it another way may not
+    /// have told the others.
+    Known,
     OldNews,
     Refused(StatusError),
 }
@@ -84,8 +88,10 @@ impl Members {
         }
         let known = self.members.get(&node).map(|m| (m.status.incarnation, m.status.seq));
         let buried = self.gone.get(&node).map(|(order, _)| *order);
-        if known.max(buried).is_some_and(|known| known >= order) {
-            return Heard::OldNews;
+        match known.max(buried).map(|known| known.cmp(&order)) {
+            Some(Ordering::Greater) => return Heard::OldNews,
+            Some(Ordering::Equal) => return Heard::Known,
+            Some(Ordering::Less) | None => {}
         }
         if status.leaving {
             self.bury(node, order, now, true, notices);
@@ -186,6 +192,8 @@ mod tests {
         assert!(hear(&mut members, Time::ZERO, record(1, 5, 2, false), S));
         assert!(!hear(&mut members, Time::ZERO, record(1, 5, 2, false), S));
         assert!(!hear(&mut members, Time::ZERO, record(1, 4, 9, false), S));
+        let again = members.on_status(Time::ZERO, record(1, 5, 2, false), S, &mut Vec::new());
+        assert_eq!(again, Heard::Known, "others may not know it yet");
         assert!(hear(&mut members, Time::ZERO, record(1, 6, 0, false), S));
         assert_eq!(members.iter().count(), 1);
     }

@@ -295,6 +295,8 @@ impl Node {
                 self.on_member_news(now, node);
                 Verdict::Accept
             }
+            // A goodbye is told to neighbours directly, and may overtake its own gossip.
+            StatusHeard::Known => Verdict::Accept,
             StatusHeard::OldNews => Verdict::Ignore,
             StatusHeard::Refused(error) => {
                 self.out.push_back(Output::Notice(Notice::StatusRejected { via, detail: error.to_string() }));
