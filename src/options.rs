@@ -25,7 +25,7 @@ pub(crate) struct NodeOptions {
     /// Where to listen for the mesh [default: 0.0.0.0:7401 for an agent, else any port]
     #[arg(long, env = "AQUIFER_LISTEN", value_name = "ADDRESS", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) listen: Vec<String>,
-    /// Addresses to tell others instead of those found, as multiaddresses
+    /// Addresses to tell others besides those found: host:port, or a multiaddress. May be repeated
     #[arg(long, env = "AQUIFER_EXTERNAL", value_name = "ADDRESS", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) external: Vec<String>,
     /// Find nodes on the local network by multicast DNS
