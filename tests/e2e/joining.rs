@@ -1,6 +1,6 @@
 //! Nodes that come, go, and come back elsewhere.
 
-use crate::site::{Site, free_address, stored_chunks, until};
+use crate::site::{Member, Site, free_address, stored_chunks, until};
 use std::fs;
 use std::time::Instant;
 
@@ -68,7 +68,8 @@ fn an_agent_that_comes_back_elsewhere() {
     }
 }
 
-/// Leaving is announced: the others drop the node at once, and do not wait for its silence.
+/// Leaving is announced: the others drop the node at once, and do not wait for its silence. Also
+/// those hear of it that can hear of it through others only.
 #[test]
 fn leaving_announces_itself() {
     let site = Site::new();
@@ -76,9 +77,15 @@ fn leaving_announces_itself() {
     let b = site.agent("b").peer(&a.address).agent();
     let c = site.agent("c").peer(&a.address).agent();
     for (agent, others) in [(&a, ["b", "c"]), (&b, ["a", "c"]), (&c, ["a", "b"])] {
-        agent.until("sees all", |s| others.iter().all(|other| s.peer(other).is_some()));
+        agent.until("sees all", |s| others.iter().all(|other| s.peer(other).is_some_and(|p| p.connected)));
     }
+    // It tells nobody its address, so nobody but the one it joined through is connected to it.
+    let listener = Member::join(&site, 55, &[&a.address], true);
+    let node = b.status().node;
+    listener.until_hears_gossip("b is there", |status| status.node.to_string() == node && !status.leaving);
+
     assert!(b.process.terminate().success());
+    listener.until_hears_gossip("b leaves", |status| status.node.to_string() == node && status.leaving);
     for agent in [&a, &c] {
         agent.until("has dropped it", |s| s.peer("b").is_none());
         assert_eq!(agent.process.log_lines_with(") left").len(), 1, "{}", agent.process.log());

@@ -121,20 +121,16 @@ fn a_member_that_talks_nonsense() {
     }
     // Messages are heard in order: this one's answer says that all were.
     member.send(node, PeerMessage::ManifestAsk { manifest: real, offset: 0 });
-    member.until_hears("an answer to the last of it", |from, message| match message {
-        PeerMessage::ManifestPiece { manifest, offset: 0, bytes, .. } => {
-            (*from == node && *manifest == real && !bytes.is_empty()).then_some(())
-        }
-        _ => None,
+    member.until_hears("an answer to the last of it", |from, message| {
+        let PeerMessage::ManifestPiece { manifest, offset: 0, bytes, .. } = message else { return false };
+        *from == node && *manifest == real && !bytes.is_empty()
     });
     // Asked for its chunks in earnest, it still grants them.
     let (wanted, have) = (ChunkSet::full(chunks), ChunkSet::empty(chunks));
     member.send(node, PeerMessage::Ask { manifest: real, wanted, have, credits: 4 });
-    member.until_hears("a grant", |from, message| match message {
-        PeerMessage::Grant { manifest, chunks, .. } => {
-            (*from == node && *manifest == real && !chunks.is_empty()).then_some(())
-        }
-        _ => None,
+    member.until_hears("a grant", |from, message| {
+        let PeerMessage::Grant { manifest, chunks, .. } = message else { return false };
+        *from == node && *manifest == real && !chunks.is_empty()
     });
     publisher.process.kill();
     let late = site.agent("late").flag("--hold", "all").peer(&agent.address).agent();

@@ -1,7 +1,7 @@
 //! A member of the mesh that holds the right key and no good intentions.
 
 use super::{Site, until};
-use aquifer_core::{GossipMessage, NodeId, NodeSecret, PeerMessage};
+use aquifer_core::{GossipMessage, NodeId, NodeSecret, PeerMessage, Status};
 use aquifer_mesh::{Mesh, MeshConfig, MeshEvent};
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,6 +19,7 @@ pub(crate) struct Member {
 struct Heard {
     connected: BTreeSet<NodeId>,
     messages: Vec<(NodeId, PeerMessage)>,
+    statuses: Vec<Status>,
 }
 
 impl Member {
@@ -67,9 +68,14 @@ impl Member {
         self.mesh.gossip(message);
     }
 
-    /// What it was sent, that `wanted` picks.
-    pub(crate) fn until_hears<T>(&self, what: &str, wanted: impl Fn(&NodeId, &PeerMessage) -> Option<T>) -> T {
-        until(what, || self.heard(|h| h.messages.iter().find_map(|(from, message)| wanted(from, message))))
+    /// Waits until it was sent something that `wanted` picks.
+    pub(crate) fn until_hears(&self, what: &str, wanted: impl Fn(&NodeId, &PeerMessage) -> bool) {
+        until(what, || self.heard(|h| h.messages.iter().any(|(from, message)| wanted(from, message))).then_some(()));
+    }
+
+    /// Waits until a status record reached it by gossip that `wanted` picks.
+    pub(crate) fn until_hears_gossip(&self, what: &str, wanted: impl Fn(&Status) -> bool) {
+        until(what, || self.heard(|h| h.statuses.iter().any(&wanted)).then_some(()));
     }
 
     fn heard<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
@@ -84,6 +90,7 @@ impl Heard {
             MeshEvent::Connected { node, .. } => drop(self.connected.insert(node)),
             MeshEvent::Disconnected { node } => drop(self.connected.remove(&node)),
             MeshEvent::Message { from, message } => self.messages.push((from, message)),
+            MeshEvent::Gossip { message: GossipMessage::Status(signed), .. } => self.statuses.extend(signed.open()),
             _ => {}
         }
     }

@@ -116,22 +116,9 @@ impl Process {
 
     /// Asks it to leave, and waits until it has.
     pub(crate) fn terminate(&self) -> ExitStatus {
-        self.signal(Signal::TERM);
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, Signal::TERM).expect("it can be signalled");
         self.ended()
-    }
-
-    /// Stops it where it is, until [`Process::go_on`].
-    pub(crate) fn freeze(&self) {
-        self.signal(Signal::STOP);
-        let stat = format!("/proc/{}/stat", self.pid());
-        super::until(&format!("{} stands still", self.name), || {
-            let text = fs::read_to_string(&stat).ok()?;
-            text.rsplit_once(')')?.1.trim_start().starts_with('T').then_some(())
-        });
-    }
-
-    pub(crate) fn go_on(&self) {
-        self.signal(Signal::CONT);
     }
 
     /// Memory it keeps resident, files it mapped aside, in bytes.
@@ -143,11 +130,6 @@ impl Process {
             kib.parse::<u64>().expect("a number") << 10
         };
         field("RssAnon:") + field("RssShmem:")
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a pid");
-        kill_process(pid, signal).expect("it can be signalled");
     }
 }
 

@@ -29,8 +29,6 @@ pub(crate) struct Publisher {
     pub(crate) manifest: String,
     pub(crate) address: String,
     pub(crate) chunks: u64,
-    /// All its chunks are of this many bytes together.
-    pub(crate) bytes: u64,
     pub(crate) seq: u64,
 }
 
@@ -206,7 +204,6 @@ impl Publisher {
             manifest: text(&published["manifest"]),
             address: text(&published["addresses"][0]),
             chunks: number(&hashed["chunks"]),
-            bytes: number(&hashed["bytes"]),
             seq: number(&published["seq"]),
             process,
         }

@@ -69,10 +69,6 @@ impl Status {
         &self.channels[0]
     }
 
-    pub(crate) fn channel_named(&self, name: &str) -> Option<&ChannelStatus> {
-        self.channels.iter().find(|c| c.channel == name)
-    }
-
     pub(crate) fn peer(&self, name: &str) -> Option<&PeerStatus> {
         self.peers.iter().find(|p| p.name == name)
     }
