@@ -42,6 +42,8 @@ impl Agent {
         }
         let landing = match self.landing(&manifest, chunk, hash_and_len) {
             Ok(landing) => landing,
+            // Reads under way will give staging back: nothing a person need do.
+            Err(StoreError::StagingFull { .. }) => return self.read_done(op, ReadOutcome::Declined),
             Err(error) => {
                 self.note_problem(&manifest, error.to_string());
                 return self.read_done(op, ReadOutcome::Declined);
