@@ -87,8 +87,8 @@ pub struct TcpTransport {
 
 impl TcpTransport {
     /// Listens on `listen` and serves what `grants` allow. `completions` is called from this
-    /// transport's threads, and from within `submit`; it must not call back into the transport's
-    /// `shutdown`.
+    /// transport's threads, and from within `submit`, with no lock held; it may submit, but must
+    /// not panic nor call `shutdown`.
     pub fn start(
         listen: SocketAddr,
         grants: Arc<dyn Grants>,

@@ -176,9 +176,7 @@ impl Reader {
         let name = format!("aquifer-read-{connection}");
         let started = thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(move || worker.work());
         if let Err(error) = started {
-            // The worker was dropped with the closure, and has left the state as it should be.
-            let queue = self.lock().drain_unserved(peer);
-            self.fail(queue, &ReadError::Landing(format!("cannot start a thread: {error}")));
+            tracing::error!("cannot start a thread to read with: {error}"); // and the worker was dropped
         }
     }
 }
@@ -587,16 +585,18 @@ fn verdict(flight: &Flight, first: bool, connection: &Connection, loss: &Loss) -
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Only a panic leaves reads here: a completion's or our own.
+        // A thread that ended as it should has left nothing to do here.
         let flights = std::mem::take(&mut self.under_way);
         let mut state = self.reader.lock();
         flights.iter().for_each(|f| {
             state.ops.remove(&f.read.op.id);
         });
         self.leave(&mut state);
+        let queued = state.drain_unserved(self.peer);
+        state.forget_if_idle(self.peer);
         drop(state);
-        let error = ReadError::Landing("a thread of the transport panicked".into());
-        self.reader.fail(flights.into_iter().map(|f| f.read), &error);
+        let error = ReadError::Landing("a thread of the transport could not start, or panicked".into());
+        self.reader.fail(flights.into_iter().map(|f| f.read).chain(queued), &error);
         self.reader.lock().threads -= 1;
         self.reader.ended.notify_all();
     }
