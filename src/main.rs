@@ -1,1 +1,43 @@
-fn main() {}
+//! The `aquifer` program: its command line, and the agent that wires the crates together.
+//!
+//! Algorithms live in the crates. What is here reads options, moves events between the parts,
+//! and tells people what happens.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod cli;
+mod commands;
+mod keys;
+mod options;
+mod progress;
+mod state;
+mod units;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    cli::init_logging(cli.log.as_deref());
+    // Jobs (hashing, copying, disks) run on the blocking pool: a few at a time keep the cores
+    // busy, more would only compete.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("aquifer: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(commands::run(cli));
+    // A job that waits for a slow disk does not keep the program.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("aquifer: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

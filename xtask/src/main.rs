@@ -1,1 +1,37 @@
-fn main() {}
+//! Developer commands. `cargo xtask ci` is the README's test command and runs everything that
+//! needs no special hardware, installing what it lacks.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, reason = "a command for people")]
+
+mod ci;
+mod crates;
+mod fixtures;
+mod run;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  ci        everything CI runs; ends with the totals
+  crates    the table of crates and whom each may know, as in ARCHITECTURE.md
+  fixtures  fetch what the tests need: a real model, Python packages";
+
+fn main() -> ExitCode {
+    let result = match std::env::args().nth(1).as_deref() {
+        Some("ci") => ci::run(),
+        Some("crates") => crates::table().map(|t| println!("{t}")).map(|()| true),
+        Some("fixtures") => fixtures::prepare().map(|f| println!("{f:#?}")).map(|()| true),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

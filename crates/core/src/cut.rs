@@ -34,7 +34,7 @@ fn cut_block(shape: &[u64], bytes: u64, cuts: &mut Vec<u32>) {
     let Some((&rows, inner)) = shape.split_first() else {
         return cut_every(bytes, target, cuts);
     };
-    if rows == 0 || bytes % rows != 0 {
+    if rows == 0 || !bytes.is_multiple_of(rows) {
         // A dtype of unknown or fractional size: no row boundary falls on a byte for certain.
         return cut_every(bytes, target, cuts);
     }

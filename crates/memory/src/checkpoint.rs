@@ -8,13 +8,13 @@ use crate::span::{Span, clamped};
 use aquifer_core::blueprint::{Blueprint, BlueprintError, Cut};
 use aquifer_core::manifest::check_path;
 use aquifer_core::safetensors::{self, Header, SafetensorsError};
-use aquifer_core::{ChunkHash, Hash, Layout, Manifest, ManifestHash};
+use aquifer_core::{ChunkHash, ChunkSet, Hash, Layout, Manifest, ManifestHash};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 
 mod walk;
@@ -287,6 +287,8 @@ pub struct Published {
     files: Vec<SourceFile>,
     /// For each chunk of the layout, a file and an offset that hold it.
     places: Vec<(usize, u64)>,
+    /// Chunks found to be no longer what was hashed.
+    withdrawn: Mutex<ChunkSet>,
 }
 
 impl Published {
@@ -298,7 +300,8 @@ impl Published {
         let place = |chunk: &aquifer_core::Chunk| first.get(&chunk.hash).map_or((0, 0), |cut| (cut.file, cut.offset));
         let places = layout.chunks.iter().map(place).collect();
         let hash = ManifestHash::of(&manifest_bytes);
-        Ok(Published { manifest, manifest_bytes, hash, layout, files: source.files, places })
+        let withdrawn = Mutex::new(ChunkSet::empty(layout.len()));
+        Ok(Published { withdrawn, manifest, manifest_bytes, hash, layout, files: source.files, places })
     }
 
     /// The files it was made of, sorted by path.
@@ -310,12 +313,25 @@ impl Published {
     /// chunk, or its file was written to since it was opened: what is there may be anything.
     pub fn get(&self, index: u32) -> Option<Span> {
         let (file, offset) = *self.places.get(index as usize)?;
+        if self.withdrawn().contains(index) {
+            return None;
+        }
         let len = u64::from(self.layout.chunk(index).len);
         let mapping = &self.files.get(file)?.mapping;
         match mapping.changed() {
             Ok(None) => mapping.span().slice(offset..offset + len).ok(),
             Ok(Some(_)) | Err(_) => None,
         }
+    }
+
+    /// Gives a chunk out no more: its bytes were found to be others than were hashed.
+    pub fn withdraw(&self, index: u32) {
+        self.withdrawn().insert(index);
+    }
+
+    fn withdrawn(&self) -> MutexGuard<'_, ChunkSet> {
+        // A set is whole also if a thread died while it held the lock.
+        self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What happened to files that are no longer what was hashed, one line each.

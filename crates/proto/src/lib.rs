@@ -1,0 +1,25 @@
+//! What one node decides: whom to believe, whom to ask, whom to serve.
+//!
+//! A [`Node`] is a machine with three doors: [`Node::handle`] takes one input and the time,
+//! [`Node::poll_output`] is drained to `None` after each, and [`Node::poll_timeout`] says when to
+//! call [`Node::handle_timeout`] next, and why. It opens no file or socket, reads no clock and
+//! draws randomness from the seed it was given, so the agent and a simulator drive the same code.
+#![forbid(unsafe_code)]
+
+pub mod engine;
+mod io;
+pub mod limits;
+mod manifests;
+mod members;
+mod node;
+pub mod plan;
+mod releases;
+mod swarm;
+mod trust;
+
+pub use engine::{EngineInput, EngineOutput, EngineSession, Target, Tell};
+pub use io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
+pub use members::Member;
+pub use node::{Config, Node, SwarmProgress};
+pub use plan::Plan;
+pub use releases::{Rejection, RejectionCounts};

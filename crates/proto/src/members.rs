@@ -1,0 +1,219 @@
+//! Who is in the mesh: status records, their time-outs, and the links worth having.
+
+use crate::io::Notice;
+use crate::limits::{CONNECTIONS_WANTED, MEMBER_TIMEOUT, MEMBERS_MAX, SNAPSHOT_STATUSES_MAX, TOMBSTONE};
+use aquifer_core::status::StatusError;
+use aquifer_core::{NodeId, SignedStatus, Status, Time};
+use rand::Rng;
+use rand::rngs::SmallRng;
+use rand::seq::{IteratorRandom, SliceRandom};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Another node, as it last spoke of itself.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub status: Status,
+    signed: SignedStatus,
+    /// When the record was made, as far as its age on arrival tells.
+    made_at: Time,
+}
+
+#[derive(Debug)]
+pub(crate) struct Members {
+    me: NodeId,
+    members: BTreeMap<NodeId, Member>,
+    connected: BTreeSet<NodeId>,
+    /// Nodes that left or timed out, and their last record's order.
+    gone: BTreeMap<NodeId, ((u64, u64), Time)>,
+}
+
+/// What a status record changed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    /// A newer record of a member, or of a newcomer.
+    News(NodeId),
+    OldNews,
+    Refused(StatusError),
+}
+
+impl Members {
+    pub(crate) fn new(me: NodeId) -> Self {
+        Members { me, members: BTreeMap::new(), connected: BTreeSet::new(), gone: BTreeMap::new() }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&NodeId, &Member)> {
+        self.members.iter()
+    }
+
+    pub(crate) fn member(&self, node: &NodeId) -> Option<&Member> {
+        self.members.get(node)
+    }
+
+    pub(crate) fn is_connected(&self, node: &NodeId) -> bool {
+        self.connected.contains(node)
+    }
+
+    pub(crate) fn connected(&self) -> impl Iterator<Item = &NodeId> {
+        self.connected.iter()
+    }
+
+    pub(crate) fn on_connected(&mut self, node: NodeId) {
+        self.connected.insert(node);
+    }
+
+    pub(crate) fn on_disconnected(&mut self, node: &NodeId) {
+        self.connected.remove(node);
+    }
+
+    /// Takes a record of age `age`; only what the node itself signed, newer than what is known.
+    pub(crate) fn on_status(
+        &mut self,
+        now: Time,
+        signed: SignedStatus,
+        age: Duration,
+        notices: &mut Vec<Notice>,
+    ) -> Heard {
+        let status = match signed.open() {
+            Ok(status) => status,
+            Err(error) => return Heard::Refused(error),
+        };
+        let (node, order) = (status.node, (status.incarnation, status.seq));
+        if node == self.me || age >= MEMBER_TIMEOUT {
+            return Heard::OldNews;
+        }
+        let known = self.members.get(&node).map(|m| (m.status.incarnation, m.status.seq));
+        let buried = self.gone.get(&node).map(|(order, _)| *order);
+        if known.max(buried).is_some_and(|known| known >= order) {
+            return Heard::OldNews;
+        }
+        if status.leaving {
+            self.bury(node, order, now, true, notices);
+            return Heard::News(node);
+        }
+        if known.is_none() {
+            if self.members.len() >= MEMBERS_MAX {
+                return Heard::OldNews;
+            }
+            notices.push(Notice::MemberJoined { node, name: status.name.clone() });
+        }
+        self.gone.remove(&node);
+        self.members.insert(node, Member { status, signed, made_at: now - age });
+        Heard::News(node)
+    }
+
+    pub(crate) fn on_timeout(&mut self, now: Time, notices: &mut Vec<Notice>) {
+        let silent = |m: &Member| now.since(m.made_at) >= MEMBER_TIMEOUT;
+        let expired: Vec<_> = self.members.iter().filter(|(_, m)| silent(m)).map(|(n, _)| *n).collect();
+        for node in expired {
+            let order = self.members.get(&node).map_or((0, 0), |m| (m.status.incarnation, m.status.seq));
+            self.bury(node, order, now, false, notices);
+        }
+        self.gone.retain(|_, (_, since)| now.since(*since) < TOMBSTONE);
+    }
+
+    /// Records to greet a new connection with, and their ages in milliseconds.
+    pub(crate) fn snapshot(&self, now: Time, rng: &mut SmallRng) -> Vec<(SignedStatus, u32)> {
+        let age = |m: &Member| u32::try_from(now.since(m.made_at).as_millis()).unwrap_or(u32::MAX);
+        let chosen = self.members.values().choose_multiple(rng, SNAPSHOT_STATUSES_MAX);
+        chosen.into_iter().map(|m| (m.signed.clone(), age(m))).collect()
+    }
+
+    /// Members to dial so that this node keeps enough links, in random order.
+    pub(crate) fn to_dial(&self, rng: &mut SmallRng) -> Vec<(NodeId, Vec<String>)> {
+        let lacking = CONNECTIONS_WANTED.saturating_sub(self.connected.len());
+        if lacking == 0 {
+            return Vec::new();
+        }
+        let strangers = self.members.values().filter(|m| !self.connected.contains(&m.status.node));
+        let mut chosen = strangers.choose_multiple(rng, lacking);
+        chosen.shuffle(rng);
+        chosen.into_iter().map(|m| (m.status.node, m.status.addresses.clone())).collect()
+    }
+
+    fn bury(&mut self, node: NodeId, order: (u64, u64), now: Time, said_goodbye: bool, notices: &mut Vec<Notice>) {
+        if let Some(member) = self.members.remove(&node) {
+            notices.push(Notice::MemberLeft { node, name: member.status.name, said_goodbye });
+        }
+        self.gone.insert(node, (order, now));
+        if self.gone.len() > MEMBERS_MAX {
+            let oldest = self.gone.iter().min_by_key(|(_, (_, since))| *since).map(|(n, _)| *n);
+            oldest.map(|n| self.gone.remove(&n));
+        }
+    }
+}
+
+/// Spreads what all nodes do at the same interval: between 75 % and 125 % of it.
+pub(crate) fn jittered(interval: Duration, rng: &mut SmallRng) -> Duration {
+    interval.mul_f64(rng.random_range(0.75..1.25))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aquifer_core::NodeSecret;
+
+    fn record(seed: u8, incarnation: u64, seq: u64, leaving: bool) -> SignedStatus {
+        let secret = NodeSecret::from_seed([seed; 32]);
+        let status = Status {
+            node: secret.public(),
+            incarnation,
+            seq,
+            name: format!("n{seed}"),
+            addresses: vec![],
+            data_endpoints: vec![],
+            labels: vec![],
+            channels: vec![],
+            leases: 0,
+            leases_max: 0,
+            engines: 0,
+            engines_ready: 0,
+            leaving,
+            version: String::new(),
+        };
+        SignedStatus::sign(&status, &secret)
+    }
+
+    fn hear(members: &mut Members, now: Time, record: SignedStatus, age: Duration) -> bool {
+        matches!(members.on_status(now, record, age, &mut Vec::new()), Heard::News(_))
+    }
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn the_newest_record_of_a_node_counts() {
+        let mut members = Members::new(NodeId([9; 32]));
+        assert!(hear(&mut members, Time::ZERO, record(1, 5, 2, false), S));
+        assert!(!hear(&mut members, Time::ZERO, record(1, 5, 2, false), S));
+        assert!(!hear(&mut members, Time::ZERO, record(1, 4, 9, false), S));
+        assert!(hear(&mut members, Time::ZERO, record(1, 6, 0, false), S));
+        assert_eq!(members.iter().count(), 1);
+    }
+
+    #[test]
+    fn the_dead_stay_dead_until_they_speak_again() {
+        let mut members = Members::new(NodeId([9; 32]));
+        assert!(hear(&mut members, Time::ZERO, record(1, 5, 2, false), S));
+        let later = Time::ZERO + MEMBER_TIMEOUT;
+        let mut notices = Vec::new();
+        members.on_timeout(later, &mut notices);
+        assert_eq!(members.iter().count(), 0);
+        assert!(matches!(notices[..], [Notice::MemberLeft { said_goodbye: false, .. }]));
+        assert!(!hear(&mut members, later, record(1, 5, 2, false), S), "an old copy revives nobody");
+        assert!(hear(&mut members, later, record(1, 5, 3, false), S));
+        assert!(hear(&mut members, later, record(1, 5, 4, true), S));
+        assert_eq!(members.iter().count(), 0);
+        assert!(!hear(&mut members, later, record(1, 5, 3, false), S));
+    }
+
+    #[test]
+    fn records_age_on_their_way() {
+        let mut members = Members::new(NodeId([9; 32]));
+        assert!(!hear(&mut members, Time::ZERO, record(1, 5, 2, false), MEMBER_TIMEOUT));
+        let old = MEMBER_TIMEOUT - S;
+        let start = Time::ZERO + MEMBER_TIMEOUT;
+        assert!(hear(&mut members, start, record(1, 5, 3, false), old));
+        members.on_timeout(start + S, &mut Vec::new());
+        assert_eq!(members.iter().count(), 0);
+    }
+}

@@ -1,0 +1,625 @@
+//! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
+
+use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
+use crate::limits::{LEASE_TTL, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING};
+use crate::manifests::{Liar, Manifests};
+use crate::members::{Heard as StatusHeard, Member, Members, jittered};
+use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
+use crate::swarm::{self, Budget, Swarm};
+use crate::trust::Trust;
+use aquifer_core::message::Outcome;
+use aquifer_core::{
+    ChannelName, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey,
+    Release, SignedRelease, SignedStatus, Status, Time,
+};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub identity: NodeSecret,
+    /// Must be greater than in any earlier life of this identity.
+    pub incarnation: u64,
+    pub name: String,
+    pub version: String,
+    pub labels: Vec<(String, String)>,
+    /// Channels to follow, with the publishers trusted for each.
+    pub channels: Vec<(ChannelName, Vec<PublisherKey>)>,
+    /// Releases accepted in earlier lives.
+    pub accepted: Vec<SignedRelease>,
+    /// Chunk bytes this node lets others read at once.
+    pub leased_bytes_max: u64,
+    pub seed: u64,
+}
+
+/// One node's decisions. See the crate.
+#[derive(Debug)]
+pub struct Node {
+    me: NodeId,
+    config: Config,
+    rng: SmallRng,
+    members: Members,
+    releases: Releases,
+    manifests: Manifests,
+    trust: Trust,
+    swarms: BTreeMap<ManifestHash, (ChannelName, Swarm)>,
+    budget: Budget,
+    ops: BTreeMap<OpId, (ManifestHash, u32)>,
+    next_op: OpId,
+    local: LocalStatus,
+    status_seq: u64,
+    status_at: Time,
+    status_sent: Option<Time>,
+    review_at: Time,
+    reminded: BTreeMap<NodeId, Time>,
+    out: VecDeque<Output>,
+}
+
+/// How far one manifest is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwarmProgress {
+    pub chunks_wanted: u32,
+    pub chunks_have: u32,
+    /// Holders that chunks are being read from now.
+    pub sources: usize,
+}
+
+impl Node {
+    pub fn new(config: Config, now: Time) -> Self {
+        let me = config.identity.public();
+        let mut releases = Releases::default();
+        for (channel, trusted) in &config.channels {
+            releases.follow(channel.clone(), trusted.iter().copied());
+        }
+        let mut node = Node {
+            me,
+            rng: SmallRng::seed_from_u64(config.seed),
+            members: Members::new(me),
+            releases,
+            manifests: Manifests::default(),
+            trust: Trust::default(),
+            swarms: BTreeMap::new(),
+            budget: Budget::new(config.leased_bytes_max),
+            ops: BTreeMap::new(),
+            next_op: 1,
+            local: LocalStatus::default(),
+            status_seq: 0,
+            status_at: now,
+            status_sent: None,
+            review_at: now,
+            reminded: BTreeMap::new(),
+            out: VecDeque::new(),
+            config,
+        };
+        for signed in std::mem::take(&mut node.config.accepted) {
+            node.on_release(me, signed);
+        }
+        node
+    }
+
+    pub fn handle(&mut self, now: Time, input: Input) {
+        match input {
+            Input::Connected { node } => self.on_connected(now, node),
+            Input::Disconnected { node } => self.on_disconnected(now, node),
+            Input::Message { from, message } => self.on_message(now, from, message),
+            Input::Gossip { via, token, message } => {
+                let verdict = match message {
+                    GossipMessage::Status(signed) => self.on_status(now, via, signed, Duration::ZERO),
+                    GossipMessage::Release(signed) => self.on_release(via, signed),
+                };
+                self.out.push_back(Output::Verdict { token, verdict });
+            }
+            Input::Local(local) => {
+                if self.local != local {
+                    self.local = local;
+                    self.status_soon(now);
+                }
+            }
+            Input::Publish { release } => {
+                if self.on_release(self.me, release.clone()) == Verdict::Accept {
+                    self.out.push_back(Output::Gossip(GossipMessage::Release(release)));
+                }
+                self.status_soon(now);
+            }
+            Input::ManifestWanted { manifest, bytes } => {
+                self.manifests.want(manifest, bytes);
+                self.review_manifests(now);
+            }
+            Input::ManifestLoaded { channel, manifest, chunk_bytes } => {
+                self.manifests.forget(&manifest);
+                self.swarms.entry(manifest).or_insert_with(|| (channel, Swarm::new(chunk_bytes)));
+            }
+            Input::Wanted { manifest, chunks } => self.on_wanted(now, manifest, chunks),
+            Input::Held { manifest, chunks } => self.on_held(now, manifest, &chunks),
+            Input::Lost { manifest, chunks } => self.on_lost(now, manifest, &chunks),
+            Input::Forget { manifest } => self.on_forget(manifest),
+            Input::ReadDone { op, outcome } => self.on_read_done(now, op, outcome),
+            Input::Leave => self.leave(),
+        }
+        self.settle(now);
+    }
+
+    pub fn handle_timeout(&mut self, now: Time) {
+        if self.review_at <= now {
+            self.review_at = now + REVIEW_INTERVAL;
+            let mut notices = Vec::new();
+            self.members.on_timeout(now, &mut notices);
+            self.out.extend(notices.into_iter().map(Output::Notice));
+            let dials = self.members.to_dial(&mut self.rng);
+            self.out.extend(dials.into_iter().map(|(node, addresses)| Output::Dial { node, addresses }));
+            self.reminded.retain(|_, at| now.since(*at) < REMIND_INTERVAL);
+            self.review_manifests(now);
+            self.review_swarms(now);
+        }
+        for (manifest, (_, swarm)) in &mut self.swarms {
+            for (reader, lease, chunk) in swarm.serving.on_timeout(&swarm.stock, &mut self.budget, now) {
+                self.out.push_back(Output::LeaseClosed { lease, chunk });
+                let message = PeerMessage::Revoke { manifest: *manifest, lease };
+                self.out.push_back(Output::Send { to: reader, message });
+            }
+        }
+        if self.status_at <= now {
+            self.publish_status(now);
+        }
+        self.settle(now);
+    }
+
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    /// When to call [`Node::handle_timeout`], and what for.
+    pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
+        let swarms = self.swarms.values().flat_map(|(_, s)| {
+            let news = s.pulling.next_timeout().map(|t| (t, "progress"));
+            let leases = s.serving.next_timeout().map(|t| (t, "leases"));
+            [news, leases].into_iter().flatten()
+        });
+        let manifests = self.manifests.next_timeout().map(|t| (t.max(self.review_at), "manifest"));
+        let own = [(self.status_at, "status"), (self.review_at, "review")];
+        swarms.chain(manifests).chain(own).min_by_key(|(at, _)| *at)
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.me
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().map(|(_, m)| m)
+    }
+
+    pub fn is_connected(&self, node: &NodeId) -> bool {
+        self.members.is_connected(node)
+    }
+
+    /// Whether the node's chunks are not asked for now, and how many lies it told.
+    pub fn trust_of(&self, node: &NodeId, now: Time) -> (bool, u32) {
+        (self.trust.is_avoided(node, now), self.trust.record(node).corrupt)
+    }
+
+    pub fn rejections(&self) -> RejectionCounts {
+        self.releases.counts()
+    }
+
+    pub fn newest_release(&self, channel: &ChannelName) -> Option<&Release> {
+        self.releases.newest(channel)
+    }
+
+    pub fn progress(&self, manifest: &ManifestHash) -> Option<SwarmProgress> {
+        let (_, swarm) = self.swarms.get(manifest)?;
+        let (chunks_wanted, chunks_have) = swarm.stock.progress();
+        Some(SwarmProgress { chunks_wanted, chunks_have, sources: swarm.pulling.sources() })
+    }
+
+    /// Bytes of the chunks wanted, and of those that are here.
+    pub fn progress_bytes(&self, manifest: &ManifestHash) -> (u64, u64) {
+        self.swarms.get(manifest).map_or((0, 0), |(_, s)| s.stock.progress_bytes())
+    }
+
+    /// Bytes under lease to readers now.
+    pub fn leased_bytes(&self) -> u64 {
+        self.budget.leased_bytes
+    }
+
+    fn on_connected(&mut self, now: Time, node: NodeId) {
+        self.members.on_connected(node);
+        let mut statuses = self.members.snapshot(now, &mut self.rng);
+        statuses.push((self.sign_status(false), 0));
+        let releases = self.releases.all_newest().map(|(signed, _)| signed.clone()).collect();
+        self.send(node, PeerMessage::Snapshot { statuses, releases });
+        self.review_manifests(now);
+        self.review_swarms(now);
+    }
+
+    fn on_disconnected(&mut self, now: Time, node: NodeId) {
+        self.members.on_disconnected(&node);
+        for (_, swarm) in self.swarms.values_mut() {
+            swarm.pulling.on_disconnected(&node);
+            let freed = swarm.serving.on_gone(&swarm.stock, &mut self.budget, &node);
+            self.out.extend(freed.into_iter().map(|(lease, chunk)| Output::LeaseClosed { lease, chunk }));
+        }
+        self.review_manifests(now);
+        self.review_swarms(now);
+    }
+
+    fn on_message(&mut self, now: Time, from: NodeId, message: PeerMessage) {
+        match message {
+            PeerMessage::Snapshot { statuses, releases } => {
+                for (signed, age_ms) in statuses {
+                    self.on_status(now, from, signed, Duration::from_millis(age_ms.into()));
+                }
+                for signed in releases {
+                    self.on_release(from, signed);
+                }
+                self.review_manifests(now);
+            }
+            PeerMessage::ManifestAsk { manifest, offset } => {
+                self.out.push_back(Output::ManifestAsked { to: from, manifest, offset });
+            }
+            PeerMessage::ManifestPiece { manifest, offset, total, bytes } => {
+                let piece = (manifest, offset, total, bytes);
+                if let Err(Liar(node)) = self.manifests.on_piece(now, from, piece, &mut self.out) {
+                    self.trust.on_failed_read(node, now);
+                }
+            }
+            PeerMessage::Ask { manifest, wanted, have, credits } => {
+                if let Some((_, swarm)) = self.swarms.get_mut(&manifest) {
+                    swarm.serving.on_ask(&swarm.stock, from, wanted, have, credits);
+                }
+            }
+            PeerMessage::Progress { manifest, got, credits } => {
+                if let Some((_, swarm)) = self.swarms.get_mut(&manifest) {
+                    swarm.serving.on_progress(from, &got, credits);
+                }
+            }
+            PeerMessage::Grant { manifest, lease, chunks, .. } => self.on_grant(now, from, manifest, lease, chunks),
+            PeerMessage::Return { manifest, lease, chunk, outcome } => {
+                self.on_return(now, from, manifest, (lease, chunk, outcome));
+            }
+            PeerMessage::Revoke { manifest, lease } => {
+                if let Some((_, swarm)) = self.swarms.get_mut(&manifest) {
+                    swarm.pulling.on_revoke(from, lease);
+                }
+            }
+        }
+    }
+
+    fn on_status(&mut self, now: Time, via: NodeId, signed: SignedStatus, age: Duration) -> Verdict {
+        let mut notices = Vec::new();
+        let heard = self.members.on_status(now, signed, age, &mut notices);
+        self.out.extend(notices.into_iter().map(Output::Notice));
+        match heard {
+            StatusHeard::News(node) => {
+                self.on_member_news(now, node);
+                Verdict::Accept
+            }
+            StatusHeard::OldNews => Verdict::Ignore,
+            StatusHeard::Refused(error) => {
+                self.out.push_back(Output::Notice(Notice::StatusRejected { via, detail: error.to_string() }));
+                Verdict::Reject
+            }
+        }
+    }
+
+    /// A member is ahead of us: get to where its release can be heard. Behind us: remind it.
+    fn on_member_news(&mut self, now: Time, node: NodeId) {
+        let Some(member) = self.members.member(&node) else { return };
+        let (mut ahead, mut behind) = (false, false);
+        let mut holds_new = false;
+        for theirs in &member.status.channels {
+            let Some(ours) = self.releases.newest(&theirs.channel) else {
+                ahead = true;
+                continue;
+            };
+            ahead |= theirs.seq > ours.seq;
+            behind |= theirs.seq < ours.seq;
+            holds_new |= self.swarms.get(&theirs.manifest).is_some_and(|(_, s)| !s.stock.is_complete());
+        }
+        let follows = |c: &(ChannelName, Vec<PublisherKey>)| member.status.channels.iter().any(|t| t.channel == c.0);
+        let shared = self.config.channels.iter().any(follows);
+        let addresses = member.status.addresses.clone();
+        if !self.members.is_connected(&node) {
+            if ahead && shared {
+                self.out.push_back(Output::Dial { node, addresses });
+            }
+        } else if behind && !self.reminded.contains_key(&node) {
+            self.reminded.insert(node, now);
+            let releases = self.releases.all_newest().map(|(signed, _)| signed.clone()).collect();
+            self.send(node, PeerMessage::Snapshot { statuses: Vec::new(), releases });
+        }
+        if holds_new {
+            // Look the swarm over now rather than at the next review: a newcomer is a holder.
+            self.review_at = self.review_at.min(now + PROMPT_REVIEW);
+        }
+    }
+
+    fn on_release(&mut self, via: NodeId, signed: SignedRelease) -> Verdict {
+        match self.releases.on_release(via, &signed) {
+            ReleaseHeard::Accepted(release) => {
+                self.status_at = Time::ZERO;
+                self.out.push_back(Output::ReleaseAccepted { signed, release: *release });
+                Verdict::Accept
+            }
+            ReleaseHeard::Known => Verdict::Ignore,
+            ReleaseHeard::Elsewhere => Verdict::Accept,
+            ReleaseHeard::Rejected { rejection, detail, first } => {
+                if first {
+                    self.out.push_back(Output::Notice(Notice::ReleaseRejected { via, rejection, detail }));
+                }
+                match rejection {
+                    Rejection::Forged => Verdict::Reject,
+                    Rejection::Untrusted | Rejection::Older => Verdict::Ignore,
+                }
+            }
+        }
+    }
+
+    fn on_wanted(&mut self, now: Time, manifest: ManifestHash, chunks: ChunkSet) {
+        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        if chunks.len() != swarm.stock.len() {
+            return;
+        }
+        swarm.stock.wanted = chunks;
+        swarm.told_hydrated = false;
+        swarm.pulling.on_wants_changed(manifest, &swarm.stock, &mut self.out);
+        self.status_soon(now);
+        self.review_swarms(now);
+    }
+
+    fn on_held(&mut self, now: Time, manifest: ManifestHash, chunks: &ChunkSet) {
+        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        let new: Vec<u32> = chunks.iter().filter(|c| !swarm.stock.have.contains(*c)).collect();
+        swarm.stock.have.union_with(chunks);
+        new.into_iter().for_each(|c| swarm.pulling.on_verified(now, c, self.me));
+        self.status_soon(now);
+    }
+
+    fn on_lost(&mut self, now: Time, manifest: ManifestHash, chunks: &ChunkSet) {
+        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        let lost: Vec<u32> = chunks.intersection(&swarm.stock.have).collect();
+        swarm.stock.have.subtract(chunks);
+        swarm.told_hydrated &= swarm.stock.is_complete();
+        for chunk in lost {
+            for (reader, lease) in swarm.serving.revoke(&swarm.stock, &mut self.budget, chunk) {
+                self.out.push_back(Output::LeaseClosed { lease, chunk });
+                let message = PeerMessage::Revoke { manifest, lease };
+                self.out.push_back(Output::Send { to: reader, message });
+            }
+        }
+        self.status_soon(now);
+        self.review_swarms(now);
+    }
+
+    fn on_forget(&mut self, manifest: ManifestHash) {
+        self.manifests.forget(&manifest);
+        let Some((_, mut swarm)) = self.swarms.remove(&manifest) else { return };
+        swarm.pulling.stop(manifest, &swarm.stock, &mut self.out);
+        let everybody: Vec<NodeId> = self.members.connected().copied().collect();
+        for node in everybody {
+            for (lease, chunk) in swarm.serving.on_gone(&swarm.stock, &mut self.budget, &node) {
+                self.out.push_back(Output::LeaseClosed { lease, chunk });
+            }
+        }
+    }
+
+    fn on_grant(&mut self, now: Time, from: NodeId, manifest: ManifestHash, lease: u64, chunks: Vec<u32>) {
+        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else {
+            let declined = |c| swarm::returned(from, manifest, lease, c, Outcome::Declined);
+            self.out.extend(chunks.into_iter().map(declined));
+            return;
+        };
+        let welcome = !self.trust.is_avoided(&from, now);
+        let (ops, next_op) = (&mut self.ops, &mut self.next_op);
+        let take_op = |chunk| {
+            let op = *next_op;
+            *next_op += 1;
+            ops.insert(op, (manifest, chunk));
+            op
+        };
+        let offer = swarm::Offer { from, lease, chunks, welcome };
+        swarm.pulling.on_grant(manifest, &swarm.stock, now, offer, take_op, &mut self.out);
+    }
+
+    fn on_return(&mut self, now: Time, from: NodeId, manifest: ManifestHash, returned: (u64, u32, Outcome)) {
+        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        let (lease, chunk, outcome) = returned;
+        if !swarm.serving.on_return(&swarm.stock, &mut self.budget, now, from, returned) {
+            return;
+        }
+        self.out.push_back(Output::LeaseClosed { lease, chunk });
+        if outcome == Outcome::Corrupt {
+            self.out.push_back(Output::Recheck { manifest, chunk, reader: from });
+        }
+    }
+
+    fn on_read_done(&mut self, now: Time, op: OpId, outcome: ReadOutcome) {
+        let Some((manifest, chunk)) = self.ops.remove(&op) else { return };
+        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        let Some(flight) = swarm.pulling.land(&swarm.stock, op, chunk) else { return };
+        let holder = flight.holder;
+        let told = match outcome {
+            ReadOutcome::Verified => {
+                swarm.stock.have.insert(chunk);
+                swarm.pulling.on_verified(now, chunk, holder);
+                self.trust.on_good_read(&holder);
+                self.status_in(now, STATUS_SPACING * 5);
+                Outcome::Verified
+            }
+            ReadOutcome::Corrupt if !flight.revoked => {
+                let avoid = self.trust.on_corrupt_read(holder, now);
+                let notice = Notice::PeerBlamed { node: holder, manifest, chunk, avoid };
+                self.out.push_back(Output::Notice(notice));
+                Outcome::Corrupt
+            }
+            ReadOutcome::Corrupt | ReadOutcome::Revoked | ReadOutcome::Declined => Outcome::Declined,
+            ReadOutcome::Failed => {
+                if let Some(avoid) = self.trust.on_failed_read(holder, now) {
+                    self.out.push_back(Output::Notice(Notice::PeerFailing { node: holder, avoid }));
+                }
+                Outcome::Failed
+            }
+        };
+        self.out.push_back(swarm::returned(holder, manifest, flight.lease, chunk, told));
+        if told != Outcome::Verified {
+            self.review_at = self.review_at.min(now + PROMPT_REVIEW);
+        }
+    }
+
+    /// After every step: hand out what can be granted, send what is due, tell what is done.
+    fn settle(&mut self, now: Time) {
+        self.grant(now);
+        for (manifest, (_, swarm)) in &mut self.swarms {
+            swarm.pulling.flush_news(*manifest, now, &mut self.out);
+            if !swarm.told_hydrated && !swarm.stock.wanted.is_empty() && swarm.stock.is_complete() {
+                swarm.told_hydrated = true;
+                swarm.pulling.on_wants_changed(*manifest, &swarm.stock, &mut self.out);
+                self.out.push_back(Output::Hydrated { manifest: *manifest });
+                self.status_at = self.status_at.min(now);
+            }
+        }
+    }
+
+    /// Round-robin over the swarms, so that no channel starves another.
+    fn grant(&mut self, now: Time) {
+        let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
+        let mut granted = true;
+        while granted {
+            granted = false;
+            for manifest in &manifests {
+                let Some((_, swarm)) = self.swarms.get_mut(manifest) else { continue };
+                let grant = swarm.serving.grant(&swarm.stock, &mut self.budget, now, &mut self.rng);
+                if let Some(g) = grant {
+                    granted = true;
+                    let ttl = LEASE_TTL;
+                    self.out.push_back(Output::Grant {
+                        to: g.to,
+                        manifest: *manifest,
+                        lease: g.lease,
+                        ttl,
+                        chunks: g.chunks,
+                    });
+                }
+            }
+        }
+    }
+
+    fn review_manifests(&mut self, now: Time) {
+        if self.manifests.wanted().next().is_none() {
+            return;
+        }
+        let members = &self.members;
+        let likely = |manifest: &ManifestHash| -> Vec<NodeId> {
+            let has = |m: &Member| {
+                m.status.channels.iter().any(|c| c.manifest == *manifest && c.chunks_wanted > 0)
+                    && members.is_connected(&m.status.node)
+            };
+            members.iter().filter(|(_, m)| has(m)).map(|(n, _)| *n).collect()
+        };
+        let connected: Vec<NodeId> = members.connected().copied().collect();
+        self.manifests.review(now, likely, &connected, &mut self.rng, &mut self.out);
+    }
+
+    fn review_swarms(&mut self, now: Time) {
+        let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
+        for manifest in manifests {
+            let candidates = self.candidates(now, &manifest);
+            let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { continue };
+            let (rng, out) = (&mut self.rng, &mut self.out);
+            let dials = swarm.pulling.review(manifest, &swarm.stock, now, candidates, rng, out);
+            for node in dials {
+                if let Some(member) = self.members.member(&node) {
+                    self.out.push_back(Output::Dial { node, addresses: member.status.addresses.clone() });
+                }
+            }
+        }
+    }
+
+    fn candidates(&self, now: Time, manifest: &ManifestHash) -> Vec<swarm::Candidate> {
+        let of = |(node, member): (&NodeId, &Member)| {
+            let channel = member.status.channels.iter().find(|c| c.manifest == *manifest && c.chunks_wanted > 0)?;
+            (!self.trust.is_avoided(node, now)).then(|| swarm::Candidate {
+                node: *node,
+                connected: self.members.is_connected(node),
+                have: channel.chunks_have,
+            })
+        };
+        self.members.iter().filter_map(of).collect()
+    }
+
+    fn leave(&mut self) {
+        let record = self.sign_status(true);
+        self.out.push_back(Output::Gossip(GossipMessage::Status(record.clone())));
+        // Gossip may take a heartbeat; those next to us should know at once.
+        let neighbours: Vec<NodeId> = self.members.connected().copied().collect();
+        for node in neighbours {
+            let message = PeerMessage::Snapshot { statuses: vec![(record.clone(), 0)], releases: Vec::new() };
+            self.send(node, message);
+        }
+    }
+
+    fn status_soon(&mut self, now: Time) {
+        self.status_in(now, Duration::ZERO);
+    }
+
+    /// Publishes a status record `within` from now, but not too soon after the last one.
+    fn status_in(&mut self, now: Time, within: Duration) {
+        let earliest = self.status_sent.map_or(now, |sent| sent + STATUS_SPACING);
+        self.status_at = self.status_at.min(earliest.max(now + within));
+    }
+
+    fn publish_status(&mut self, now: Time) {
+        self.status_at = now + jittered(STATUS_INTERVAL, &mut self.rng);
+        self.status_sent = Some(now);
+        let record = self.sign_status(false);
+        self.out.push_back(Output::Gossip(GossipMessage::Status(record)));
+    }
+
+    fn sign_status(&mut self, leaving: bool) -> SignedStatus {
+        self.status_seq += 1;
+        let status = Status {
+            node: self.me,
+            incarnation: self.config.incarnation,
+            seq: self.status_seq,
+            name: self.config.name.clone(),
+            addresses: self.local.addresses.clone(),
+            data_endpoints: self.local.data_endpoints.clone(),
+            labels: self.config.labels.clone(),
+            channels: self.channel_statuses(),
+            leases: leases(self.budget.leased_bytes),
+            leases_max: leases(self.budget.leased_bytes_max),
+            engines: self.local.engines,
+            engines_ready: self.local.engines_ready,
+            leaving,
+            version: self.config.version.clone(),
+        };
+        SignedStatus::sign(&status, &self.config.identity)
+    }
+
+    fn channel_statuses(&self) -> Vec<ChannelStatus> {
+        let of = |(_, release): &(SignedRelease, Release)| {
+            let progress = self.progress(&release.manifest).unwrap_or_default();
+            ChannelStatus {
+                channel: release.channel.clone(),
+                seq: release.seq,
+                manifest: release.manifest,
+                chunks_wanted: progress.chunks_wanted,
+                chunks_have: progress.chunks_have,
+            }
+        };
+        self.releases.all_newest().map(of).collect()
+    }
+
+    fn send(&mut self, to: NodeId, message: PeerMessage) {
+        self.out.push_back(Output::Send { to, message });
+    }
+}
+
+/// How soon the swarm is looked over after news about holders: several pieces of news share one
+/// review. Guess.
+const PROMPT_REVIEW: Duration = Duration::from_millis(10);
+
+fn leases(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(aquifer_core::limits::CHUNK_BYTES_TARGET.into())).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,393 @@
+//! Whole meshes of `Node`s in one thread: virtual time, a seeded network, real decisions.
+//!
+//! The network is the least that shows behaviour: every message takes a random delay, every
+//! node uploads one chunk at a time. The simulations room has the model that gives figures.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use aquifer_core::{
+    ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherSecret, Release, SignedRelease,
+    Time,
+};
+use aquifer_proto::{Config, Input, LocalStatus, Node, Notice, OpId, Output, ReadOutcome, Verdict};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+const CHUNK: u32 = 4 << 20;
+const READ: Duration = Duration::from_millis(3);
+
+struct World {
+    rng: SmallRng,
+    now: Time,
+    nodes: BTreeMap<NodeId, Peer>,
+    events: BTreeMap<(Time, u64), Event>,
+    next: u64,
+    manifest: ManifestHash,
+    chunks: u32,
+    links: BTreeSet<(NodeId, NodeId)>,
+    blamed: BTreeSet<(NodeId, NodeId)>,
+}
+
+struct Peer {
+    node: Node,
+    index: usize,
+    liar: bool,
+    dead: bool,
+    hydrated_at: Option<Time>,
+    fetched: Vec<u32>,
+    uploads: usize,
+    /// When its uplink is free again.
+    free_at: Time,
+    gossip_seen: BTreeSet<Vec<u8>>,
+    cancelled: BTreeSet<OpId>,
+}
+
+enum Event {
+    Deliver { to: NodeId, input: Input },
+    Read { reader: NodeId, op: OpId, chunk: u32, holder: NodeId },
+    Wake { node: NodeId },
+}
+
+impl World {
+    fn new(seed: u64, chunks: u32) -> Self {
+        World {
+            rng: SmallRng::seed_from_u64(seed),
+            now: Time::ZERO,
+            nodes: BTreeMap::new(),
+            events: BTreeMap::new(),
+            next: 0,
+            manifest: ManifestHash::of(b"manifest"),
+            chunks,
+            links: BTreeSet::new(),
+            blamed: BTreeSet::new(),
+        }
+    }
+
+    fn publisher() -> PublisherSecret {
+        PublisherSecret::from_seed([7; 32])
+    }
+
+    /// Starts a node that knows only `bootstrap`.
+    fn start(&mut self, bootstrap: Option<NodeId>) -> NodeId {
+        let index = self.nodes.len();
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&(index as u64 + 1).to_le_bytes());
+        let config = Config {
+            identity: NodeSecret::from_seed(seed),
+            incarnation: 1,
+            name: format!("n{index}"),
+            version: "test".into(),
+            labels: vec![],
+            channels: vec![("c".parse().unwrap(), vec![Self::publisher().public()])],
+            accepted: vec![],
+            leased_bytes_max: 64 * u64::from(CHUNK),
+            seed: self.rng.random(),
+        };
+        let node = Node::new(config, self.now);
+        let id = node.id();
+        let peer = Peer {
+            node,
+            index,
+            liar: false,
+            dead: false,
+            hydrated_at: None,
+            fetched: vec![],
+            uploads: 0,
+            free_at: Time::ZERO,
+            gossip_seen: BTreeSet::new(),
+            cancelled: BTreeSet::new(),
+        };
+        self.nodes.insert(id, peer);
+        let local = LocalStatus { addresses: vec![format!("addr{index}")], ..LocalStatus::default() };
+        self.input(id, Input::Local(local));
+        if let Some(other) = bootstrap {
+            self.connect(id, other);
+        }
+        id
+    }
+
+    fn publish(&mut self, id: NodeId) {
+        let release = Release {
+            channel: "c".parse().unwrap(),
+            seq: 1,
+            manifest: self.manifest,
+            manifest_bytes: 8,
+            rollback: false,
+            created_unix_ms: 0,
+            note: String::new(),
+        };
+        let signed = SignedRelease::sign(&release, &Self::publisher());
+        self.input(id, Input::Publish { release: signed });
+        let all = ChunkSet::full(self.chunks);
+        self.load(id);
+        self.input(id, Input::Held { manifest: self.manifest, chunks: all });
+    }
+
+    fn load(&mut self, id: NodeId) {
+        let (manifest, chunks) = (self.manifest, self.chunks);
+        let chunk_bytes = vec![CHUNK; chunks as usize];
+        self.input(id, Input::ManifestLoaded { channel: "c".parse().unwrap(), manifest, chunk_bytes });
+        self.input(id, Input::Wanted { manifest, chunks: ChunkSet::full(chunks) });
+    }
+
+    fn connect(&mut self, a: NodeId, b: NodeId) {
+        if self.links.insert((a.min(b), a.max(b))) {
+            for (to, node) in [(a, b), (b, a)] {
+                self.later(Duration::ZERO, Event::Deliver { to, input: Input::Connected { node } });
+            }
+        }
+    }
+
+    fn kill(&mut self, id: NodeId) {
+        self.nodes.get_mut(&id).unwrap().dead = true;
+        let links: Vec<_> = self.links.iter().filter(|(a, b)| *a == id || *b == id).copied().collect();
+        for (a, b) in links {
+            self.links.remove(&(a, b));
+            let other = if a == id { b } else { a };
+            self.later(Duration::from_millis(1), Event::Deliver { to: other, input: Input::Disconnected { node: id } });
+        }
+    }
+
+    fn later(&mut self, after: Duration, event: Event) {
+        self.next += 1;
+        self.events.insert((self.now + after, self.next), event);
+    }
+
+    fn input(&mut self, id: NodeId, input: Input) {
+        let peer = self.nodes.get_mut(&id).unwrap();
+        if !peer.dead {
+            peer.node.handle(self.now, input);
+            self.drain(id);
+        }
+    }
+
+    fn drain(&mut self, id: NodeId) {
+        let mut outputs = VecDeque::new();
+        let peer = self.nodes.get_mut(&id).unwrap();
+        while let Some(output) = peer.node.poll_output() {
+            outputs.push_back(output);
+        }
+        let wake = peer.node.poll_timeout().map(|(at, _)| at);
+        for output in outputs {
+            self.apply(id, output);
+        }
+        if let Some(at) = wake {
+            self.later(at.since(self.now), Event::Wake { node: id });
+        }
+    }
+
+    fn apply(&mut self, id: NodeId, output: Output) {
+        let delay = Duration::from_micros(self.rng.random_range(200..800));
+        match output {
+            Output::Send { to, message } => self.send(id, to, message),
+            Output::Grant { to, manifest, lease, ttl: _, chunks } => {
+                let access = aquifer_core::Access { ticket: 0, secret: [0; 32] };
+                self.send(id, to, PeerMessage::Grant { manifest, lease, ttl_ms: 30_000, chunks, access });
+            }
+            Output::Gossip(message) => self.flood(id, message),
+            Output::Verdict { .. } | Output::LeaseClosed { .. } => {}
+            Output::Dial { node, .. } => {
+                if self.nodes.get(&node).is_some_and(|p| !p.dead) {
+                    self.connect(id, node);
+                }
+            }
+            Output::Read { op, peer, chunk, .. } => {
+                let holder = self.nodes.get_mut(&peer).unwrap();
+                holder.uploads += 1;
+                holder.free_at = holder.free_at.max(self.now) + READ;
+                let after = holder.free_at.since(self.now) + delay;
+                self.later(after, Event::Read { reader: id, op, chunk, holder: peer });
+            }
+            Output::CancelRead { op } => drop(self.nodes.get_mut(&id).unwrap().cancelled.insert(op)),
+            Output::ReleaseAccepted { release, .. } => {
+                let wanted = Input::ManifestWanted { manifest: release.manifest, bytes: release.manifest_bytes };
+                if self.nodes[&id].node.progress(&release.manifest).is_none() && self.nodes[&id].index != 0 {
+                    self.later(Duration::ZERO, Event::Deliver { to: id, input: wanted });
+                }
+            }
+            Output::ManifestAsked { to, manifest, offset } => {
+                let has = self.nodes[&id].node.progress(&manifest).is_some();
+                let (total, bytes) = if has { (8, b"manifest".to_vec()) } else { (0, vec![]) };
+                self.send(id, to, PeerMessage::ManifestPiece { manifest, offset, total, bytes });
+            }
+            Output::ManifestFetched { .. } => self.load(id),
+            Output::Hydrated { .. } => {
+                let now = self.now;
+                self.nodes.get_mut(&id).unwrap().hydrated_at.get_or_insert(now);
+            }
+            Output::Recheck { .. } => {}
+            Output::Notice(Notice::PeerBlamed { node, .. }) => drop(self.blamed.insert((id, node))),
+            Output::Notice(_) => {}
+        }
+    }
+
+    fn send(&mut self, from: NodeId, to: NodeId, message: PeerMessage) {
+        if self.links.contains(&(from.min(to), from.max(to))) {
+            // Fixed delay per message keeps the order of a pair, as a connection does.
+            self.later(Duration::from_micros(500), Event::Deliver { to, input: Input::Message { from, message } });
+        }
+    }
+
+    fn flood(&mut self, from: NodeId, message: GossipMessage) {
+        if !self.nodes.get_mut(&from).unwrap().gossip_seen.insert(message.encode()) {
+            return;
+        }
+        let links: Vec<_> = self.links.iter().filter(|(a, b)| *a == from || *b == from).copied().collect();
+        for (a, b) in links {
+            let to = if a == from { b } else { a };
+            let input = Input::Gossip { via: from, token: 0, message: message.clone() };
+            self.later(Duration::from_millis(1), Event::Deliver { to, input });
+        }
+    }
+
+    fn step(&mut self) -> bool {
+        let Some(((at, _), event)) = self.events.pop_first() else { return false };
+        self.now = at;
+        match event {
+            Event::Deliver { to, input } => {
+                if self.nodes[&to].dead {
+                    return true;
+                }
+                if let Input::Gossip { message, .. } = &input {
+                    let peer = self.nodes.get_mut(&to).unwrap();
+                    if peer.gossip_seen.contains(&message.encode()) {
+                        return true;
+                    }
+                    let copy = message.clone();
+                    peer.node.handle(at, input);
+                    let verdict = std::iter::from_fn(|| peer.node.poll_output()).collect::<Vec<_>>();
+                    let accepted =
+                        verdict.iter().any(|o| matches!(o, Output::Verdict { verdict: Verdict::Accept, .. }));
+                    verdict.into_iter().for_each(|o| self.apply(to, o));
+                    if accepted {
+                        self.flood(to, copy);
+                    }
+                    self.drain(to);
+                } else {
+                    self.input(to, input);
+                }
+            }
+            Event::Read { reader, op, chunk, holder } => {
+                let (liar, dead) = (self.nodes[&holder].liar, self.nodes[&holder].dead);
+                let me = self.nodes.get_mut(&reader).unwrap();
+                let outcome = match (me.cancelled.remove(&op), dead, liar) {
+                    (true, ..) => ReadOutcome::Declined,
+                    (_, true, _) => ReadOutcome::Failed,
+                    (_, _, true) => ReadOutcome::Corrupt,
+                    _ => ReadOutcome::Verified,
+                };
+                if outcome == ReadOutcome::Verified {
+                    me.fetched.push(chunk);
+                }
+                self.input(reader, Input::ReadDone { op, outcome });
+            }
+            Event::Wake { node } => {
+                let peer = self.nodes.get_mut(&node).unwrap();
+                if !peer.dead && peer.node.poll_timeout().is_some_and(|(due, _)| due <= at) {
+                    peer.node.handle_timeout(at);
+                    self.drain(node);
+                }
+            }
+        }
+        true
+    }
+
+    fn run_until(&mut self, what: &str, done: impl Fn(&World) -> bool) {
+        let limit = self.now + Duration::from_secs(120);
+        while !done(self) {
+            assert!(self.step() && self.now < limit, "not within two minutes: {what}");
+        }
+    }
+
+    fn all_hydrated(&self) -> bool {
+        self.nodes.values().filter(|p| !p.dead).all(|p| p.hydrated_at.is_some())
+    }
+
+    fn assert_nothing_was_fetched_twice(&self) {
+        for peer in self.nodes.values() {
+            let distinct: BTreeSet<_> = peer.fetched.iter().collect();
+            assert_eq!(distinct.len(), peer.fetched.len(), "node {}", peer.index);
+        }
+    }
+}
+
+#[test]
+fn everybody_hydrates_and_the_seed_uploads_little() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, 48);
+        let first = world.start(None);
+        for _ in 0..24 {
+            world.start(Some(first));
+        }
+        world.publish(first);
+        world.run_until("all hydrated", World::all_hydrated);
+        world.assert_nothing_was_fetched_twice();
+        let uploads = world.nodes[&first].uploads;
+        assert!(uploads <= 48 * 3, "seed {seed}: {uploads} uploads of 48 chunks for 24 peers");
+        // Lower bound: the seed uploads every chunk once, 48 reads.
+        let last = world.nodes.values().filter_map(|p| p.hydrated_at).max().unwrap();
+        println!(
+            "seed {seed}: last at {:?}, the seed's own uploads alone take {:?}, {uploads} uploads",
+            last,
+            READ * 48
+        );
+    }
+}
+
+#[test]
+fn a_late_joiner_needs_no_publisher() {
+    let mut world = World::new(1, 32);
+    let publisher = world.start(None);
+    let others: Vec<_> = (0..4).map(|_| world.start(Some(publisher))).collect();
+    world.publish(publisher);
+    world.run_until("all hydrated", World::all_hydrated);
+    world.kill(publisher);
+    let late = world.start(Some(others[2]));
+    world.run_until("the late one hydrated", |w| w.nodes[&late].hydrated_at.is_some());
+    world.assert_nothing_was_fetched_twice();
+}
+
+#[test]
+fn a_liar_is_blamed_alone_and_everybody_completes() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, 32);
+        let first = world.start(None);
+        let others: Vec<_> = (0..8).map(|_| world.start(Some(first))).collect();
+        world.nodes.get_mut(&others[3]).unwrap().liar = true;
+        world.publish(first);
+        world.run_until("all hydrated", World::all_hydrated);
+        assert!(world.blamed.iter().all(|(_, liar)| *liar == others[3]), "{:?}", world.blamed);
+    }
+}
+
+#[test]
+fn nodes_that_die_midway_hold_nobody_up() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, 64);
+        let first = world.start(None);
+        let others: Vec<_> = (0..12).map(|_| world.start(Some(first))).collect();
+        world.publish(first);
+        world.run_until("half way", |w| w.nodes[&others[0]].fetched.len() > 20);
+        world.kill(others[1]);
+        world.kill(others[2]);
+        world.run_until("the rest hydrated", World::all_hydrated);
+        world.assert_nothing_was_fetched_twice();
+    }
+}
+
+#[test]
+fn one_seed_replays_alike() {
+    let run = || {
+        let mut world = World::new(5, 32);
+        let first = world.start(None);
+        for _ in 0..6 {
+            world.start(Some(first));
+        }
+        world.publish(first);
+        world.run_until("all hydrated", World::all_hydrated);
+        world.nodes.values().map(|p| (p.hydrated_at, p.fetched.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(run(), run());
+}

@@ -1,0 +1,470 @@
+"""The engine's side of the agreement with its agent."""
+
+import contextlib
+import inspect
+import logging
+import os
+import sys
+import threading
+import time
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+
+from . import arrays, dtypes, memory, progress as progress_lines
+from .errors import AquiferError, HydrationError, HydrationTimeout, RequestRefused
+from .gate import Gate
+from .link import CLOSED, Link, deadline_of, left
+from .registration import Registration
+from .values import Progress, Release, TensorInfo, parse
+from .wire import PROTOCOL_VERSION, Message, Session, default_socket_path
+
+log = logging.getLogger("aquifer")
+
+Callback = Callable[[Release], Any]
+
+
+class Engine:
+    """An inference process whose weights the node's agent keeps current.
+
+    ``channel`` names the line of releases to follow. ``socket`` is the agent's; see
+    :func:`aquifer.default_socket_path`. ``name`` is what status and logs call this engine.
+    ``connect_timeout`` is how long to look for an agent, in seconds; later on the engine looks for
+    ever. ``pause_timeout`` is how long an update may wait for those inside :meth:`serving`, in
+    seconds; after that it is put off. ``None`` waits as long as it takes.
+
+    Every byte that the engine is given was verified in place. While a release is served its memory
+    does not change, except between the pause and the resume callbacks. Without callbacks of one's
+    own it is enough to use the weights inside ``with engine.serving()``.
+
+    Callbacks run on one thread of the package, in order. Methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        channel: str,
+        socket: Optional[str] = None,
+        name: Optional[str] = None,
+        *,
+        connect_timeout: float = 5.0,
+        pause_timeout: Optional[float] = None,
+    ) -> None:
+        self.channel = channel
+        self.name = name or f"{os.path.basename(sys.argv[0]).strip('-') or 'python'}-{os.getpid()}"
+        self.socket = socket or default_socket_path()
+        self._pause_timeout = pause_timeout
+        self._gate = Gate()
+        self._registration = Registration()
+        self._callbacks: Dict[str, List[Callback]] = {"release": [], "pause": [], "resume": [], "failed": []}
+        self._own: Dict[str, Optional[Callback]] = {"pause": None, "resume": None}
+        # All below is changed under `_changed`, and but for `_manifest` and `_frozen` on the link's worker.
+        self._changed = threading.Condition(threading.RLock())
+        self._frozen = False
+        self._registered = False
+        self._serving: Optional[Release] = None
+        self._wanted: Optional[Release] = None
+        self._paused = False
+        self._failure: Optional[HydrationError] = None
+        self._progress: Optional[Progress] = None
+        self._manifest: Optional[Dict[str, TensorInfo]] = None
+        self._link = Link(self.socket, self._greet, self._restore, self._handle, self._overhear, self._fail)
+        self._link.open(connect_timeout)
+
+    # ---- memory
+
+    def allocate(
+        self,
+        framework: str = "auto",
+        names: Union[None, Iterable[str], Callable[[str], bool]] = None,
+        *,
+        hydrate: bool = True,
+        timeout: Optional[float] = None,
+    ) -> Dict[str, Any]:
+        """Makes memory for the channel's tensors, registers it, and starts to fill it.
+
+        Returns tensors (``"torch"``), arrays (``"numpy"``) or memoryviews (``"memoryview"``) by name;
+        ``"auto"`` is the first of these that is installed. Dtypes that a framework lacks appear as
+        raw bits; :mod:`aquifer.dtypes` has the table. ``names`` chooses: some names, or a function
+        that is asked of each. Waits until the channel has a release, ``timeout`` seconds at most.
+        ``hydrate=False`` leaves room for more :meth:`bind`.
+
+        Read the weights after :meth:`wait_hydrated`, not before.
+        """
+        framework = memory.choose_framework(framework)
+        self._refuse_if_frozen()
+        chosen = _choose(self.tensors(timeout), names)
+        offsets, end = [], 0
+        for tensor in chosen:
+            offsets.append(memory.align(end))
+            end = offsets[-1] + tensor.bytes
+        mapping = memory.Mapping.new(end, fresh=True)
+        region = self._registration.region(mapping)
+        weights = {}
+        for tensor, offset in zip(chosen, offsets):
+            weights[tensor.name] = mapping.view(framework, offset, tensor.dtype, tensor.shape, tensor.bytes)
+            self._registration.add(
+                {
+                    "tensor": tensor.name,
+                    "dtype": tensor.dtype,
+                    "shape": list(tensor.shape),
+                    "region": region,
+                    "offset": offset,
+                }
+            )
+        if hydrate:
+            self.hydrate()
+        return weights
+
+    def bind(
+        self,
+        name: str,
+        array: Any,
+        index: Any = None,
+        tensor_shape: Optional[Tuple[int, ...]] = None,
+        dtype: Optional[str] = None,
+    ) -> None:
+        """Registers one's own array as the tensor ``name``, or as the part of it that ``index`` selects.
+
+        The array must lie in memory from :func:`aquifer.empty` or :class:`aquifer.Arena`; views of
+        such arrays, transposed or with steps, will do. ``index`` is slices as in NumPy
+        (``np.s_[0:512]``, ``np.s_[..., 64:]``), without steps, and counts in the whole tensor, whose
+        shape is ``tensor_shape``. ``dtype`` is safetensors' name, for an array that holds raw bits.
+        What is not said is looked up in the channel's release, for which this waits: that is
+        ``tensor_shape`` if there is an ``index``, and ``dtype`` if the array's own leaves a choice.
+        """
+        self._refuse_if_frozen()
+        placed = arrays.place(array)
+        if placed is None:
+            return
+        has_shape = tensor_shape is not None or (index is None and not (dtype and dtypes.element_bytes(dtype) is None))
+        unsure = not has_shape or (dtype is None and len(placed.dtypes) > 1)
+        tensor = arrays.look_up(self.tensors(), name) if unsure or self._manifest is not None else None
+        dtype = arrays.choose_dtype(name, placed, dtype, tensor)
+        shape = placed.shape if tensor is None else tensor.shape
+        if tensor_shape is not None:
+            shape = tuple(tensor_shape)
+        if tensor is not None and shape != tensor.shape:
+            raise arrays.ArrayError(f"tensor '{name}' has shape {list(tensor.shape)}, not {list(shape)}")
+        part = None if index is None else arrays.ranges(index, shape)
+        made = arrays.binding(name, placed, dtype, shape, part, self._registration.region(placed.mapping))
+        self._registration.add(made)
+
+    def hydrate(self) -> None:
+        """Says that registration is complete: from now on the agent fills what was bound.
+
+        Raises :class:`RequestRefused` if the agent finds fault with it.
+        """
+        with self._changed:
+            if self._frozen:
+                return
+            if not len(self._registration):
+                raise AquiferError("nothing is registered: call allocate() or bind() first")
+            self._frozen = True
+        self._link.run(self._register)
+
+    def wait_hydrated(self, timeout: Optional[float] = None, progress: bool = True) -> None:
+        """Waits until all that is registered holds a release, verified.
+
+        Raises :class:`HydrationError` with the reason if it cannot be had, and
+        :class:`HydrationTimeout` after ``timeout`` seconds. ``progress`` shows how far it is, on
+        stderr.
+        """
+        self.hydrate()
+        printer = progress_lines.Printer(f"hydrating {self.channel}") if progress and not self.ready else None
+        deadline = deadline_of(timeout)
+        begun = time.monotonic()
+        with self._changed:
+            while not self.ready:
+                if self._failure is not None:
+                    raise self._failure
+                if self._link.closed:
+                    raise HydrationError(CLOSED)
+                patience = left(deadline)
+                if patience == 0:
+                    state = progress_lines.describe(self._progress)
+                    raise HydrationTimeout(f"{self.channel} was not there within {timeout} s: {state}")
+                if printer:
+                    printer.show(self._progress)
+                self._changed.wait(0.5 if patience is None else min(patience, 0.5))
+            release = self._serving
+            done = self._progress.bytes_done if self._progress else 0
+        if printer and release:
+            seconds = time.monotonic() - begun
+            what = f"{progress_lines.size(done)} in {seconds:.1f} s, " if done else ""
+            printer.end(f"{what}verified: {release.manifest[:12]}")
+
+    def tensors(self, timeout: Optional[float] = None) -> Dict[str, TensorInfo]:
+        """The tensors of the channel's release, by name. Waits until there is one."""
+        if self._manifest is None:
+            try:
+                reply = self._link.ask("manifest", timeout, f"release of channel {self.channel}")
+            except TimeoutError as error:
+                raise HydrationTimeout(str(error)) from error
+            tensors = [parse(TensorInfo, t) for t in reply["tensors"]]
+            with self._changed:
+                self._manifest = {t.name: t for t in tensors}
+        return self._manifest
+
+    # ---- serving
+
+    @property
+    def release(self) -> Optional[str]:
+        """Hash of the manifest served now; ``None`` before hydration and while nothing may be served."""
+        with self._changed:
+            return self._serving.manifest if self._serving and not self._paused else None
+
+    @property
+    def wanted(self) -> Optional[str]:
+        """Hash of the newest manifest that was announced for the channel."""
+        with self._changed:
+            newest = self._wanted or self._serving
+            return newest.manifest if newest else None
+
+    @property
+    def ready(self) -> bool:
+        """True if the weights are verified and no update is being applied."""
+        return self.release is not None
+
+    @contextlib.contextmanager
+    def serving(self, timeout: Optional[float] = None) -> Iterator[str]:
+        """No update is applied inside; yields the hash of the manifest that the weights are.
+
+        Waits while an update is applied and before hydration, ``timeout`` seconds at most
+        (:class:`TimeoutError`). Keep it as short as one query: an update waits for it.
+        """
+        self._gate.enter(timeout)
+        try:
+            yield self._serving.manifest if self._serving else ""
+        finally:
+            self._gate.leave()
+
+    # ---- callbacks
+
+    def on_release(self, callback: Callback) -> Callback:
+        """Calls ``callback(release)`` for each release announced from now on. Also a decorator."""
+        return self._add("release", callback)
+
+    def on_pause(self, callback: Callback) -> Callback:
+        """Calls ``callback(release)`` before ``release`` is applied; nothing may read the weights
+        from its return until resume. If it raises, the old release stays. Also a decorator.
+
+        Called when nobody is inside :meth:`serving` any more.
+        """
+        return self._add("pause", callback)
+
+    def on_resume(self, callback: Callback) -> Callback:
+        """Calls ``callback(release)`` when ``release`` is in place, and before :meth:`serving` lets
+        anyone in. It is the old one if the update was called off. If it raises, the engine stays
+        paused and the agent is told. Also a decorator.
+        """
+        return self._add("resume", callback)
+
+    def on_failed(self, callback: Callable[[str], Any]) -> Callable[[str], Any]:
+        """Calls ``callback(reason)`` when a release cannot be served here. Also a decorator."""
+        self._callbacks["failed"].append(callback)  # type: ignore[arg-type]
+        return callback
+
+    @property
+    def pause(self) -> Optional[Callback]:
+        """The one pause callback that is set by ``engine.pause = fn``; see :meth:`on_pause`."""
+        return self._own["pause"]
+
+    @pause.setter
+    def pause(self, callback: Optional[Callback]) -> None:
+        self._own["pause"] = callback and _checked(callback)
+
+    @property
+    def resume(self) -> Optional[Callback]:
+        """The one resume callback that is set by ``engine.resume = fn``; see :meth:`on_resume`."""
+        return self._own["resume"]
+
+    @resume.setter
+    def resume(self, callback: Optional[Callback]) -> None:
+        self._own["resume"] = callback and _checked(callback)
+
+    # ---- end
+
+    def close(self) -> None:
+        """Leaves the agent. Memory stays as it is, as long as arrays in it are in use."""
+        self._link.close()
+        self._gate.fail(AquiferError(CLOSED))
+        with self._changed:
+            self._changed.notify_all()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    # ---- what the link asks for
+
+    def _greet(self, session: Session) -> None:
+        session.call(
+            "hello",
+            protocol=PROTOCOL_VERSION,
+            client="aquifer-python 0.1.0",
+            pid=os.getpid(),
+            name=self.name,
+            channel=self.channel,
+            serving=self.release,
+        )
+
+    def _register(self, session: Session) -> None:
+        with self._changed:
+            self._registered = True
+        try:
+            self._registration.send(session, first=True)
+        except RequestRefused:
+            with self._changed:
+                self._registered = self._frozen = False
+            raise
+
+    def _restore(self, session: Session) -> None:
+        if self._registered:
+            self._registration.send(session, first=False)
+
+    def _overhear(self, message: Message) -> bool:
+        """On the reader's thread."""
+        if message["event"] != "progress":
+            return False
+        with self._changed:
+            self._progress = parse(Progress, message)
+            self._changed.notify_all()
+        return True
+
+    def _handle(self, session: Session, message: Message) -> None:
+        handlers = {
+            "release": self._on_release_heard,
+            "hydrated": self._on_hydrated,
+            "pause": self._on_pause,
+            "applied": self._on_applied,
+            "aborted": self._on_aborted,
+            "failed": self._on_failed,
+        }
+        handler = handlers.get(message["event"])
+        if handler is not None:
+            handler(session, message)
+
+    def _on_release_heard(self, _session: Session, message: Message) -> None:
+        release = parse(Release, message["release"])
+        with self._changed:
+            self._wanted = release
+            self._failure = None  # That was about another one.
+        self._gate.fail(None)
+        for callback in self._callbacks["release"]:
+            try:
+                callback(release)
+            except Exception:
+                log.exception("aquifer: a release callback failed")
+
+    def _on_hydrated(self, session: Session, message: Message) -> None:
+        release = parse(Release, message["release"])
+        if self._paused:
+            self._resume_with(session, release)
+        else:
+            self._serve(release)
+
+    def _on_pause(self, session: Session, message: Message) -> None:
+        release = parse(Release, message["release"])
+        if not self._gate.shut(self._pause_timeout):
+            why = f"queries were still running after {self._pause_timeout} s"
+            session.call("refused", manifest=release.manifest, stage="pause", message=why)
+            return
+        try:
+            self._call("pause", release)
+        except Exception as error:
+            log.exception("aquifer: a pause callback failed; the old release stays")
+            self._gate.open()
+            session.call("refused", manifest=release.manifest, stage="pause", message=_reason(error))
+            return
+        # From here on, whether or not the answer arrives, bytes may change.
+        with self._changed:
+            self._paused = True
+        session.call("paused", manifest=release.manifest)
+
+    def _on_applied(self, session: Session, message: Message) -> None:
+        release = parse(Release, message["release"])
+        if self._resume_with(session, release):
+            session.call("resumed", manifest=release.manifest)
+
+    def _on_aborted(self, session: Session, _message: Message) -> None:
+        if self._paused and self._serving is not None:
+            self._resume_with(session, self._serving)
+
+    def _on_failed(self, _session: Session, message: Message) -> None:
+        reason = f"{message.get('message')} ({message.get('code')})"
+        log.error("aquifer: release %.12s cannot be served: %s", message.get("manifest"), reason)
+        self._fail(reason)
+        for callback in self._callbacks["failed"]:
+            try:
+                callback(reason)  # type: ignore[arg-type]
+            except Exception:
+                log.exception("aquifer: a failure callback failed")
+
+    def _resume_with(self, session: Session, release: Release) -> bool:
+        with self._changed:
+            self._serving = release
+        try:
+            self._call("resume", release)
+        except Exception as error:
+            log.exception("aquifer: a resume callback failed; the engine stays paused")
+            session.call("refused", manifest=release.manifest, stage="resume", message=_reason(error))
+            return False
+        self._serve(release)
+        return True
+
+    def _serve(self, release: Release) -> None:
+        with self._changed:
+            self._serving = release
+            self._paused = False
+            self._failure = None
+            self._changed.notify_all()
+        self._gate.open()
+
+    def _fail(self, reason: str) -> None:
+        """Says why there is nothing to serve, to those who wait for it."""
+        with self._changed:
+            if not self.ready:
+                self._failure = HydrationError(reason)
+                self._gate.fail(self._failure)
+                self._changed.notify_all()
+
+    def _call(self, stage: str, release: Release) -> None:
+        own = self._own[stage]
+        with self._gate.owned():
+            for callback in self._callbacks[stage] + ([own] if own else []):
+                callback(release)
+
+    def _add(self, stage: str, callback: Callback) -> Callback:
+        self._callbacks[stage].append(_checked(callback))
+        return callback
+
+    def _refuse_if_frozen(self) -> None:
+        if self._frozen:
+            raise AquiferError("registration is complete (hydrate() was called): nothing can be added to this engine")
+
+
+def _choose(
+    tensors: Dict[str, TensorInfo], names: Union[None, Iterable[str], Callable[[str], bool]]
+) -> List[TensorInfo]:
+    if names is None:
+        return list(tensors.values())
+    if callable(names):
+        return [tensor for name, tensor in tensors.items() if names(name)]
+    return [arrays.look_up(tensors, name) for name in sorted(set(names))]
+
+
+def _checked(callback: Callback) -> Callback:
+    """Fails now, and not in the middle of an update, if it cannot be called with a release."""
+    try:
+        signature = inspect.signature(callback)
+    except (TypeError, ValueError):
+        return callback  # Not every callable tells.
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise TypeError(f"the callback must take one argument, the release: {error}") from error
+    return callback
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

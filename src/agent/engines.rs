@@ -1,0 +1,508 @@
+//! Engines of this node: their registrations, and carrying out what their sessions decide.
+
+use super::jobs::{Job, Source};
+use super::{Agent, Hold};
+use aquifer_core::{Binding, ChannelName, ChunkSet, ManifestHash};
+use aquifer_engine::protocol::{
+    ErrorReply, Event as EngineNews, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress, RegionSpec,
+    ReleaseInfo, Request, TensorInfo, Welcome, code,
+};
+use aquifer_engine::{ConnId, EngineEvent};
+use aquifer_memory::{Mapping, Span};
+use aquifer_proto::{EngineInput, EngineOutput, EngineSession, Input, Plan, Target, Tell};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Most regions of one engine. Guess: one for each tensor of a large model would fit.
+const REGIONS_MAX: usize = 65_536;
+/// Most bindings of one engine. Guess: several for each tensor of a mixture of experts.
+const BINDINGS_MAX: usize = 1 << 20;
+
+#[derive(Debug)]
+pub(super) struct EngineConn {
+    pub(super) pid: u32,
+    pub(super) name: String,
+    /// None until it has said hello.
+    pub(super) channel: Option<ChannelName>,
+    pub(super) session: EngineSession,
+    said_serving: Option<ManifestHash>,
+    regions: BTreeMap<u32, Span>,
+    all_fresh: bool,
+    bindings: Vec<Binding>,
+    /// Requests for a manifest that is not here yet.
+    waiting: Vec<u64>,
+    progress: Option<(Instant, u64)>,
+}
+
+impl EngineConn {
+    pub(super) fn region_slice(&self, region: u32, range: Range<u64>) -> Option<Span> {
+        self.regions.get(&region)?.slice(range).ok()
+    }
+}
+
+type Reply = Result<Value, ErrorReply>;
+
+impl Agent {
+    pub(super) fn on_engine(&mut self, event: EngineEvent) {
+        match event {
+            EngineEvent::Opened { conn, pid, .. } => {
+                let pid = pid.and_then(|p| u32::try_from(p).ok()).unwrap_or(0);
+                let fresh = EngineConn {
+                    pid,
+                    name: format!("pid-{pid}"),
+                    channel: None,
+                    session: EngineSession::default(),
+                    said_serving: None,
+                    regions: BTreeMap::new(),
+                    all_fresh: true,
+                    bindings: Vec::new(),
+                    waiting: Vec::new(),
+                    progress: None,
+                };
+                self.sessions.insert(conn, fresh);
+            }
+            EngineEvent::Request { conn, id, request, fd } => {
+                if let Some(reply) = self.on_request(conn, id, request, fd)
+                    && let Some(engines) = &self.engines
+                {
+                    engines.reply(conn, id, reply);
+                }
+            }
+            EngineEvent::Closed { conn } => self.on_engine_closed(conn),
+        }
+    }
+
+    /// None if the reply comes later.
+    fn on_request(&mut self, conn: ConnId, id: u64, request: Request, fd: Option<OwnedFd>) -> Option<Reply> {
+        match request {
+            Request::Status => {
+                let view = serde_json::to_value(self.view());
+                return Some(view.map_err(|e| ErrorReply::new(code::TOO_LARGE, e.to_string())));
+            }
+            Request::Drain => {
+                tracing::info!("asked to leave");
+                self.ended = Some(super::Ended::Stopped);
+                return Some(Ok(json!({})));
+            }
+            Request::Hello(hello) => return Some(self.on_hello(conn, hello)),
+            _ if self.sessions.get(&conn).is_none_or(|c| c.channel.is_none()) => {
+                return Some(Err(ErrorReply::new(code::HELLO, "say hello first")));
+            }
+            Request::Manifest => {
+                self.sessions.get_mut(&conn)?.waiting.push(id);
+                let channel = self.sessions.get(&conn)?.channel.clone()?;
+                self.answer_waiting_engines(&channel);
+                return None;
+            }
+            Request::Region(spec) => return Some(self.on_region(conn, &spec, fd)),
+            Request::Bind { bindings } => {
+                let bindings = bindings.into_iter().map(Binding::from).collect();
+                return Some(self.on_bind(conn, bindings));
+            }
+            Request::Hydrate => self.on_hydrate(conn),
+            Request::Paused { manifest } => self.about_target(conn, manifest, EngineInput::Paused),
+            Request::Resumed { manifest } => self.about_target(conn, manifest, EngineInput::Resumed),
+            Request::Refused(refusal) => {
+                let name = &self.sessions.get(&conn)?.name;
+                tracing::warn!("engine {name} refused {}: {}", refusal.manifest.short(), refusal.message);
+                self.about_target(conn, refusal.manifest, EngineInput::Refused { reason: refusal.message });
+            }
+        }
+        Some(Ok(json!({})))
+    }
+
+    fn on_hello(&mut self, conn: ConnId, hello: Hello) -> Reply {
+        if hello.protocol != PROTOCOL_VERSION {
+            let text = format!(
+                "the engine speaks protocol {}, this agent {PROTOCOL_VERSION}: use the same release of Aquifer",
+                hello.protocol
+            );
+            return Err(ErrorReply::new(code::PROTOCOL_VERSION, text));
+        }
+        if !self.channels.contains_key(&hello.channel) || self.hold == Hold::Own {
+            let known: Vec<_> = self.channels.keys().map(ChannelName::as_str).collect();
+            let text = format!(
+                "this agent does not follow channel '{}' (it follows: {}): start it with --channel {}",
+                hello.channel,
+                if known.is_empty() { "none".into() } else { known.join(", ") },
+                hello.channel
+            );
+            return Err(ErrorReply::new("unknown-channel", text));
+        }
+        let Some(entry) = self.sessions.get_mut(&conn) else {
+            return Err(ErrorReply::new(code::HELLO, "the connection is gone"));
+        };
+        if entry.channel.is_some() {
+            return Err(ErrorReply::new(code::HELLO, "hello was said already"));
+        }
+        tracing::info!("engine {} (pid {}) is here, for {}", hello.name, hello.pid, hello.channel);
+        entry.name = hello.name;
+        entry.pid = hello.pid;
+        entry.channel = Some(hello.channel);
+        entry.said_serving = hello.serving;
+        let welcome = Welcome {
+            node: self.node.id(),
+            agent_name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+        };
+        self.count_engines();
+        serde_json::to_value(welcome).map_err(|e| ErrorReply::new(code::TOO_LARGE, e.to_string()))
+    }
+
+    fn on_region(&mut self, conn: ConnId, spec: &RegionSpec, fd: Option<OwnedFd>) -> Reply {
+        let bad = |text: String| ErrorReply::new(code::BAD_REGION, text);
+        let entry = self.registering(conn)?;
+        if entry.regions.contains_key(&spec.region) {
+            return Err(bad(format!("region {} is registered already", spec.region)));
+        }
+        if entry.regions.len() >= REGIONS_MAX {
+            return Err(bad(format!("more than {REGIONS_MAX} regions: put several tensors into one")));
+        }
+        let fd = fd.ok_or_else(|| bad(format!("region {} came without its memfd", spec.region)))?;
+        let mapping = Mapping::from_memfd(fd, spec.bytes).map_err(|e| bad(format!("region {}: {e}", spec.region)))?;
+        entry.regions.insert(spec.region, mapping.span());
+        entry.all_fresh &= spec.fresh;
+        Ok(json!({}))
+    }
+
+    fn on_bind(&mut self, conn: ConnId, bindings: Vec<Binding>) -> Reply {
+        let current = self.sessions.get(&conn).and_then(|c| self.current_manifest(c.channel.as_ref()?));
+        let loaded = current.and_then(|m| self.manifests.get(&m)).map(|l| (l.manifest.clone(), l.layout.clone()));
+        let entry = self.registering(conn)?;
+        if entry.bindings.len() + bindings.len() > BINDINGS_MAX {
+            return Err(ErrorReply::new("too-many-bindings", format!("more than {BINDINGS_MAX} bindings")));
+        }
+        if let Some((manifest, layout)) = loaded {
+            // Told now rather than at hydration: the caller is at the line that is wrong.
+            Plan::of(&manifest, &layout, &bindings, &region_bytes(&entry.regions))
+                .map_err(|e| ErrorReply::new("bad-binding", e.to_string()))?;
+        }
+        entry.bindings.extend(bindings);
+        Ok(json!({}))
+    }
+
+    fn on_hydrate(&mut self, conn: ConnId) {
+        let Some(entry) = self.sessions.get_mut(&conn) else { return };
+        let (serving, fresh) = (entry.said_serving, entry.all_fresh);
+        let channel = entry.channel.clone();
+        entry.session.handle(EngineInput::Hydrate { serving, fresh });
+        if let Some(channel) = channel {
+            self.retarget_engines(&channel);
+        }
+    }
+
+    /// What the engine says of a release counts only if it is the one it was told to take.
+    fn about_target(&mut self, conn: ConnId, manifest: ManifestHash, input: EngineInput) {
+        let target = self.sessions.get(&conn).and_then(|c| c.session.target()).map(|t| t.manifest);
+        if target == Some(manifest) {
+            self.engine_input(conn, input);
+        }
+    }
+
+    fn on_engine_closed(&mut self, conn: ConnId) {
+        let Some(entry) = self.sessions.remove(&conn) else { return };
+        let Some(channel) = entry.channel else { return };
+        tracing::info!("engine {} (pid {}) is gone", entry.name, entry.pid);
+        self.after_places_changed(&channel);
+        self.count_engines();
+    }
+
+    pub(super) fn engine_input(&mut self, conn: ConnId, input: EngineInput) {
+        if let Some(entry) = self.sessions.get_mut(&conn) {
+            entry.session.handle(input);
+            self.drain_engine(conn);
+        }
+    }
+
+    /// Points every registered engine of the channel at its current release.
+    pub(super) fn retarget_engines(&mut self, channel: &ChannelName) {
+        let Some(current) = self.current_manifest(channel) else { return };
+        let Some(loaded) = self.manifests.get(&current).filter(|l| l.checked) else { return };
+        let (manifest, layout) = (loaded.manifest.clone(), loaded.layout.clone());
+        let concerned = |c: &EngineConn| {
+            c.channel.as_ref() == Some(channel)
+                && !c.session.is_registering()
+                && c.session.target().is_none_or(|t| t.manifest != current)
+                && c.session.refusal().is_none_or(|(m, _)| *m != current)
+        };
+        let conns: Vec<ConnId> = self.sessions.iter().filter(|(_, c)| concerned(c)).map(|(id, _)| *id).collect();
+        for conn in conns {
+            let Some(entry) = self.sessions.get(&conn) else { continue };
+            let input = match Plan::of(&manifest, &layout, &entry.bindings, &region_bytes(&entry.regions)) {
+                Ok(plan) => {
+                    EngineInput::Target(Target { manifest: current, plan: Arc::new(plan), layout: layout.clone() })
+                }
+                Err(error) => {
+                    tracing::warn!("engine {} cannot take release {}: {error}", entry.name, current.short());
+                    EngineInput::Unfit { manifest: current, reason: error.to_string() }
+                }
+            };
+            self.engine_input(conn, input);
+        }
+    }
+
+    pub(super) fn answer_waiting_engines(&mut self, channel: &ChannelName) {
+        let Some((release, publisher)) = self.channels.get(channel).and_then(|c| c.release.clone()) else { return };
+        let Some(loaded) = self.manifests.get(&release.manifest).filter(|l| l.checked) else { return };
+        let tensors = loaded.manifest.tensors().iter().map(|t| TensorInfo {
+            name: t.name.clone(),
+            dtype: t.dtype.name().to_string(),
+            shape: t.shape.clone(),
+            bytes: t.bytes(),
+        });
+        let waiting = |c: &&mut EngineConn| c.channel.as_ref() == Some(channel) && !c.waiting.is_empty();
+        let mut asked: Vec<(ConnId, u64)> = Vec::new();
+        for (id, conn) in &mut self.sessions {
+            if waiting(&conn) {
+                asked.extend(conn.waiting.drain(..).map(|request| (*id, request)));
+            }
+        }
+        if asked.is_empty() {
+            return;
+        }
+        let reply = ManifestReply { release: ReleaseInfo::new(&release, publisher), tensors: tensors.collect() };
+        let reply = serde_json::to_value(reply).map_err(|e| ErrorReply::new(code::TOO_LARGE, e.to_string()));
+        if let Some(engines) = &self.engines {
+            asked.into_iter().for_each(|(conn, id)| engines.reply(conn, id, reply.clone()));
+        }
+    }
+
+    /// A chunk came to lie in this node's store.
+    pub(super) fn offer_to_engines(&mut self, manifest: ManifestHash, chunk: u32) {
+        let Some(loaded) = self.manifests.get(&manifest) else { return };
+        let (hash, len) = (loaded.layout.chunk(chunk).hash, loaded.layout.len());
+        let mut offers = Vec::new();
+        for (id, conn) in &self.sessions {
+            let Some(target) = conn.session.target() else { continue };
+            let (index, len) = match target.manifest == manifest {
+                true => (Some(chunk), len),
+                false => (target.layout.index_of(&hash), target.layout.len()),
+            };
+            if let Some(index) = index.filter(|i| conn.session.is_gathering(&target.manifest, *i)) {
+                offers.push((*id, ChunkSet::from_indices(len, [index])));
+            }
+        }
+        for (conn, chunks) in offers {
+            self.engine_input(conn, EngineInput::Available { chunks });
+        }
+    }
+
+    /// Offers an engine everything it waits for that lies on this node.
+    pub(super) fn feed_engine(&mut self, conn: ConnId) {
+        let Some(entry) = self.sessions.get(&conn) else { return };
+        let Some(target) = entry.session.target().cloned() else { return };
+        let Some(needs) = entry.session.needs() else { return };
+        let manifest = target.manifest;
+        let gathering = needs.iter().filter(|c| entry.session.is_gathering(&manifest, *c)).collect::<Vec<_>>();
+        let mut chunks = ChunkSet::empty(target.layout.len());
+        for chunk in gathering {
+            if self.source(conn, &manifest, chunk).is_some() {
+                chunks.insert(chunk);
+            }
+        }
+        if !chunks.is_empty() {
+            self.engine_input(conn, EngineInput::Available { chunks });
+        }
+    }
+
+    fn drain_engine(&mut self, conn: ConnId) {
+        while let Some(output) = self.sessions.get_mut(&conn).and_then(|c| c.session.poll_output()) {
+            self.carry_out_engine(conn, output);
+        }
+    }
+
+    fn carry_out_engine(&mut self, conn: ConnId, output: EngineOutput) {
+        let Some(entry) = self.sessions.get(&conn) else { return };
+        let Some(channel) = entry.channel.clone() else { return };
+        let target = entry.session.target().cloned();
+        let regions = entry.regions.clone();
+        match (output, target) {
+            (EngineOutput::Scan, Some(target)) => {
+                self.job(Job::Scan { conn, plan: target.plan, layout: target.layout, regions });
+            }
+            (EngineOutput::Copy { chunk }, Some(target)) => match self.source(conn, &target.manifest, chunk) {
+                Some(source) => self.job(Job::Copy { conn, chunk, source, plan: target.plan, regions }),
+                None => self.engine_input(conn, EngineInput::Copied { chunk, ok: false }),
+            },
+            (EngineOutput::Apply { chunks }, Some(target)) => {
+                let found = chunks.iter().map(|c| Some((c, self.source(conn, &target.manifest, c)?)));
+                match found.collect::<Option<Vec<_>>>() {
+                    Some(sources) => self.job(Job::Apply { conn, sources, plan: target.plan, regions }),
+                    None => self.engine_input(conn, EngineInput::Applied { ok: false }),
+                }
+            }
+            (EngineOutput::WantsChanged, target) => {
+                if let Some(target) = target {
+                    self.refresh_wants(target.manifest);
+                    self.feed_engine(conn);
+                }
+            }
+            (EngineOutput::PlacesChanged, _) => {
+                self.after_places_changed(&channel);
+                self.count_engines();
+            }
+            (EngineOutput::Tell(tell), _) => self.tell_engine(conn, &channel, tell),
+            (EngineOutput::Scan | EngineOutput::Copy { .. } | EngineOutput::Apply { .. }, None) => {}
+        }
+    }
+
+    /// Where to copy a chunk from for this engine. Never from its own memory, which is about to
+    /// be overwritten: such a chunk is first put into the store.
+    fn source(&mut self, conn: ConnId, manifest: &ManifestHash, chunk: u32) -> Option<Source> {
+        let (hash, len) = {
+            let c = self.manifests.get(manifest)?.layout.chunk(chunk);
+            (c.hash, u64::from(c.len))
+        };
+        if let Some(span) = self.memory.get(&hash).or_else(|| self.disk.as_ref()?.get(&hash)) {
+            return Some(Source { span, recheck: None });
+        }
+        let in_region = |c: &EngineConn| -> Option<Span> {
+            // It may lie there under another release's numbering.
+            self.manifests.iter().find_map(|(m, l)| {
+                let (region, range) = c.session.place(m, l.layout.index_of(&hash)?)?;
+                c.region_slice(region, range)
+            })
+        };
+        let other = self.sessions.iter().filter(|(id, _)| **id != conn).find_map(|(_, c)| in_region(c));
+        if let Some(span) = other {
+            return Some(Source { span, recheck: Some(hash) });
+        }
+        let own = self.sessions.get(&conn).and_then(in_region)?;
+        let reservation = self.memory.reserve(hash, len).ok()?;
+        own.copy_to(0, reservation.span(), 0, len).ok()?;
+        if reservation.span().hash().ok()? != hash {
+            return None;
+        }
+        Some(Source { span: reservation.commit().ok()?, recheck: None })
+    }
+
+    fn after_places_changed(&mut self, channel: &ChannelName) {
+        let of_channel: Vec<ManifestHash> =
+            self.manifests.iter().filter(|(_, l)| l.channel.as_ref() == Some(channel)).map(|(m, _)| *m).collect();
+        for manifest in of_channel {
+            self.refresh_wants(manifest);
+            self.refresh_held(manifest);
+        }
+        self.trim_memory(false);
+        self.retire(channel);
+    }
+
+    fn tell_engine(&mut self, conn: ConnId, channel: &ChannelName, tell: Tell) {
+        let about = match &tell {
+            Tell::Hydrated { manifest }
+            | Tell::Pause { manifest, .. }
+            | Tell::Applied { manifest }
+            | Tell::Aborted { manifest }
+            | Tell::Failed { manifest, .. } => *manifest,
+        };
+        let name = self.sessions.get(&conn).map(|c| c.name.clone()).unwrap_or_default();
+        let release = self.channels.get(channel).and_then(|c| c.release.clone());
+        // The newest release may be ahead of the one the engine takes; then its number is not
+        // known here any more, and the manifest is what counts.
+        let Some((mut release, publisher)) = release else { return };
+        if release.manifest != about {
+            release.manifest = about;
+            release.seq = release.seq.saturating_sub(1);
+        }
+        let release = ReleaseInfo::new(&release, publisher);
+        let news = match tell {
+            Tell::Hydrated { manifest } => {
+                tracing::info!("engine {name} is hydrated: {}", manifest.short());
+                EngineNews::Hydrated { release }
+            }
+            Tell::Pause { bytes, .. } => EngineNews::Pause { release, bytes },
+            Tell::Applied { manifest } => {
+                tracing::info!("engine {name} switches to {}", manifest.short());
+                EngineNews::Applied { release }
+            }
+            Tell::Aborted { .. } => EngineNews::Aborted { release },
+            Tell::Failed { manifest, code, reason } => {
+                EngineNews::Failed(Failure { manifest, code: code.to_string(), message: reason })
+            }
+        };
+        if let Some(engines) = &self.engines {
+            engines.event(conn, &news);
+        }
+    }
+
+    pub(super) fn tell_engines(&self, channel: &ChannelName, news: &EngineNews) {
+        let Some(engines) = &self.engines else { return };
+        for (conn, _) in self.sessions.iter().filter(|(_, c)| c.channel.as_ref() == Some(channel)) {
+            engines.event(*conn, news);
+        }
+    }
+
+    pub(super) fn fail_engines(&self, channel: &ChannelName, manifest: ManifestHash, problem: &str) {
+        let failure = Failure { manifest, code: "stalled".to_string(), message: problem.to_string() };
+        self.tell_engines(channel, &EngineNews::Failed(failure));
+    }
+
+    /// Tells engines that wait how far it is.
+    pub(super) fn report_progress(&mut self) {
+        let mut reports = Vec::new();
+        for (id, conn) in &mut self.sessions {
+            let Some(target) = conn.session.target() else { continue };
+            let (done, total) = conn.session.progress();
+            if done >= total && conn.progress.is_none() {
+                continue;
+            }
+            let manifest = target.manifest;
+            let bytes_total = target.plan.bytes_of(target.plan.needs());
+            let bytes_done = bytes_total * u64::from(done) / u64::from(total.max(1));
+            let now = Instant::now();
+            let (since, from) = *conn.progress.get_or_insert((now, bytes_done));
+            let seconds = now.duration_since(since).as_secs_f64().max(0.001);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            let bytes_per_s = (bytes_done.saturating_sub(from) as f64 / seconds) as u64;
+            if done >= total {
+                conn.progress = None;
+            }
+            reports.push((*id, manifest, bytes_done, bytes_total, done, total, bytes_per_s));
+        }
+        let Some(engines) = &self.engines else { return };
+        for (conn, manifest, bytes_done, bytes_total, done, total, bytes_per_s) in reports {
+            let peers = self.node.progress(&manifest).map_or(0, |p| p.sources as u64);
+            engines.event(
+                conn,
+                &EngineNews::Progress(Progress {
+                    manifest,
+                    bytes_done,
+                    bytes_total,
+                    chunks_done: done.into(),
+                    chunks_total: total.into(),
+                    peers,
+                    bytes_per_s,
+                }),
+            );
+        }
+    }
+
+    /// Whether the engine serves exactly what its channel is at.
+    pub(super) fn is_ready(&self, conn: &EngineConn) -> bool {
+        let wanted = conn.channel.as_ref().and_then(|c| self.current_manifest(c));
+        wanted.is_some() && conn.session.serving() == wanted
+    }
+
+    fn count_engines(&mut self) {
+        let known = self.sessions.values().filter(|c| c.channel.is_some());
+        let ready = known.clone().filter(|c| self.is_ready(c)).count();
+        self.local.engines = u32::try_from(known.count()).unwrap_or(u32::MAX);
+        self.local.engines_ready = u32::try_from(ready).unwrap_or(u32::MAX);
+        self.input(Input::Local(self.local.clone()));
+    }
+
+    fn registering(&mut self, conn: ConnId) -> Result<&mut EngineConn, ErrorReply> {
+        let entry = self.sessions.get_mut(&conn).filter(|c| c.session.is_registering());
+        entry.ok_or_else(|| {
+            ErrorReply::new(code::BAD_REQUEST, "registration is over once hydration began: connect anew to change it")
+        })
+    }
+}
+
+fn region_bytes(regions: &BTreeMap<u32, Span>) -> BTreeMap<u32, u64> {
+    regions.iter().map(|(id, span)| (*id, span.len())).collect()
+}

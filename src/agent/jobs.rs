@@ -1,0 +1,216 @@
+//! Work that takes long: hashing, copying, disks. On blocking threads, each ending in an event.
+
+use super::library::Tree;
+use super::{Agent, Ended, Event};
+use anyhow::{Context, Result};
+use aquifer_core::{ChunkHash, ChunkSet, Layout, ManifestHash, NodeId};
+use aquifer_engine::ConnId;
+use aquifer_memory::{DiskStore, Reservation, Span, StoreError};
+use aquifer_proto::{EngineInput, OpId, Plan};
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Hash what a disk store and a file tree hold of a manifest.
+    Check {
+        manifest: ManifestHash,
+        layout: Arc<Layout>,
+        disk: Option<DiskStore>,
+        tree: Option<Tree>,
+    },
+    Commit {
+        op: OpId,
+        reservation: Reservation,
+    },
+    FinishTree {
+        tree: Tree,
+    },
+    Recheck {
+        manifest: ManifestHash,
+        chunk: u32,
+        hash: ChunkHash,
+        span: Span,
+        reader: NodeId,
+    },
+    /// Hash what lies in an engine's regions.
+    Scan {
+        conn: ConnId,
+        plan: Arc<Plan>,
+        layout: Arc<Layout>,
+        regions: BTreeMap<u32, Span>,
+    },
+    Copy {
+        conn: ConnId,
+        chunk: u32,
+        source: Source,
+        plan: Arc<Plan>,
+        regions: BTreeMap<u32, Span>,
+    },
+    Apply {
+        conn: ConnId,
+        sources: Vec<(u32, Source)>,
+        plan: Arc<Plan>,
+        regions: BTreeMap<u32, Span>,
+    },
+}
+
+/// Verified bytes to copy. Those in an engine's memory are hashed again after the copy: an
+/// engine may write to its memory at any time.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) span: Span,
+    pub(super) recheck: Option<ChunkHash>,
+}
+
+#[derive(Debug)]
+pub(super) enum JobDone {
+    Checked { manifest: ManifestHash, result: Result<ChunkSet> },
+    Committed { op: OpId, result: Result<(), StoreError> },
+    TreeFinished { manifest: ManifestHash, result: Result<(), StoreError> },
+    Rechecked { manifest: ManifestHash, chunk: u32, reader: NodeId, result: io::Result<bool> },
+    Scanned { conn: ConnId, in_place: ChunkSet },
+    Copied { conn: ConnId, chunk: u32, result: io::Result<()> },
+    Applied { conn: ConnId, result: io::Result<()> },
+}
+
+impl Agent {
+    /// Starts a job after the outputs of this step are carried out: leases over what it will
+    /// overwrite are closed by then.
+    pub(super) fn job(&mut self, job: Job) {
+        self.queued.push(job);
+    }
+
+    pub(super) fn start_jobs(&mut self) {
+        for job in self.queued.drain(..) {
+            let events = self.jobs.clone();
+            tokio::task::spawn_blocking(move || {
+                // The agent may have ended meanwhile; then nobody waits for the answer.
+                let _ = events.send(Event::Job(job.run()));
+            });
+        }
+    }
+
+    pub(super) fn on_job(&mut self, done: JobDone) -> Result<()> {
+        match done {
+            JobDone::Checked { manifest, result } => {
+                let found = result.context("cannot read what is on disk")?;
+                self.on_checked(manifest, Some(found));
+            }
+            JobDone::Committed { op, result } => self.on_committed(op, result),
+            JobDone::TreeFinished { manifest, result } => {
+                result?;
+                if self.tree.as_ref().is_some_and(|t| t.manifest == manifest) {
+                    self.ended = Some(Ended::Pulled(manifest));
+                }
+            }
+            JobDone::Rechecked { manifest, chunk, reader, result } => match result {
+                Ok(true) => tracing::info!(
+                    "{} says that chunk {chunk} of {} came wrong; it is right here",
+                    reader.short(),
+                    manifest.short()
+                ),
+                Ok(false) => self.withdraw(manifest, chunk, "its bytes are not what they were"),
+                Err(error) => self.withdraw(manifest, chunk, &format!("it cannot be read: {error}")),
+            },
+            JobDone::Scanned { conn, in_place } => {
+                self.traffic.chunks_found += u64::from(in_place.count());
+                self.engine_input(conn, EngineInput::Scanned { in_place });
+            }
+            JobDone::Copied { conn, chunk, result } => {
+                let ok = self.copied(conn, result);
+                self.engine_input(conn, EngineInput::Copied { chunk, ok });
+                if !ok {
+                    self.feed_engine(conn);
+                }
+            }
+            JobDone::Applied { conn, result } => {
+                let ok = self.copied(conn, result);
+                self.engine_input(conn, EngineInput::Applied { ok });
+            }
+        }
+        Ok(())
+    }
+
+    fn copied(&mut self, conn: ConnId, result: io::Result<()>) -> bool {
+        if let Err(error) = &result {
+            tracing::warn!("engine {}: {error}; its memory is filled again", conn.0);
+        }
+        result.is_ok()
+    }
+}
+
+impl Job {
+    fn run(self) -> JobDone {
+        match self {
+            Job::Check { manifest, layout, disk, tree } => {
+                JobDone::Checked { manifest, result: check(&layout, disk.as_ref(), tree.as_ref()) }
+            }
+            Job::Commit { op, reservation } => JobDone::Committed { op, result: reservation.commit().map(drop) },
+            Job::FinishTree { tree } => JobDone::TreeFinished { manifest: tree.manifest, result: tree.files.finish() },
+            Job::Recheck { manifest, chunk, hash, span, reader } => {
+                let result = span.hash().map(|found| found == hash);
+                JobDone::Rechecked { manifest, chunk, reader, result }
+            }
+            Job::Scan { conn, plan, layout, regions } => {
+                let right = |chunk: &u32| is_in_place(&plan, &regions, *chunk, layout.chunk(*chunk).hash);
+                let in_place = ChunkSet::from_indices(layout.len(), plan.needs().iter().filter(right));
+                JobDone::Scanned { conn, in_place }
+            }
+            Job::Copy { conn, chunk, source, plan, regions } => {
+                JobDone::Copied { conn, chunk, result: copy(&plan, &regions, chunk, &source) }
+            }
+            Job::Apply { conn, sources, plan, regions } => {
+                let result = sources.iter().try_for_each(|(chunk, source)| copy(&plan, &regions, *chunk, source));
+                JobDone::Applied { conn, result }
+            }
+        }
+    }
+}
+
+fn check(layout: &Layout, disk: Option<&DiskStore>, tree: Option<&Tree>) -> Result<ChunkSet> {
+    let mut found = ChunkSet::empty(layout.len());
+    if let Some(disk) = disk {
+        for (index, chunk) in (0u32..).zip(&layout.chunks) {
+            if disk.contains(&chunk.hash) && disk.verify(&chunk.hash)? {
+                found.insert(index);
+            }
+        }
+    }
+    if let Some(tree) = tree {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        found.union_with(&tree.files.scan(threads, &mut |_, _| {})?);
+    }
+    Ok(found)
+}
+
+/// Whether every spot of the chunk holds its bytes. A spot that holds only a part of them
+/// cannot be checked and counts as wrong.
+fn is_in_place(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32, hash: ChunkHash) -> bool {
+    plan.spots(chunk).iter().all(|spot| {
+        let gather = || -> Option<ChunkHash> {
+            let mut hasher = blake3::Hasher::new();
+            for (region, run) in plan.runs(spot) {
+                regions.get(&region)?.hash_into(run.region_offset, run.bytes, &mut hasher).ok()?;
+            }
+            Some(ChunkHash(aquifer_core::Hash(*hasher.finalize().as_bytes())))
+        };
+        plan.covers(spot) && gather() == Some(hash)
+    })
+}
+
+fn copy(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32, source: &Source) -> io::Result<()> {
+    for spot in plan.spots(chunk) {
+        for (region, run) in plan.runs(spot) {
+            let region = regions.get(&region).ok_or_else(|| io::Error::other("a region is gone"))?;
+            source.span.copy_to(run.tensor_offset, region, run.region_offset, run.bytes)?;
+        }
+    }
+    match source.recheck {
+        Some(hash) if source.span.hash()? != hash => {
+            Err(io::Error::other(format!("chunk {chunk} changed while it was copied from another engine's memory")))
+        }
+        _ => Ok(()),
+    }
+}

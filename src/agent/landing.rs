@@ -1,0 +1,220 @@
+//! From a granted chunk to a verified one: where it lands, and what becomes of it.
+
+use super::Agent;
+use super::jobs::Job;
+use aquifer_core::{ChunkHash, ManifestHash, NodeId};
+use aquifer_engine::ConnId;
+use aquifer_memory::{Reservation, Span, StoreError};
+use aquifer_proto::limits::READ_STALL;
+use aquifer_proto::{EngineInput, Input, OpId, ReadOutcome};
+use aquifer_transport::{Completion, Operation, ReadError, ReadOp, Transport};
+use std::net::{IpAddr, SocketAddr};
+
+/// A read under way, and where it lands. While it is committed, `landing` is taken.
+#[derive(Debug)]
+pub(super) struct Read {
+    manifest: ManifestHash,
+    chunk: u32,
+    peer: NodeId,
+    landing: Option<Landing>,
+}
+
+#[derive(Debug)]
+enum Landing {
+    Store(Reservation),
+    /// An engine's memory, while it serves nothing.
+    Region(ConnId, Span),
+}
+
+impl Agent {
+    pub(super) fn start_read(&mut self, op: OpId, peer: NodeId, manifest: ManifestHash, lease: u64, chunk: u32) {
+        let Some(hash_and_len) = self.chunk(&manifest, chunk) else {
+            return self.read_done(op, ReadOutcome::Declined);
+        };
+        let (Some(access), endpoints) = (self.access.get(&peer).cloned(), self.endpoints(&peer)) else {
+            return self.read_done(op, ReadOutcome::Failed);
+        };
+        if endpoints.is_empty() {
+            self.tell_once(format!("endpoint {peer}"), || {
+                tracing::warn!("{} tells no data endpoint that can be used", peer.short());
+            });
+            return self.read_done(op, ReadOutcome::Failed);
+        }
+        let landing = match self.landing(&manifest, chunk, hash_and_len) {
+            Ok(landing) => landing,
+            Err(error) => {
+                self.note_problem(&manifest, error.to_string());
+                return self.read_done(op, ReadOutcome::Declined);
+            }
+        };
+        let into = match &landing {
+            Landing::Store(reservation) => reservation.span().clone(),
+            Landing::Region(_, span) => span.clone(),
+        };
+        if let Landing::Region(conn, _) = &landing {
+            self.engine_input(*conn, EngineInput::Landing { chunk });
+        }
+        self.reads.insert(op, Read { manifest, chunk, peer, landing: Some(landing) });
+        let read = ReadOp { id: op, peer, endpoints, access, lease, chunk, into, stall: READ_STALL };
+        self.transport.submit(Operation::Read(read));
+    }
+
+    pub(super) fn cancel_read(&mut self, op: OpId) {
+        // One that is being committed is past cancelling; its end is on its way.
+        if self.reads.get(&op).is_some_and(|r| r.landing.is_some()) {
+            self.transport.submit(Operation::Cancel(op));
+        }
+    }
+
+    pub(super) fn on_read(&mut self, completion: Completion) {
+        let op = completion.id;
+        let Some(read) = self.reads.get_mut(&op) else { return };
+        let (manifest, chunk, peer) = (read.manifest, read.chunk, read.peer);
+        let Some(landing) = read.landing.take() else { return };
+        let expected = self.chunk(&manifest, chunk).map(|(hash, _)| hash);
+        let outcome = match completion.result {
+            Ok(done) if Some(done.digest) == expected => ReadOutcome::Verified,
+            Ok(_) => ReadOutcome::Corrupt,
+            Err(ReadError::Revoked) => ReadOutcome::Revoked,
+            Err(ReadError::Cancelled) => ReadOutcome::Declined,
+            Err(error) => {
+                tracing::debug!("reading chunk {chunk} from {}: {error}", peer.short());
+                ReadOutcome::Failed
+            }
+        };
+        match (outcome, landing) {
+            (ReadOutcome::Verified, Landing::Store(reservation)) => {
+                if self.disk.is_some() || self.tree.is_some() {
+                    self.job(Job::Commit { op, reservation });
+                } else {
+                    let result = reservation.commit().map(drop);
+                    self.on_committed(op, result);
+                }
+            }
+            (outcome, Landing::Region(conn, _)) => {
+                let verified = outcome == ReadOutcome::Verified;
+                self.engine_input(conn, EngineInput::Landed { chunk, verified });
+                if verified {
+                    self.on_verified(op, manifest, chunk, peer);
+                } else {
+                    self.end_read(op, outcome);
+                }
+            }
+            (outcome, Landing::Store(_)) => self.end_read(op, outcome),
+        }
+    }
+
+    /// A verified chunk reached its store, or could not be written there.
+    pub(super) fn on_committed(&mut self, op: OpId, result: Result<(), StoreError>) {
+        let Some(read) = self.reads.get(&op) else { return };
+        let (manifest, chunk, peer) = (read.manifest, read.chunk, read.peer);
+        match result {
+            Ok(()) => {
+                self.on_verified(op, manifest, chunk, peer);
+                self.offer_to_engines(manifest, chunk);
+            }
+            Err(error) => {
+                self.note_problem(&manifest, error.to_string());
+                self.end_read(op, ReadOutcome::Declined);
+            }
+        }
+    }
+
+    fn on_verified(&mut self, op: OpId, manifest: ManifestHash, chunk: u32, peer: NodeId) {
+        let bytes = self.chunk(&manifest, chunk).map_or(0, |(_, len)| len);
+        self.traffic.chunks_verified += 1;
+        self.traffic.bytes_in += bytes;
+        *self.bytes_from.entry(peer).or_default() += bytes;
+        self.clear_problem(&manifest);
+        self.end_read(op, ReadOutcome::Verified);
+        self.note_held(manifest, chunk);
+    }
+
+    fn end_read(&mut self, op: OpId, outcome: ReadOutcome) {
+        self.reads.remove(&op);
+        match outcome {
+            ReadOutcome::Corrupt => self.traffic.chunks_corrupt += 1,
+            ReadOutcome::Failed => self.traffic.reads_failed += 1,
+            ReadOutcome::Verified | ReadOutcome::Revoked | ReadOutcome::Declined => {}
+        }
+        self.read_done(op, outcome);
+    }
+
+    fn read_done(&mut self, op: OpId, outcome: ReadOutcome) {
+        self.input(Input::ReadDone { op, outcome });
+    }
+
+    /// Straight into an engine's memory where that is the only place that wants the chunk, and
+    /// wants it in one piece; else into this node's store.
+    fn landing(
+        &mut self,
+        manifest: &ManifestHash,
+        chunk: u32,
+        (hash, len): (ChunkHash, u64),
+    ) -> Result<Landing, StoreError> {
+        if let Some(tree) = self.tree.as_ref().filter(|t| t.manifest == *manifest) {
+            return tree.files.reserve(chunk).map(Landing::Store);
+        }
+        if let Some(disk) = &self.disk {
+            return disk.reserve(hash, len).map(Landing::Store);
+        }
+        if self.hold != super::Hold::All
+            && let Some(landing) = self.region_landing(manifest, chunk)
+        {
+            return Ok(landing);
+        }
+        match self.memory.reserve(hash, len) {
+            Err(StoreError::Full { .. }) => {
+                self.trim_memory(true);
+                self.memory.reserve(hash, len).map(Landing::Store)
+            }
+            other => other.map(Landing::Store),
+        }
+    }
+
+    fn region_landing(&self, manifest: &ManifestHash, chunk: u32) -> Option<Landing> {
+        let mut gathering = self.sessions.iter().filter(|(_, c)| c.session.is_gathering(manifest, chunk));
+        let (id, conn) = gathering.next()?;
+        let alone = gathering.next().is_none() && conn.session.target()?.plan.has_one_spot(chunk);
+        let (region, range) = conn.session.landing_place(manifest, chunk).filter(|_| alone)?;
+        Some(Landing::Region(*id, conn.region_slice(region, range)?))
+    }
+
+    fn chunk(&self, manifest: &ManifestHash, chunk: u32) -> Option<(ChunkHash, u64)> {
+        let chunk = self.manifests.get(manifest)?.layout.chunks.get(chunk as usize)?;
+        Some((chunk.hash, chunk.len.into()))
+    }
+
+    /// Where the peer's data plane listens; a missing host is the one we know it by.
+    fn endpoints(&self, peer: &NodeId) -> Vec<SocketAddr> {
+        let known: Option<IpAddr> = self.addresses.get(peer).copied();
+        let member = self.node.members().find(|m| m.status.node == *peer);
+        let parse = |text: &String| match text.strip_prefix(':') {
+            Some(port) => Some(SocketAddr::new(known?, port.parse().ok()?)),
+            None => text.parse().ok(),
+        };
+        member.map(|m| m.status.data_endpoints.iter().filter_map(parse).collect()).unwrap_or_default()
+    }
+
+    /// Something that a person must mend keeps a release from completing.
+    fn note_problem(&mut self, manifest: &ManifestHash, problem: String) {
+        let Some(channel) = self.manifests.get(manifest).and_then(|l| l.channel.clone()) else {
+            self.tell_once(problem.clone(), || tracing::warn!("{problem}"));
+            return;
+        };
+        self.tell_once(format!("{channel} {problem}"), || tracing::warn!("{channel}: {problem}"));
+        if let Some(entry) = self.channels.get_mut(&channel)
+            && entry.problem.is_none()
+        {
+            entry.problem = Some(problem.clone());
+            self.fail_engines(&channel, *manifest, &problem);
+        }
+    }
+
+    fn clear_problem(&mut self, manifest: &ManifestHash) {
+        let channel = self.manifests.get(manifest).and_then(|l| l.channel.clone());
+        if let Some(entry) = channel.and_then(|c| self.channels.get_mut(&c)) {
+            entry.problem = None;
+        }
+    }
+}

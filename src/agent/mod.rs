@@ -1,0 +1,509 @@
+//! One running node: the brain (`aquifer_proto::Node`) wired to the hands (mesh, transport,
+//! memory, engines).
+//!
+//! One task owns everything here. It waits for an event, applies it without waiting for
+//! anything else, and drains the brain's outputs. What takes long (hashing, copying, disks) is
+//! a job on another thread that ends in an event.
+
+mod engines;
+mod grants;
+mod jobs;
+mod landing;
+mod library;
+mod node_view;
+mod releasing;
+pub(crate) mod view;
+
+use crate::state::StateDir;
+use anyhow::{Context, Result};
+use aquifer_core::{ChannelName, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time};
+use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
+use aquifer_memory::{DiskStore, MemoryStore, Published};
+use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
+use aquifer_proto::{Config, Input, LocalStatus, Node, Notice, OpId, Output, Verdict};
+use aquifer_transport::{Completion, TcpConfig, TcpTransport};
+use engines::EngineConn;
+use grants::GrantTable;
+use jobs::JobDone;
+use landing::Read;
+use library::{Loaded, Tree};
+use releasing::Publication;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use view::{Traffic, View};
+
+/// How often the view for people is renewed.
+const VIEW_INTERVAL: Duration = Duration::from_millis(200);
+/// Kinds of problems told once each; beyond that many, silence. Guess.
+const TOLD_MAX: usize = 4096;
+/// Goodbye is given this long to reach the neighbours.
+const LEAVE_TIME: Duration = Duration::from_secs(2);
+
+/// Which chunks a node keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Every chunk of every followed channel's release.
+    All,
+    /// What its engines need.
+    Engines,
+    /// Only what it published or was told to pull.
+    Own,
+}
+
+/// Whatever one node is told to be.
+#[derive(Debug)]
+pub(crate) struct AgentConfig {
+    pub(crate) name: String,
+    pub(crate) identity: NodeSecret,
+    pub(crate) incarnation: u64,
+    pub(crate) mesh_key: MeshKey,
+    pub(crate) listen: Vec<String>,
+    pub(crate) external: Vec<String>,
+    pub(crate) peers: Vec<String>,
+    pub(crate) mdns: bool,
+    pub(crate) data_listen: SocketAddr,
+    pub(crate) data_advertise: Option<String>,
+    pub(crate) labels: Vec<(String, String)>,
+    pub(crate) channels: Vec<(ChannelName, Vec<PublisherKey>)>,
+    pub(crate) hold: Hold,
+    pub(crate) store: Option<PathBuf>,
+    pub(crate) store_bytes: Option<u64>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) upload_bytes: u64,
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) state: Option<StateDir>,
+    pub(crate) publish: Option<Publish>,
+    pub(crate) pull: Option<Pull>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Publish {
+    pub(crate) channel: ChannelName,
+    pub(crate) secret: PublisherSecret,
+    pub(crate) note: String,
+    pub(crate) source: Arc<Published>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Pull {
+    pub(crate) what: PullWhat,
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum PullWhat {
+    Channel(ChannelName),
+    Manifest(ManifestHash),
+}
+
+/// A started agent, seen from outside.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) view: watch::Receiver<View>,
+    stop: mpsc::Sender<()>,
+    task: tokio::task::JoinHandle<Result<Ended>>,
+}
+
+/// How an agent's life ended well.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Stopped,
+    /// What was to be pulled is there, whole.
+    Pulled(ManifestHash),
+}
+
+impl Running {
+    /// Says goodbye to the mesh and waits for the end.
+    pub(crate) async fn stop(self) -> Result<Ended> {
+        // A closed channel means that it has ended by itself.
+        let _ = self.stop.send(()).await;
+        self.ended().await
+    }
+
+    /// Waits until the agent ends by itself.
+    pub(crate) async fn ended(self) -> Result<Ended> {
+        self.task.await.context("the agent's task panicked")?
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+/// Everything that can happen to an agent.
+#[derive(Debug)]
+enum Event {
+    Mesh(MeshEvent),
+    Engine(EngineEvent),
+    Read(Completion),
+    Job(JobDone),
+    Timeout,
+    View,
+    Stop,
+}
+
+#[derive(Debug)]
+struct Agent {
+    node: Node,
+    origin: Instant,
+    mesh: Mesh,
+    transport: Arc<TcpTransport>,
+    grants: Arc<GrantTable>,
+    engines: Option<Engines>,
+    sessions: BTreeMap<ConnId, EngineConn>,
+    state: Option<StateDir>,
+    name: String,
+    hold: Hold,
+    memory: MemoryStore,
+    disk: Option<DiskStore>,
+    tree: Option<Tree>,
+    pull: Option<Pull>,
+    publication: Option<Publication>,
+    channels: BTreeMap<ChannelName, library::Channel>,
+    manifests: BTreeMap<ManifestHash, Loaded>,
+    reads: BTreeMap<OpId, Read>,
+    /// How to reach each holder's data plane: its latest grant's ticket, and its address.
+    access: BTreeMap<NodeId, aquifer_core::Access>,
+    addresses: BTreeMap<NodeId, IpAddr>,
+    /// Gossip messages that the brain owes a verdict.
+    tokens: BTreeMap<u64, GossipId>,
+    next_token: u64,
+    local: LocalStatus,
+    data_endpoint: String,
+    traffic: Traffic,
+    bytes_from: BTreeMap<NodeId, u64>,
+    /// Problems told already, so that each is told once.
+    told: BTreeSet<String>,
+    /// Jobs decided on in this step.
+    queued: Vec<jobs::Job>,
+    jobs: mpsc::UnboundedSender<Event>,
+    view: watch::Sender<View>,
+    ended: Option<Ended>,
+    leaving: bool,
+}
+
+/// Starts a node. Errors are those of starting: a port taken, a directory in use, a bad address.
+pub(crate) async fn start(config: AgentConfig) -> Result<Running> {
+    // Unbounded, because a completion may come from within `submit`, on this very task; each event
+    // is owed by a read or a job, and those are bounded by what may be in flight.
+    let (events, received) = mpsc::unbounded_channel();
+    let grants = Arc::new(GrantTable::default());
+    let completed = events.clone();
+    let completion = move |completion| {
+        // The agent drains this as long as it lives; after it, nobody waits for the answer.
+        let _ = completed.send(Event::Read(completion));
+    };
+    let transport = TcpTransport::start(config.data_listen, grants.clone(), completion, TcpConfig::default())
+        .with_context(|| format!("cannot listen for data on {}: choose another --data-listen", config.data_listen))?;
+    let mesh_config = MeshConfig {
+        identity: config.identity.clone(),
+        mesh_key: config.mesh_key.clone(),
+        listen: config.listen.clone(),
+        bootstrap: config.peers.clone(),
+        mdns: config.mdns,
+        external: config.external.clone(),
+    };
+    let (mesh, mesh_events) = aquifer_mesh::start(mesh_config).await?;
+    let (engines, engine_events) = match &config.socket {
+        Some(path) => {
+            let (engines, events) = EngineServer::bind(path)?.run();
+            tracing::info!("engines: {}", path.display());
+            (Some(engines), Some(events))
+        }
+        None => (None, None),
+    };
+    let disk = config.store.as_ref().map(|dir| DiskStore::open(dir, config.store_bytes)).transpose()?;
+    let (view, view_receiver) = watch::channel(View::default());
+    let (stop, stopped) = mpsc::channel(1);
+    let agent = Agent::new(config, mesh, transport, grants, engines, disk, events, view)?;
+    let task = tokio::spawn(agent.run(received, mesh_events, engine_events, stopped));
+    Ok(Running { view: view_receiver, stop, task })
+}
+
+impl Agent {
+    #[expect(clippy::too_many_arguments, reason = "the one place where the parts meet")]
+    fn new(
+        mut config: AgentConfig,
+        mesh: Mesh,
+        transport: Arc<TcpTransport>,
+        grants: Arc<GrantTable>,
+        engines: Option<Engines>,
+        disk: Option<DiskStore>,
+        jobs: mpsc::UnboundedSender<Event>,
+        view: watch::Sender<View>,
+    ) -> Result<Self> {
+        let accepted = config.state.as_ref().map(StateDir::releases).unwrap_or_default();
+        let seed = u64::from_le_bytes(crate::keys::random_bytes()?[..8].try_into()?);
+        if let Some(publish) = &config.publish {
+            let key = publish.secret.public();
+            match config.channels.iter_mut().find(|(c, _)| *c == publish.channel) {
+                Some((_, trusted)) => trusted.push(key),
+                None => config.channels.push((publish.channel.clone(), vec![key])),
+            }
+        }
+        let port = transport.local_addr().port();
+        let data_endpoint = config.data_advertise.clone().unwrap_or_else(|| format!(":{port}"));
+        let origin = Instant::now();
+        let node = Node::new(
+            Config {
+                identity: config.identity,
+                incarnation: config.incarnation,
+                name: config.name.clone(),
+                version: env!("CARGO_PKG_VERSION").to_string(),
+                labels: config.labels,
+                channels: config.channels.clone(),
+                accepted,
+                leased_bytes_max: config.upload_bytes,
+                seed,
+            },
+            Time::ZERO,
+        );
+        let channels = config.channels.iter().map(|(c, _)| (c.clone(), library::Channel::default())).collect();
+        let publication = config.publish.map(|p| Publication::new(p, config.peers.is_empty() && !config.mdns));
+        Ok(Agent {
+            node,
+            origin,
+            mesh,
+            transport,
+            grants,
+            engines,
+            sessions: BTreeMap::new(),
+            state: config.state,
+            name: config.name,
+            hold: config.hold,
+            memory: MemoryStore::new(config.memory_bytes),
+            disk,
+            tree: None,
+            pull: config.pull,
+            publication,
+            channels,
+            manifests: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            access: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            next_token: 0,
+            local: LocalStatus::default(),
+            data_endpoint,
+            traffic: Traffic::default(),
+            bytes_from: BTreeMap::new(),
+            told: BTreeSet::new(),
+            queued: Vec::new(),
+            jobs,
+            view,
+            ended: None,
+            leaving: false,
+        })
+    }
+
+    async fn run(
+        mut self,
+        mut received: mpsc::UnboundedReceiver<Event>,
+        mut mesh_events: mpsc::Receiver<MeshEvent>,
+        mut engine_events: Option<mpsc::Receiver<EngineEvent>>,
+        mut stopped: mpsc::Receiver<()>,
+    ) -> Result<Ended> {
+        self.begin()?;
+        let mut view_tick = tokio::time::interval(VIEW_INTERVAL);
+        view_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while self.ended.is_none() {
+            self.drain()?;
+            let timeout = self.node.poll_timeout().map(|(at, _)| self.origin + at.since(Time::ZERO));
+            let event = tokio::select! {
+                Some(event) = received.recv() => event,
+                event = mesh_events.recv() => Event::Mesh(event.context("the mesh's task ended")?),
+                Some(event) = next(&mut engine_events) => Event::Engine(event),
+                () = sleep_until(timeout) => Event::Timeout,
+                _ = view_tick.tick() => Event::View,
+                _ = stopped.recv() => Event::Stop,
+            };
+            self.apply(event)?;
+        }
+        drop(received);
+        self.leave().await;
+        Ok(self.ended.take().unwrap_or(Ended::Stopped))
+    }
+
+    fn apply(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Mesh(event) => self.on_mesh(event),
+            Event::Engine(event) => self.on_engine(event),
+            Event::Read(completion) => self.on_read(completion),
+            Event::Job(done) => self.on_job(done)?,
+            Event::Timeout => {
+                let now = self.now();
+                self.node.handle_timeout(now);
+            }
+            Event::View => self.renew_view(),
+            Event::Stop => self.ended = Some(Ended::Stopped),
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Time {
+        Time::from_origin(self.origin.elapsed())
+    }
+
+    fn input(&mut self, input: Input) {
+        let now = self.now();
+        self.node.handle(now, input);
+    }
+
+    /// Carries out what the brain decided. Outputs may cause inputs, which cause outputs.
+    fn drain(&mut self) -> Result<()> {
+        while let Some(output) = self.node.poll_output() {
+            self.carry_out(output)?;
+        }
+        self.start_jobs();
+        Ok(())
+    }
+
+    fn carry_out(&mut self, output: Output) -> Result<()> {
+        match output {
+            Output::Send { to, message } => self.mesh.send(to, message),
+            Output::Gossip(message) => self.mesh.gossip(message),
+            Output::Verdict { token, verdict } => self.verdict(token, verdict),
+            Output::Dial { node, addresses } => self.mesh.dial(node, addresses),
+            Output::Grant { to, manifest, lease, ttl, chunks } => self.grant(to, manifest, lease, ttl, chunks)?,
+            Output::LeaseClosed { lease, chunk } => self.grants.close(lease, chunk),
+            Output::Read { op, peer, manifest, lease, chunk } => self.start_read(op, peer, manifest, lease, chunk),
+            Output::CancelRead { op } => self.cancel_read(op),
+            Output::ReleaseAccepted { signed, release } => self.on_release(signed, release)?,
+            Output::ManifestFetched { manifest, bytes } => self.on_manifest_fetched(manifest, bytes),
+            Output::ManifestAsked { to, manifest, offset } => self.send_manifest(to, manifest, offset),
+            Output::Hydrated { manifest } => self.on_hydrated(manifest),
+            Output::Recheck { manifest, chunk, reader } => self.recheck(manifest, chunk, reader),
+            Output::Notice(notice) => self.on_notice(notice),
+        }
+        Ok(())
+    }
+
+    fn on_mesh(&mut self, event: MeshEvent) {
+        match event {
+            MeshEvent::Listening { address } => {
+                tracing::info!("mesh: listening on {address}");
+                if !self.local.addresses.contains(&address) {
+                    self.local.addresses.push(address);
+                }
+                self.local.data_endpoints = vec![self.data_endpoint.clone()];
+                self.input(Input::Local(self.local.clone()));
+            }
+            MeshEvent::ListeningEnded { address } => {
+                self.local.addresses.retain(|a| *a != address);
+                self.input(Input::Local(self.local.clone()));
+            }
+            MeshEvent::Connected { node, address } => {
+                if let Some(address) = address {
+                    self.addresses.insert(node, address);
+                }
+                self.input(Input::Connected { node });
+            }
+            MeshEvent::Disconnected { node } => {
+                self.grants.forget(&node);
+                self.access.remove(&node);
+                self.input(Input::Disconnected { node });
+            }
+            MeshEvent::Message { from, message } => {
+                if let PeerMessage::Grant { access, .. } = &message {
+                    self.access.insert(from, access.clone());
+                }
+                if matches!(message, PeerMessage::Snapshot { .. })
+                    && let Some(publication) = &mut self.publication
+                {
+                    publication.heard_the_mesh = true;
+                }
+                self.input(Input::Message { from, message });
+            }
+            MeshEvent::Gossip { via, id, message } => {
+                self.next_token += 1;
+                let token = self.next_token;
+                self.tokens.insert(token, id);
+                self.input(Input::Gossip { via, token, message });
+            }
+            MeshEvent::Malformed { from, reason } => {
+                self.tell_once(format!("malformed {from}"), || {
+                    tracing::warn!("peer {from} sent what cannot be read: {reason}");
+                });
+            }
+            MeshEvent::Unreachable { target, reason } => tracing::debug!("mesh: {target}: {reason}"),
+        }
+    }
+
+    fn on_notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::MemberJoined { node, name } => tracing::info!("{name} ({}) is in the mesh", node.short()),
+            Notice::MemberLeft { node, name, said_goodbye: true } => tracing::info!("{name} ({}) left", node.short()),
+            Notice::MemberLeft { node, name, said_goodbye: false } => {
+                tracing::info!("{name} ({}) is not heard of any more", node.short());
+            }
+            Notice::ReleaseRejected { via, rejection, detail } => {
+                tracing::warn!("a release brought by {} is refused ({rejection:?}): {detail}", via.short());
+            }
+            Notice::StatusRejected { via, detail } => {
+                self.tell_once(format!("status {via}"), || {
+                    tracing::warn!("a status record brought by {} is refused: {detail}", via.short());
+                });
+            }
+            Notice::PeerBlamed { node, manifest, chunk, avoid } => tracing::warn!(
+                "{} sent wrong bytes for chunk {chunk} of {}; it is not asked again for {avoid:?}",
+                node.short(),
+                manifest.short()
+            ),
+            Notice::PeerFailing { node, avoid } => {
+                tracing::info!("reading from {} failed; trying others for {avoid:?}", node.short());
+            }
+        }
+    }
+
+    fn verdict(&mut self, token: u64, verdict: Verdict) {
+        let Some(id) = self.tokens.remove(&token) else { return };
+        let verdict = match verdict {
+            Verdict::Accept => aquifer_mesh::Verdict::Accept,
+            Verdict::Ignore => aquifer_mesh::Verdict::Ignore,
+            Verdict::Reject => aquifer_mesh::Verdict::Reject,
+        };
+        self.mesh.verdict(id, verdict);
+    }
+
+    /// Runs `tell` the first time it is called with this `key`.
+    fn tell_once(&mut self, key: String, tell: impl FnOnce()) {
+        if self.told.len() < TOLD_MAX && self.told.insert(key) {
+            tell();
+        }
+    }
+
+    async fn leave(&mut self) {
+        self.leaving = true;
+        self.input(Input::Leave);
+        while let Some(output) = self.node.poll_output() {
+            // The rest is of no more use to a node that goes.
+            if let Output::Send { to, message } = output {
+                self.mesh.send(to, message);
+            } else if let Output::Gossip(message) = output {
+                self.mesh.gossip(message);
+            }
+        }
+        if tokio::time::timeout(LEAVE_TIME, self.mesh.clone().shutdown()).await.is_err() {
+            tracing::debug!("the mesh did not shut down within {LEAVE_TIME:?}");
+        }
+        self.transport.shutdown();
+    }
+}
+
+async fn next(events: &mut Option<mpsc::Receiver<EngineEvent>>) -> Option<EngineEvent> {
+    match events {
+        Some(events) => events.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,113 @@
+//! Making the view, and what is due whenever it is renewed.
+
+use super::view::{ChannelView, EngineView, PeerView, Rejected, View};
+use super::{Agent, library};
+use aquifer_core::{ChannelName, NodeId};
+use std::collections::BTreeMap;
+
+impl Agent {
+    pub(super) fn renew_view(&mut self) {
+        self.publish_when_ready();
+        self.check_published_files();
+        self.report_progress();
+        self.traffic.sources = self.bytes_from.len() as u64;
+        self.traffic.bytes_out = self.grants.sent_bytes().values().sum();
+        let view = self.view();
+        self.view.send_replace(view);
+    }
+
+    pub(super) fn view(&self) -> View {
+        let rejections = self.node.rejections();
+        View {
+            node: self.node.id().to_string(),
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            uptime_seconds: self.origin.elapsed().as_secs_f64(),
+            addresses: self.local.addresses.clone(),
+            data_endpoint: self.data_endpoint.clone(),
+            channels: self.channels.iter().map(|(name, c)| self.channel_view(name, c)).collect(),
+            engines: self.sessions.values().filter(|c| c.channel.is_some()).map(|c| self.engine_view(c)).collect(),
+            peers: self.peer_views(),
+            traffic: self.traffic,
+            rejected_releases: Rejected {
+                forged: rejections.forged,
+                untrusted: rejections.untrusted,
+                older: rejections.older,
+            },
+            memory_store_bytes: self.memory.used_bytes(),
+            disk_store_bytes: self.disk.as_ref().map_or(0, aquifer_memory::DiskStore::used_bytes),
+            leased_bytes: self.node.leased_bytes(),
+        }
+    }
+
+    fn channel_view(&self, name: &ChannelName, channel: &library::Channel) -> ChannelView {
+        let mut view = ChannelView {
+            channel: name.to_string(),
+            state: "waiting".into(),
+            problem: channel.problem.clone(),
+            ..ChannelView::default()
+        };
+        let Some((release, publisher)) = &channel.release else { return view };
+        view.seq = release.seq;
+        view.manifest = release.manifest.to_string();
+        view.publisher = publisher.to_string();
+        view.note = release.note.clone();
+        view.state = "manifest".into();
+        let Some(loaded) = self.manifests.get(&release.manifest) else { return view };
+        let progress = self.node.progress(&release.manifest).unwrap_or_default();
+        view.checkpoint_bytes = loaded.manifest.bytes();
+        view.chunks = loaded.layout.len().into();
+        view.chunks_wanted = progress.chunks_wanted.into();
+        view.chunks_have = progress.chunks_have.into();
+        (view.bytes_wanted, view.bytes_have) = self.node.progress_bytes(&release.manifest);
+        view.sources = progress.sources as u64;
+        view.state = match progress {
+            _ if !loaded.checked => "checking",
+            p if p.chunks_wanted == 0 => "idle",
+            p if p.chunks_have < p.chunks_wanted => "fetching",
+            _ => "hydrated",
+        }
+        .into();
+        view
+    }
+
+    fn engine_view(&self, conn: &super::EngineConn) -> EngineView {
+        let (done, total) = conn.session.progress();
+        EngineView {
+            name: conn.name.clone(),
+            pid: conn.pid,
+            channel: conn.channel.as_ref().map(ChannelName::to_string).unwrap_or_default(),
+            phase: conn.session.phase().into(),
+            serving: conn.session.serving().map(|m| m.to_string()).unwrap_or_default(),
+            ready: self.is_ready(conn),
+            chunks_done: done.into(),
+            chunks_total: total.into(),
+            reason: conn.session.refusal().map(|(_, reason)| reason.clone()),
+        }
+    }
+
+    fn peer_views(&self) -> Vec<PeerView> {
+        let sent = self.grants.sent_bytes();
+        let now = self.now();
+        let bytes = |map: &BTreeMap<NodeId, u64>, node: &NodeId| map.get(node).copied().unwrap_or(0);
+        let of = |member: &aquifer_proto::Member| {
+            let status = &member.status;
+            let (avoided, corrupt_chunks) = self.node.trust_of(&status.node, now);
+            let channels = status.channels.iter();
+            PeerView {
+                node: status.node.to_string(),
+                name: status.name.clone(),
+                connected: self.node.is_connected(&status.node),
+                labels: status.labels.clone(),
+                channels: channels.map(|c| (c.channel.to_string(), c.seq, c.chunks_have, c.chunks_wanted)).collect(),
+                engines: status.engines,
+                engines_ready: status.engines_ready,
+                avoided,
+                corrupt_chunks,
+                bytes_from: bytes(&self.bytes_from, &status.node),
+                bytes_to: bytes(&sent, &status.node),
+            }
+        };
+        self.node.members().map(of).collect()
+    }
+}

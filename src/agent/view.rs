@@ -1,0 +1,108 @@
+//! What a node shows of itself: the same record for `status`, progress bars and tests.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct View {
+    pub(crate) node: String,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) uptime_seconds: f64,
+    pub(crate) addresses: Vec<String>,
+    pub(crate) data_endpoint: String,
+    pub(crate) channels: Vec<ChannelView>,
+    pub(crate) engines: Vec<EngineView>,
+    pub(crate) peers: Vec<PeerView>,
+    pub(crate) traffic: Traffic,
+    pub(crate) rejected_releases: Rejected,
+    /// Chunks held in host memory and on disk, and bytes under lease to readers.
+    pub(crate) memory_store_bytes: u64,
+    pub(crate) disk_store_bytes: u64,
+    pub(crate) leased_bytes: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ChannelView {
+    pub(crate) channel: String,
+    pub(crate) seq: u64,
+    /// Empty while no release is known.
+    pub(crate) manifest: String,
+    pub(crate) publisher: String,
+    pub(crate) note: String,
+    /// Length of the checkpoint; zero until the manifest is here.
+    pub(crate) checkpoint_bytes: u64,
+    pub(crate) chunks: u64,
+    /// What this node holds or is to hold.
+    pub(crate) chunks_wanted: u64,
+    pub(crate) chunks_have: u64,
+    pub(crate) bytes_wanted: u64,
+    pub(crate) bytes_have: u64,
+    /// Holders that bytes come from now.
+    pub(crate) sources: u64,
+    /// `waiting`, `manifest`, `checking`, `fetching`, `hydrated` or `idle`.
+    pub(crate) state: String,
+    /// Why it does not get on, if there is a reason a person can mend.
+    pub(crate) problem: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EngineView {
+    pub(crate) name: String,
+    pub(crate) pid: u32,
+    pub(crate) channel: String,
+    pub(crate) phase: String,
+    /// The manifest it serves, wholly verified; empty if none.
+    pub(crate) serving: String,
+    pub(crate) ready: bool,
+    pub(crate) chunks_done: u64,
+    pub(crate) chunks_total: u64,
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PeerView {
+    pub(crate) node: String,
+    pub(crate) name: String,
+    pub(crate) connected: bool,
+    pub(crate) labels: Vec<(String, String)>,
+    /// `(channel, sequence number, chunks it has, chunks it wants)`.
+    pub(crate) channels: Vec<(String, u64, u32, u32)>,
+    pub(crate) engines: u32,
+    pub(crate) engines_ready: u32,
+    /// Not asked for chunks now, because of how earlier reads went.
+    pub(crate) avoided: bool,
+    pub(crate) corrupt_chunks: u32,
+    pub(crate) bytes_from: u64,
+    pub(crate) bytes_to: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Traffic {
+    /// Verified chunk bytes read from peers, and sent to them.
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) chunks_verified: u64,
+    pub(crate) chunks_corrupt: u64,
+    pub(crate) reads_failed: u64,
+    /// Chunks found in place after a restart, and not fetched.
+    pub(crate) chunks_found: u64,
+    /// Distinct peers that verified bytes came from.
+    pub(crate) sources: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Rejected {
+    pub(crate) forged: u64,
+    pub(crate) untrusted: u64,
+    pub(crate) older: u64,
+}
+
+impl View {
+    pub(crate) fn channel(&self, name: &str) -> Option<&ChannelView> {
+        self.channels.iter().find(|c| c.channel == name)
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.engines.iter().all(|e| e.ready) && self.channels.iter().all(|c| c.problem.is_none())
+    }
+}

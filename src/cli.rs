@@ -1,0 +1,203 @@
+//! The command line.
+
+use crate::options::{AgentOptions, NodeOptions};
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use tracing_subscriber::EnvFilter;
+
+/// A peer-to-peer mesh that keeps the weights of a fleet of inference engines current.
+///
+/// Start with `aquifer demo`: a whole mesh on this machine, in one command.
+///
+/// Exit codes: 0 done; 1 failed, with the reason on the error stream; 2 wrong usage; 3 not done in
+/// the time given; 4 what was compared or verified differs.
+#[derive(Debug, Parser)]
+#[command(name = "aquifer", version, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to log: error, warn, info, debug, or a filter such as aquifer_mesh=debug
+    #[arg(long, global = true, env = "AQUIFER_LOG", value_name = "LEVEL")]
+    pub(crate) log: Option<String>,
+    /// File with options [default: ~/.config/aquifer/aquifer.toml or /etc/aquifer/aquifer.toml, if there]
+    #[arg(long, global = true, env = "AQUIFER_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run this node's daemon: follow channels, hydrate engines, serve others
+    Agent {
+        #[command(flatten)]
+        node: NodeOptions,
+        #[command(flatten)]
+        agent: AgentOptions,
+    },
+    /// Cut, hash, sign and announce a checkpoint, and go on serving it
+    Publish(Publish),
+    /// Rebuild a release's files in a directory, bit for bit
+    Pull(Pull),
+    /// Show this machine's agent: engines, peers, progress
+    Status {
+        /// The agent's socket
+        #[arg(long, env = "AQUIFER_SOCKET", value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// Renew the picture until interrupted
+        #[arg(long)]
+        watch: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look inside a manifest, compare two, check files against one
+    Manifest {
+        #[command(subcommand)]
+        command: ManifestCommand,
+    },
+    /// Make keys
+    Keygen {
+        #[command(subcommand)]
+        command: KeygenCommand,
+    },
+    /// A whole mesh on this machine: publisher, nodes, engines, an update, all checked
+    Demo(Demo),
+    /// An engine for the demo: registers memory, hydrates, reports
+    #[command(hide = true)]
+    DemoEngine(DemoEngine),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Publish {
+    /// A .safetensors file, or a directory with a checkpoint
+    pub(crate) path: PathBuf,
+    /// The channel to publish to
+    #[arg(long)]
+    pub(crate) channel: String,
+    /// File with the publisher's secret key (`aquifer keygen publisher`)
+    #[arg(long, env = "AQUIFER_PUBLISHER_KEY", value_name = "FILE")]
+    pub(crate) publisher_key: PathBuf,
+    /// A note for people, carried in the release
+    #[arg(long, default_value = "")]
+    pub(crate) note: String,
+    /// Leave out files that match, such as 'optimizer*'. May be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) exclude: Vec<String>,
+    /// Stop serving once this many other nodes hold all of it
+    #[arg(long, value_name = "NODES")]
+    pub(crate) until_held_by: Option<usize>,
+    /// Print JSON lines instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) node: NodeOptions,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Pull {
+    /// A channel, for its newest release, or a manifest's hash
+    pub(crate) what: String,
+    /// The directory to rebuild the files in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to: PathBuf,
+    /// Give up after this many seconds (exit code 3)
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) timeout: Option<u64>,
+    /// Print JSON lines instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) node: NodeOptions,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ManifestCommand {
+    /// Show what a checkpoint or manifest consists of
+    Show {
+        /// A checkpoint (file or directory), or a manifest file
+        target: PathBuf,
+        /// Also write the manifest to this file
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare two checkpoints or manifests: what changed, and how much would move
+    Diff {
+        old: PathBuf,
+        new: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check the files in a directory against a manifest
+    Verify {
+        /// A manifest file, or another checkpoint to compare with
+        manifest: PathBuf,
+        dir: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeygenCommand {
+    /// The secret every node of a mesh shares
+    Mesh {
+        /// Write it to this file [default: print it]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+    /// The secret a publisher signs releases with; prints the public key to give to --trust
+    Publisher {
+        /// Write the secret to this file
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+    /// The public key of a publisher's secret
+    Public { secret: PathBuf },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Demo {
+    /// The checkpoint to distribute [default: a small transformer with random weights]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// How many nodes, beside the publisher and the latecomer
+    #[arg(long, default_value_t = 3)]
+    pub(crate) nodes: usize,
+    /// Size of the made-up checkpoint
+    #[arg(long, default_value = "256MiB", value_name = "SIZE")]
+    pub(crate) size: String,
+    /// Keep the working directory and say where it is
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Print the table as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DemoEngine {
+    #[arg(long)]
+    pub(crate) socket: PathBuf,
+    #[arg(long)]
+    pub(crate) channel: String,
+    #[arg(long)]
+    pub(crate) name: String,
+}
+
+/// Logs go to the error stream; programs' output stays clean.
+pub(crate) fn init_logging(filter: Option<&str>) {
+    let filter = EnvFilter::try_new(filter.unwrap_or("info,libp2p=warn")).unwrap_or_else(|e| {
+        eprintln!("aquifer: --log is not understood ({e}); logging at 'info'");
+        EnvFilter::new("info,libp2p=warn")
+    });
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .with_target(false)
+        .init();
+}

@@ -1,0 +1,44 @@
+//! `aquifer agent`: the daemon.
+
+use super::stop_signal;
+use crate::agent;
+use crate::options::{self, AgentOptions, NodeOptions};
+use anyhow::{Result, bail};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Ports an agent listens on unless told otherwise: mesh, data.
+const PORTS: (u16, u16) = (7401, 7402);
+
+pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOptions) -> Result<ExitCode> {
+    let (node, options) = options::complete(config, node, agent)?;
+    let channels = options.channels()?;
+    let mut config = node.config(&channels, PORTS)?;
+    options.configure(&mut config)?;
+    if channels.is_empty() {
+        bail!("no channel to follow: give --channel NAME, and --trust KEY for its publisher");
+    }
+    if let Some((channel, _)) = config.channels.iter().find(|(_, trusted)| trusted.is_empty()) {
+        bail!("nobody is trusted to publish {channel}: give the publisher's public key with --trust");
+    }
+    tracing::info!("node {} ({})", config.name, config.identity.public());
+    let running = agent::start(config).await?;
+    tokio::select! {
+        stopped = stop_signal() => {
+            stopped?;
+            tracing::info!("leaving the mesh");
+            running.stop().await?;
+        }
+        () = ended(&running) => {
+            running.ended().await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Returns when the agent has ended by itself.
+pub(super) async fn ended(running: &agent::Running) {
+    let mut view = running.view.clone();
+    // The view's sender lives as long as the agent does.
+    while view.changed().await.is_ok() {}
+}

@@ -1,0 +1,82 @@
+//! The demo's engine: a process of its own that registers memory with an agent, as an inference
+//! engine would, and can be asked what that memory holds.
+//!
+//! It answers JSON lines on its output: `hydrated` and `switched` events as they come, and, for
+//! every line on its input, `memory`: the BLAKE3 hash of each tensor's bytes as they lie there.
+
+use super::print_json;
+use crate::cli::DemoEngine;
+use anyhow::{Context, Result};
+use aquifer_core::ChannelName;
+use aquifer_engine::{BindingSpec, ClientError, EngineClient, Failure, ReleaseInfo, Switch, TensorInfo, layout_for};
+use aquifer_memory::{Mapping, Span};
+use serde_json::{Map, Value, json};
+use std::io::BufRead;
+use std::process::ExitCode;
+
+pub(crate) fn run(args: DemoEngine) -> Result<ExitCode> {
+    let channel: ChannelName = args.channel.parse()?;
+    let mut client = EngineClient::connect(&args.socket, &args.name, &channel)?;
+    let manifest = client.manifest()?;
+    let (bytes, bindings) = layout_for(&manifest.tensors, 0)?;
+    let (mapping, fd) = Mapping::memfd("aquifer-demo-engine", bytes)?;
+    client.register(0, fd, bytes, true)?;
+    client.bind(bindings.clone())?;
+    client.hydrate()?;
+    let memory = mapping.span();
+    std::thread::spawn(move || answer(&memory, &manifest.tensors, &bindings));
+    client.run(&mut Reporter)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Answers each line of input until the input ends, and then ends the process: whoever started
+/// this engine is gone.
+fn answer(memory: &Span, tensors: &[TensorInfo], bindings: &[BindingSpec]) {
+    for _ in std::io::stdin().lock().lines().map_while(Result::ok) {
+        match hashes(memory, tensors, bindings) {
+            Ok(tensors) => print_json(&json!({"event": "memory", "tensors": tensors})),
+            Err(error) => print_json(&json!({"event": "error", "message": format!("{error:#}")})),
+        }
+    }
+    std::process::exit(0);
+}
+
+fn hashes(memory: &Span, tensors: &[TensorInfo], bindings: &[BindingSpec]) -> Result<Map<String, Value>> {
+    let hash = |(tensor, binding): (&TensorInfo, &BindingSpec)| {
+        let bytes = memory.slice(binding.offset..binding.offset + tensor.bytes)?;
+        Ok((tensor.name.clone(), Value::from(bytes.hash().context("cannot read memory")?.to_string())))
+    };
+    tensors.iter().zip(bindings).map(hash).collect()
+}
+
+struct Reporter;
+
+impl Reporter {
+    fn tell(event: &str, release: &ReleaseInfo) {
+        print_json(&json!({"event": event, "manifest": release.manifest.to_string(), "seq": release.seq}));
+    }
+}
+
+impl Switch for Reporter {
+    fn hydrated(&mut self, release: &ReleaseInfo) {
+        Self::tell("hydrated", release);
+    }
+
+    fn pause(&mut self, release: &ReleaseInfo) -> Result<(), String> {
+        Self::tell("paused", release);
+        Ok(())
+    }
+
+    fn resume(&mut self, release: &ReleaseInfo) -> Result<(), String> {
+        Self::tell("switched", release);
+        Ok(())
+    }
+
+    fn failed(&mut self, failure: &Failure) {
+        print_json(&json!({"event": "failed", "code": failure.code, "message": failure.message}));
+    }
+
+    fn lost(&mut self, error: &ClientError) {
+        tracing::debug!("the agent is gone ({error}); waiting for it to come back");
+    }
+}

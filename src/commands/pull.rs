@@ -1,0 +1,135 @@
+//! `aquifer pull`: a release as files, bit for bit.
+
+use super::{EXIT_TIMEOUT, print_json, print_line, stop_signal};
+use crate::agent::view::{ChannelView, View};
+use crate::agent::{self, Ended, Pull as Pulling, PullWhat};
+use crate::cli::Pull;
+use crate::options::{self, AgentOptions};
+use crate::progress::Progress;
+use crate::units;
+use anyhow::{Result, bail};
+use aquifer_core::{ChannelName, ManifestHash};
+use serde_json::json;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
+    let (node, _) = options::complete(config, args.node.clone(), AgentOptions::default())?;
+    let what = match args.what.parse::<ManifestHash>() {
+        Ok(manifest) => PullWhat::Manifest(manifest),
+        Err(_) => PullWhat::Channel(args.what.parse()?),
+    };
+    let channels: Vec<ChannelName> = match &what {
+        PullWhat::Channel(channel) => vec![channel.clone()],
+        PullWhat::Manifest(_) => Vec::new(),
+    };
+    let mut config = node.config(&channels, (0, 0))?;
+    if let Some((channel, _)) = config.channels.iter().find(|(_, trusted)| trusted.is_empty()) {
+        bail!("nobody is trusted to publish {channel}: give the publisher's public key with --trust");
+    }
+    if config.peers.is_empty() && !config.mdns {
+        bail!("nobody to pull from: give a node of the mesh with --peer, or --mdns");
+    }
+    config.pull = Some(Pulling { what, dir: args.to.clone() });
+    let started = Instant::now();
+    let deadline = args.timeout.map(|s| started + Duration::from_secs(s));
+    let running = agent::start(config).await?;
+    let mut view = running.view.clone();
+    let progress = Progress::new("pulling", 0, args.json);
+    let mut problem = None;
+    while !running.has_ended() {
+        tokio::select! {
+            stopped = stop_signal() => {
+                stopped?;
+                running.stop().await?;
+                bail!("interrupted; what has arrived is kept in {} and will not be fetched again", args.to.display());
+            }
+            () = passed(deadline) => {
+                let now = view.borrow().clone();
+                running.stop().await?;
+                eprintln!("aquifer: not done within {} s: {}", args.timeout.unwrap_or(0), why(&now));
+                return Ok(ExitCode::from(EXIT_TIMEOUT));
+            }
+            changed = view.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                let now = view.borrow_and_update().clone();
+                show(&now, &progress);
+                let trouble = now.channels.first().and_then(|c| c.problem.clone());
+                if trouble.is_some() && trouble != problem {
+                    problem = trouble;
+                }
+            }
+        }
+    }
+    progress.finish();
+    let last = view.borrow().clone();
+    let Ended::Pulled(manifest) = running.ended().await? else {
+        bail!("the node stopped before the pull was done");
+    };
+    report(&args, manifest, &last, started.elapsed());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(args: &Pull, manifest: ManifestHash, view: &View, elapsed: Duration) {
+    let traffic = view.traffic;
+    match args.json {
+        true => print_json(&json!({
+            "event": "pulled", "manifest": manifest.to_string(), "dir": args.to,
+            "bytes_in": traffic.bytes_in, "chunks_fetched": traffic.chunks_verified,
+            "chunks_found": traffic.chunks_found, "chunks_corrupt": traffic.chunks_corrupt,
+            "sources": traffic.sources, "seconds": elapsed.as_secs_f64(),
+        })),
+        false => {
+            print_line(&format!("{} is in {}", args.what, args.to.display()));
+            print_line(&format!("manifest {manifest}, every byte verified"));
+            print_line(&format!(
+                "{} in {} chunks from {} nodes in {:.1?}; {} chunks were here already",
+                units::bytes(traffic.bytes_in),
+                traffic.chunks_verified,
+                traffic.sources,
+                elapsed,
+                traffic.chunks_found
+            ));
+        }
+    }
+}
+
+fn show(view: &View, progress: &Progress) {
+    if let Some(channel) = view.channels.first() {
+        progress.set(channel.bytes_have, channel.bytes_wanted, &format!("from {} nodes", channel.sources));
+    }
+}
+
+/// What a pull that does not end is waiting for, in words.
+fn why(view: &View) -> String {
+    let connected = view.peers.iter().filter(|p| p.connected).count();
+    let of = |channel: &ChannelView| match (&channel.problem, channel.state.as_str()) {
+        (Some(problem), _) => problem.clone(),
+        (None, "waiting") if connected == 0 => {
+            "no node of the mesh could be reached: check --peer and the mesh key (--log debug tells more)".into()
+        }
+        (None, "waiting") => format!(
+            "connected to {connected} nodes, but no release of '{}' signed by a trusted publisher was heard",
+            channel.channel
+        ),
+        (None, "manifest") => "no reachable node has the manifest".into(),
+        (None, _) => format!(
+            "{} of {} chunks are here, and no reachable node gives the rest ({} connected, {} avoided for wrong bytes)",
+            channel.chunks_have,
+            channel.chunks_wanted,
+            connected,
+            view.peers.iter().filter(|p| p.corrupt_chunks > 0).count()
+        ),
+    };
+    view.channels.first().map_or_else(|| format!("connected to {connected} nodes"), of)
+}
+
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

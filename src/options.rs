@@ -1,0 +1,275 @@
+//! The options of a node: one table, from flags, environment and a TOML file, in that order.
+
+use crate::agent::{AgentConfig, Hold};
+use crate::state::StateDir;
+use crate::{keys, units};
+use anyhow::{Context, Result, bail};
+use aquifer_core::{ChannelName, PublisherKey};
+use clap::Args;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Options of everything that joins a mesh.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct NodeOptions {
+    /// File with the mesh key (`aquifer keygen mesh`); nodes without the same key cannot connect
+    #[arg(long, env = "AQUIFER_MESH_KEY", value_name = "FILE", help_heading = "Mesh")]
+    pub(crate) mesh_key: Option<PathBuf>,
+    /// A node of the mesh to join through: host:port, where the host may be a DNS name with many
+    /// addresses, or a multiaddress. One that answers is enough. May be repeated
+    #[arg(long, env = "AQUIFER_PEER", value_name = "ADDRESS", value_delimiter = ',', help_heading = "Mesh")]
+    pub(crate) peer: Vec<String>,
+    /// Where to listen for the mesh [default: 0.0.0.0:7401 for an agent, else any port]
+    #[arg(long, env = "AQUIFER_LISTEN", value_name = "ADDRESS", value_delimiter = ',', help_heading = "Mesh")]
+    pub(crate) listen: Vec<String>,
+    /// Addresses to tell others instead of those found, as multiaddresses
+    #[arg(long, env = "AQUIFER_EXTERNAL", value_name = "ADDRESS", value_delimiter = ',', help_heading = "Mesh")]
+    pub(crate) external: Vec<String>,
+    /// Find nodes on the local network by multicast DNS
+    #[arg(long, env = "AQUIFER_MDNS", help_heading = "Mesh", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) mdns: Option<bool>,
+    /// Where to serve chunks over TCP [default: 0.0.0.0:7402 for an agent, else any port]
+    #[arg(long, env = "AQUIFER_DATA_LISTEN", value_name = "ADDRESS", help_heading = "Mesh")]
+    pub(crate) data_listen: Option<SocketAddr>,
+    /// Where others reach that, if not at this node's address and the same port: ip:port
+    #[arg(long, env = "AQUIFER_DATA_ADVERTISE", value_name = "ADDRESS", help_heading = "Mesh")]
+    pub(crate) data_advertise: Option<String>,
+    /// What to call this node [default: the host's name]
+    #[arg(long, env = "AQUIFER_NAME", help_heading = "Mesh")]
+    pub(crate) name: Option<String>,
+    /// Labels such as zone=a or rack=12. May be repeated
+    #[arg(long, env = "AQUIFER_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', help_heading = "Mesh")]
+    pub(crate) label: Vec<String>,
+    /// A publisher to believe: its public key, for all channels, or CHANNEL=KEY. May be repeated
+    #[arg(long, env = "AQUIFER_TRUST", value_name = "KEY", value_delimiter = ',', help_heading = "Mesh")]
+    pub(crate) trust: Vec<String>,
+    /// Directory for identity, accepted releases and manifests; what makes a restart remember
+    #[arg(long, env = "AQUIFER_STATE", value_name = "DIR", help_heading = "Mesh")]
+    pub(crate) state: Option<PathBuf>,
+    /// Chunk bytes that others may be reading from this node at once [default: 256MiB]
+    #[arg(long, env = "AQUIFER_UPLOAD_WINDOW", value_name = "SIZE", help_heading = "Mesh")]
+    pub(crate) upload_window: Option<String>,
+}
+
+/// Options of `aquifer agent` alone.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct AgentOptions {
+    /// A channel to follow. May be repeated
+    #[arg(long, env = "AQUIFER_CHANNEL", value_name = "CHANNEL", value_delimiter = ',')]
+    pub(crate) channel: Vec<String>,
+    /// Socket for engines on this machine [default: $XDG_RUNTIME_DIR/aquifer.sock or /tmp/aquifer-UID.sock]
+    #[arg(long, env = "AQUIFER_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Keep chunks on disk, here: a node with a store restarts warm
+    #[arg(long, env = "AQUIFER_STORE", value_name = "DIR")]
+    pub(crate) store: Option<PathBuf>,
+    /// Most bytes in the store [default: no limit but the disk]
+    #[arg(long, env = "AQUIFER_STORE_LIMIT", value_name = "SIZE")]
+    pub(crate) store_limit: Option<String>,
+    /// Most bytes of chunks in host memory, beside engines' own [default: 4GiB]
+    #[arg(long, env = "AQUIFER_MEMORY_LIMIT", value_name = "SIZE")]
+    pub(crate) memory_limit: Option<String>,
+    /// What to hold: `all` of every channel, or what `engines` here need [default: all with --store, else engines]
+    #[arg(long, env = "AQUIFER_HOLD", value_name = "WHAT")]
+    pub(crate) hold: Option<String>,
+}
+
+/// What a configuration file may hold.
+#[derive(Debug, Default, Deserialize)]
+struct FileOptions {
+    #[serde(flatten)]
+    node: NodeOptions,
+    #[serde(flatten)]
+    agent: AgentOptions,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, toml::Value>,
+}
+
+/// The options as flags and environment give them, completed from the configuration file.
+pub(crate) fn complete(
+    config: Option<&Path>,
+    node: NodeOptions,
+    agent: AgentOptions,
+) -> Result<(NodeOptions, AgentOptions)> {
+    let file = match config.map(Path::to_path_buf).or_else(default_config) {
+        Some(path) => read_config(&path)?,
+        None => FileOptions::default(),
+    };
+    Ok((node.or(file.node), agent.or(file.agent)))
+}
+
+fn default_config() -> Option<PathBuf> {
+    let home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
+    let own = home.map(|h| h.join("aquifer/aquifer.toml"));
+    own.into_iter().chain([PathBuf::from("/etc/aquifer/aquifer.toml")]).find(|p| p.exists())
+}
+
+fn read_config(path: &Path) -> Result<FileOptions> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // A single value may stand where a list is meant, as on the command line.
+    let mut table: toml::Table = text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
+    for key in ["peer", "listen", "external", "label", "trust", "channel"] {
+        if let Some(value) = table.get_mut(key).filter(|v| v.is_str()) {
+            *value = toml::Value::Array(vec![value.clone()]);
+        }
+    }
+    let options: FileOptions =
+        table.try_into().with_context(|| format!("{} has an option of the wrong kind", path.display()))?;
+    if let Some(key) = options.unknown.keys().next() {
+        bail!(
+            "{}: there is no option '{key}'; the names are those of the flags of `aquifer agent --help`",
+            path.display()
+        );
+    }
+    Ok(options)
+}
+
+fn list(first: Vec<String>, second: Vec<String>) -> Vec<String> {
+    if first.is_empty() { second } else { first }
+}
+
+impl NodeOptions {
+    fn or(self, file: Self) -> Self {
+        NodeOptions {
+            mesh_key: self.mesh_key.or(file.mesh_key),
+            peer: list(self.peer, file.peer),
+            listen: list(self.listen, file.listen),
+            external: list(self.external, file.external),
+            mdns: self.mdns.or(file.mdns),
+            data_listen: self.data_listen.or(file.data_listen),
+            data_advertise: self.data_advertise.or(file.data_advertise),
+            name: self.name.or(file.name),
+            label: list(self.label, file.label),
+            trust: list(self.trust, file.trust),
+            state: self.state.or(file.state),
+            upload_window: self.upload_window.or(file.upload_window),
+        }
+    }
+
+    /// The configuration of a node that follows `channels`. `ports` are the defaults for mesh and
+    /// data.
+    pub(crate) fn config(&self, channels: &[ChannelName], ports: (u16, u16)) -> Result<AgentConfig> {
+        let Some(key) = &self.mesh_key else {
+            bail!(
+                "no mesh key: a mesh is private. Make one with `aquifer keygen mesh --out mesh.key`, copy it to every node, and give it with --mesh-key mesh.key"
+            );
+        };
+        let mesh_key = keys::read_mesh_key(key)?;
+        let state = self.state.as_deref().map(StateDir::open).transpose()?;
+        let (identity, incarnation) = match &state {
+            Some(state) => (state.identity()?, state.next_incarnation()?),
+            None => (aquifer_core::NodeSecret::from_seed(keys::random_bytes()?), crate::state::unix_ms()),
+        };
+        let listen = match self.listen.is_empty() {
+            true => vec![format!("0.0.0.0:{}", ports.0)],
+            false => self.listen.clone(),
+        };
+        if let Some(text) = self.data_advertise.as_ref().filter(|t| t.parse::<SocketAddr>().is_err()) {
+            bail!("--data-advertise '{text}' is not ip:port");
+        }
+        Ok(AgentConfig {
+            name: self.name.clone().unwrap_or_else(host_name),
+            identity,
+            incarnation,
+            mesh_key,
+            listen,
+            external: self.external.clone(),
+            peers: self.peer.clone(),
+            mdns: self.mdns.unwrap_or(false),
+            data_listen: self.data_listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], ports.1))),
+            data_advertise: self.data_advertise.clone(),
+            labels: self.labels()?,
+            channels: self.trusted(channels)?,
+            hold: Hold::Own,
+            store: None,
+            store_bytes: None,
+            memory_bytes: 4 << 30,
+            upload_bytes: units::parse_or(self.upload_window.as_deref(), 256 << 20)?,
+            socket: None,
+            state,
+            publish: None,
+            pull: None,
+        })
+    }
+
+    fn labels(&self) -> Result<Vec<(String, String)>> {
+        let split = |text: &String| {
+            let (key, value) = text.split_once('=').with_context(|| format!("--label '{text}' is not key=value"))?;
+            Ok((key.to_string(), value.to_string()))
+        };
+        let mut labels = self.label.iter().map(split).collect::<Result<Vec<_>>>()?;
+        labels.sort();
+        Ok(labels)
+    }
+
+    /// Which publishers are trusted for each channel.
+    fn trusted(&self, channels: &[ChannelName]) -> Result<Vec<(ChannelName, Vec<PublisherKey>)>> {
+        let mut trusted: BTreeMap<ChannelName, Vec<PublisherKey>> =
+            channels.iter().map(|c| (c.clone(), Vec::new())).collect();
+        for text in &self.trust {
+            match text.split_once('=') {
+                None => {
+                    let key = keys::parse_publisher(text).with_context(|| format!("--trust '{text}'"))?;
+                    trusted.values_mut().for_each(|keys| keys.push(key));
+                }
+                Some((channel, key)) => {
+                    let key = keys::parse_publisher(key).with_context(|| format!("--trust '{text}'"))?;
+                    let channel: ChannelName = channel.parse().with_context(|| format!("--trust '{text}'"))?;
+                    if let Some(keys) = trusted.get_mut(&channel) {
+                        keys.push(key);
+                    }
+                }
+            }
+        }
+        Ok(trusted.into_iter().collect())
+    }
+}
+
+impl AgentOptions {
+    fn or(self, file: Self) -> Self {
+        AgentOptions {
+            channel: list(self.channel, file.channel),
+            socket: self.socket.or(file.socket),
+            store: self.store.or(file.store),
+            store_limit: self.store_limit.or(file.store_limit),
+            memory_limit: self.memory_limit.or(file.memory_limit),
+            hold: self.hold.or(file.hold),
+        }
+    }
+
+    pub(crate) fn channels(&self) -> Result<Vec<ChannelName>> {
+        self.channel.iter().map(|c| c.parse().with_context(|| format!("--channel '{c}'"))).collect()
+    }
+
+    /// Adds these options to a node's configuration.
+    pub(crate) fn configure(&self, config: &mut AgentConfig) -> Result<()> {
+        config.hold = match self.hold.as_deref() {
+            Some("all") => Hold::All,
+            Some("engines") => Hold::Engines,
+            Some(other) => bail!("--hold '{other}': it is 'all' or 'engines'"),
+            None if self.store.is_some() => Hold::All,
+            None => Hold::Engines,
+        };
+        config.store = self.store.clone();
+        config.store_bytes = self.store_limit.as_deref().map(units::parse).transpose()?;
+        config.memory_bytes = units::parse_or(self.memory_limit.as_deref(), 4 << 30)?;
+        config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));
+        Ok(())
+    }
+}
+
+pub(crate) fn default_socket() -> PathBuf {
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) => PathBuf::from(dir).join("aquifer.sock"),
+        None => PathBuf::from(format!("/tmp/aquifer-{}.sock", rustix::process::getuid().as_raw())),
+    }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,56 @@
+//! Sizes, rates and times for people.
+
+use anyhow::{Context, Result, bail};
+
+/// Parses `512MiB`, `4GB`, `100k` or plain bytes.
+pub(crate) fn parse(text: &str) -> Result<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().with_context(|| format!("'{text}' is not a size: try 512MiB or 4GB"))?;
+    let unit: u64 = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kb" => 1000,
+        "m" | "mb" => 1_000_000,
+        "g" | "gb" => 1_000_000_000,
+        "t" | "tb" => 1_000_000_000_000,
+        "ki" | "kib" => 1 << 10,
+        "mi" | "mib" => 1 << 20,
+        "gi" | "gib" => 1 << 30,
+        "ti" | "tib" => 1 << 40,
+        other => bail!("'{text}' is not a size: '{other}' is no unit; try 512MiB or 4GB"),
+    };
+    number.checked_mul(unit).with_context(|| format!("'{text}' does not fit 64 bits"))
+}
+
+pub(crate) fn parse_or(text: Option<&str>, default: u64) -> Result<u64> {
+    text.map_or(Ok(default), parse)
+}
+
+/// `12.3 MiB`.
+#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+pub(crate) fn bytes(n: u64) -> String {
+    let mut value = n as f64;
+    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024.0 || unit == "TiB" {
+            return if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{n} B")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse("512MiB").unwrap(), 512 << 20);
+        assert_eq!(parse("4 GB").unwrap(), 4_000_000_000);
+        assert_eq!(parse("7").unwrap(), 7);
+        for bad in ["", "MiB", "4 parsecs", "-1", "99999999999TiB"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert_eq!((bytes(12), bytes(12 << 20), bytes(1536)), ("12 B".into(), "12.0 MiB".into(), "1.5 KiB".into()));
+    }
+}

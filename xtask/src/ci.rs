@@ -1,0 +1,112 @@
+//! Everything CI runs, in the order in which failing is cheapest.
+
+use crate::crates;
+use crate::fixtures::{self, Fixtures};
+use crate::run::{Totals, cargo, count_cargo, count_unittest, root, show};
+use anyhow::Result;
+use std::path::Path;
+use std::process::Command;
+
+/// Runs all steps, prints the totals, and returns whether everything passed.
+pub(crate) fn run() -> Result<bool> {
+    let mut ci = Ci { totals: Totals::default() };
+    ci.step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
+    ci.edges();
+    let deny_warnings = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
+    ci.step("clippy", &mut cargo(&deny_warnings))?;
+    let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
+    ci.step("docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
+    ci.tests(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
+    ci.step("release build", &mut cargo(&["build", "--release", "--locked"]))?;
+    let fixtures = fixtures::prepare()?;
+    ci.python(&fixtures)?;
+    ci.demos(&fixtures)?;
+    let Totals { passed, failed, skipped } = ci.totals;
+    println!(
+        "\n{passed} passed, {failed} failed{}",
+        if skipped > 0 { format!(", {skipped} skipped") } else { String::new() }
+    );
+    Ok(failed == 0)
+}
+
+struct Ci {
+    totals: Totals,
+}
+
+impl Ci {
+    /// A check that counts as one test.
+    fn step(&mut self, what: &str, command: &mut Command) -> Result<bool> {
+        let (ok, _) = show(what, command)?;
+        self.count(ok);
+        Ok(ok)
+    }
+
+    fn edges(&mut self) {
+        println!("\n== crate edges");
+        let result = crates::check();
+        if let Err(error) = &result {
+            println!("{error:#}");
+        }
+        self.count(result.is_ok());
+    }
+
+    fn tests(&mut self, args: &[&str]) -> Result<()> {
+        let (ok, output) = show("tests", &mut cargo(args))?;
+        let counted = count_cargo(&output);
+        // A test binary that did not build or crashed fails without a line of its own.
+        let unsaid = u64::from(!ok && counted.failed == 0);
+        self.totals.add(Totals { failed: counted.failed + unsaid, ..counted });
+        Ok(())
+    }
+
+    fn python(&mut self, fixtures: &Fixtures) -> Result<()> {
+        if !fixtures.has_torch {
+            println!("PyTorch is not here: the tests that need it are skipped");
+        }
+        for dir in ["python/tests", "tests/python"] {
+            if !root().join(dir).is_dir() {
+                continue;
+            }
+            let mut command = Command::new(&fixtures.python);
+            command.args(["-m", "unittest", "discover", "-v", "-s", dir, "-t", dir]).current_dir(root());
+            command.env("PYTHONPATH", root().join("python")).env("AQUIFER_BIN", program());
+            command.env("PYTHONDONTWRITEBYTECODE", "1");
+            if let Some(model) = &fixtures.model {
+                command.env("AQUIFER_MINILM", model);
+            }
+            let (ok, output) = show(dir, &mut command)?;
+            let counted = count_unittest(&output);
+            let unsaid = u64::from(!ok && counted.failed == 0);
+            self.totals.add(Totals { failed: counted.failed + unsaid, ..counted });
+        }
+        Ok(())
+    }
+
+    fn demos(&mut self, fixtures: &Fixtures) -> Result<()> {
+        self.step("demo", Command::new(program()).arg("demo"))?;
+        match &fixtures.model {
+            Some(model) => {
+                let checkpoint = model.join("model.safetensors");
+                self.step(
+                    "demo on a real model",
+                    Command::new(program()).arg("demo").arg("--checkpoint").arg(checkpoint),
+                )?;
+            }
+            None => {
+                println!("the real model could not be fetched: the demo on it is skipped");
+                self.totals.skipped += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, ok: bool) {
+        if ok { self.totals.passed += 1 } else { self.totals.failed += 1 }
+    }
+}
+
+fn program() -> std::path::PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |d| Path::new(&d).to_path_buf());
+    target.join("release/aquifer")
+}
