@@ -324,6 +324,8 @@ impl Agent {
             self.apply(event)?;
         }
         drop(received);
+        // Whoever watches sees how it ended, not how it was at the last tick.
+        self.renew_view();
         self.leave().await;
         Ok(self.ended.take().unwrap_or(Ended::Stopped))
     }
