@@ -79,6 +79,10 @@ impl Agent {
             Ok(_) => ReadOutcome::Corrupt,
             Err(ReadError::Revoked) => ReadOutcome::Revoked,
             Err(ReadError::Cancelled) => ReadOutcome::Declined,
+            Err(ReadError::Landing(reason)) => {
+                tracing::warn!("chunk {chunk} cannot land here: {reason}");
+                ReadOutcome::Declined
+            }
             Err(error) => {
                 tracing::debug!("reading chunk {chunk} from {}: {error}", peer.short());
                 ReadOutcome::Failed
