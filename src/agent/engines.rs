@@ -271,7 +271,7 @@ impl Agent {
         }
     }
 
-    /// A chunk came to lie in this node's store.
+    /// A chunk came to lie on this node: in its store, or in an engine's memory.
     pub(super) fn offer_to_engines(&mut self, manifest: ManifestHash, chunk: u32) {
         let Some(loaded) = self.manifests.get(&manifest) else { return };
         let (hash, len) = (loaded.layout.chunk(chunk).hash, loaded.layout.len());

@@ -102,6 +102,8 @@ impl Agent {
                 self.engine_input(conn, EngineInput::Landed { chunk, verified });
                 if verified {
                     self.on_verified(op, manifest, chunk, peer);
+                    // Another engine may have come to want it while it was on its way.
+                    self.offer_to_engines(manifest, chunk);
                 } else {
                     self.end_read(op, outcome);
                 }
