@@ -13,6 +13,7 @@ from mesh import CHANNEL, MeshTest, Safetensors, model_directory, needs
 
 WORDS = "embeddings.word_embeddings.weight"
 INNER = "encoder.layer.0.intermediate.dense.weight"
+NEXT = "encoder.layer.1.intermediate.dense.weight"
 SEED = 11
 
 
@@ -95,7 +96,8 @@ class BadInput(MeshTest):
             ("more than there is", length, [binding(INNER, shape)], {"said_bytes": 2 * length}),
             ("index beyond", length, [binding(INNER, shape, index=[[0, shape[0] + 1], [0, shape[1]]])], {}),
             ("index backwards", length, [binding(INNER, shape, index=[[5, 4], [0, shape[1]]])], {}),
-            ("on itself", 2 * length, [binding(INNER, shape), binding("words", [4])], {}),
+            ("a tensor that is not there", length, [binding("words", [4])], {}),
+            ("two in one place", length + 4, [binding(INNER, shape), binding(NEXT, shape, offset=4)], {}),
         ]
         for what, region_bytes, bindings, more in cases:
             with self.subTest(what):
