@@ -19,6 +19,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     cli::init_logging(cli.log.as_deref());
+    raise_open_files();
     // Jobs (hashing, copying, disks) run on the blocking pool: a few at a time keep the cores
     // busy, more would only compete.
     let runtime =
@@ -39,5 +40,16 @@ fn main() -> ExitCode {
             eprintln!("aquifer: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A checkpoint's files, connections and stored chunks are open files, and the usual soft limit of
+/// 1,024 is for programs that use `select`, which this is not.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("the limit on open files stays as it is: {error}");
     }
 }

@@ -46,7 +46,8 @@ pub(crate) struct NodeOptions {
     /// A publisher to believe: its public key, for all channels, or CHANNEL=KEY. May be repeated
     #[arg(long, env = "AQUIFER_TRUST", value_name = "KEY", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) trust: Vec<String>,
-    /// Directory for identity, accepted releases and manifests; what makes a restart remember
+    /// Directory for identity, accepted releases and manifests: what makes a restart remember
+    /// [default: ~/.local/state/aquifer/NAME for an agent, else none]
     #[arg(long, env = "AQUIFER_STATE", value_name = "DIR", help_heading = "Mesh")]
     pub(crate) state: Option<PathBuf>,
     /// Chunk bytes that others may be reading from this node at once [default: 256MiB]
@@ -268,6 +269,15 @@ pub(crate) fn default_socket() -> PathBuf {
         Some(dir) => PathBuf::from(dir).join("aquifer.sock"),
         None => PathBuf::from(format!("/tmp/aquifer-{}.sock", rustix::process::getuid().as_raw())),
     }
+}
+
+/// Where an agent called `name` remembers, unless told otherwise; None for a user without a home.
+pub(crate) fn default_state(name: Option<&str>) -> Option<PathBuf> {
+    let home = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let name: String = name.map_or_else(host_name, str::to_string).chars().map(plain).collect();
+    Some(home.join("aquifer").join(name.trim_start_matches('.')))
 }
 
 fn host_name() -> String {

@@ -42,6 +42,8 @@ impl Agent {
         }
         let landing = match self.landing(&manifest, chunk, hash_and_len) {
             Ok(landing) => landing,
+            // Reads under way will give staging back: nothing a person need do.
+            Err(StoreError::StagingFull { .. }) => return self.read_done(op, ReadOutcome::Declined),
             Err(error) => {
                 self.note_problem(&manifest, error.to_string());
                 return self.read_done(op, ReadOutcome::Declined);
@@ -77,6 +79,10 @@ impl Agent {
             Ok(_) => ReadOutcome::Corrupt,
             Err(ReadError::Revoked) => ReadOutcome::Revoked,
             Err(ReadError::Cancelled) => ReadOutcome::Declined,
+            Err(ReadError::Landing(reason)) => {
+                tracing::warn!("chunk {chunk} cannot land here: {reason}");
+                ReadOutcome::Declined
+            }
             Err(error) => {
                 tracing::debug!("reading chunk {chunk} from {}: {error}", peer.short());
                 ReadOutcome::Failed

@@ -54,6 +54,8 @@ pub struct Node {
     status_sent: Option<Time>,
     review_at: Time,
     reminded: BTreeMap<NodeId, Time>,
+    /// Something happened that may allow another grant.
+    grants_due: bool,
     out: VecDeque<Output>,
 }
 
@@ -90,6 +92,7 @@ impl Node {
             status_sent: None,
             review_at: now,
             reminded: BTreeMap::new(),
+            grants_due: false,
             out: VecDeque::new(),
             config,
         };
@@ -154,6 +157,7 @@ impl Node {
             self.review_swarms(now);
         }
         for (manifest, (_, swarm)) in &mut self.swarms {
+            self.grants_due |= swarm.serving.next_timeout().is_some_and(|at| at <= now);
             for (reader, lease, chunk) in swarm.serving.on_timeout(&swarm.stock, &mut self.budget, now) {
                 self.out.push_back(Output::LeaseClosed { lease, chunk });
                 let message = PeerMessage::Revoke { manifest: *manifest, lease };
@@ -234,6 +238,7 @@ impl Node {
     }
 
     fn on_disconnected(&mut self, now: Time, node: NodeId) {
+        self.grants_due = true;
         self.members.on_disconnected(&node);
         for (_, swarm) in self.swarms.values_mut() {
             swarm.pulling.on_disconnected(&node);
@@ -265,11 +270,13 @@ impl Node {
                 }
             }
             PeerMessage::Ask { manifest, wanted, have, credits } => {
+                self.grants_due = true;
                 if let Some((_, swarm)) = self.swarms.get_mut(&manifest) {
                     swarm.serving.on_ask(&swarm.stock, from, wanted, have, credits);
                 }
             }
             PeerMessage::Progress { manifest, got, credits } => {
+                self.grants_due = true;
                 if let Some((_, swarm)) = self.swarms.get_mut(&manifest) {
                     swarm.serving.on_progress(from, &got, credits);
                 }
@@ -372,11 +379,13 @@ impl Node {
         let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
         let new: Vec<u32> = chunks.iter().filter(|c| !swarm.stock.have.contains(*c)).collect();
         swarm.stock.have.union_with(chunks);
+        self.grants_due = true;
         new.into_iter().for_each(|c| swarm.pulling.on_verified(now, c, self.me));
         self.status_soon(now);
     }
 
     fn on_lost(&mut self, now: Time, manifest: ManifestHash, chunks: &ChunkSet) {
+        self.grants_due = true;
         let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
         let lost: Vec<u32> = chunks.intersection(&swarm.stock.have).collect();
         swarm.stock.have.subtract(chunks);
@@ -393,6 +402,7 @@ impl Node {
     }
 
     fn on_forget(&mut self, manifest: ManifestHash) {
+        self.grants_due = true;
         self.manifests.forget(&manifest);
         let Some((_, mut swarm)) = self.swarms.remove(&manifest) else { return };
         swarm.pulling.stop(manifest, &swarm.stock, &mut self.out);
@@ -428,6 +438,7 @@ impl Node {
         if !swarm.serving.on_return(&swarm.stock, &mut self.budget, now, from, returned) {
             return;
         }
+        self.grants_due = true;
         self.out.push_back(Output::LeaseClosed { lease, chunk });
         if outcome == Outcome::Corrupt {
             self.out.push_back(Output::Recheck { manifest, chunk, reader: from });
@@ -442,6 +453,7 @@ impl Node {
         let told = match outcome {
             ReadOutcome::Verified => {
                 swarm.stock.have.insert(chunk);
+                self.grants_due = true;
                 swarm.pulling.on_verified(now, chunk, holder);
                 self.trust.on_good_read(&holder);
                 self.status_in(now, STATUS_SPACING * 5);
@@ -483,6 +495,9 @@ impl Node {
 
     /// Round-robin over the swarms, so that no channel starves another.
     fn grant(&mut self, now: Time) {
+        if !std::mem::take(&mut self.grants_due) {
+            return;
+        }
         let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
         let mut granted = true;
         while granted {

@@ -28,6 +28,7 @@ pub(super) struct Publisher {
     process: Process,
     pub(super) manifest: String,
     pub(super) address: String,
+    pub(super) published: Instant,
 }
 
 #[derive(Debug)]
@@ -117,7 +118,7 @@ impl Publisher {
         let published = process.wait_for(&["published"]).with_context(|| format!("{name} did not publish"))?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
         let (manifest, address) = (text(&published["manifest"]), text(&published["addresses"][0]));
-        Ok(Publisher { process, manifest, address })
+        Ok(Publisher { process, manifest, address, published: Instant::now() })
     }
 
     /// As if the machine had lost power.
