@@ -520,7 +520,7 @@ impl Agent {
     /// Whether the engine serves exactly what its channel is at.
     pub(super) fn is_ready(&self, conn: &EngineConn) -> bool {
         let wanted = conn.channel.as_ref().and_then(|c| self.current_manifest(c));
-        wanted.is_some() && conn.session.serving() == wanted
+        wanted.is_some() && conn.session.verified() == wanted
     }
 
     fn count_engines(&mut self) {

@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 pub(super) struct Read {
     manifest: ManifestHash,
     chunk: u32,
+    hash: ChunkHash,
     peer: NodeId,
     landing: Option<Landing>,
 }
@@ -40,6 +41,11 @@ impl Agent {
             });
             return self.read_done(op, ReadOutcome::Failed);
         }
+        if self.reading.contains(&hash_and_len.0) {
+            // Another release shares this chunk, and its read is under way: where it lands, this one
+            // finds it.
+            return self.read_done(op, ReadOutcome::Declined);
+        }
         let landing = match self.landing(&manifest, chunk, hash_and_len) {
             Ok(landing) => landing,
             // Reads under way will give staging back: nothing a person need do.
@@ -56,7 +62,9 @@ impl Agent {
         if let Landing::Region(conn, _) = &landing {
             self.engine_input(*conn, EngineInput::Landing { chunk });
         }
-        self.reads.insert(op, Read { manifest, chunk, peer, landing: Some(landing) });
+        let (hash, _) = hash_and_len;
+        self.reading.insert(hash);
+        self.reads.insert(op, Read { manifest, chunk, hash, peer, landing: Some(landing) });
         let read = ReadOp { id: op, peer, endpoints, access, lease, chunk, into, stall: READ_STALL };
         self.transport.submit(Operation::Read(read));
     }
@@ -121,10 +129,7 @@ impl Agent {
         let Some(read) = self.reads.get(&op) else { return };
         let (manifest, chunk, peer) = (read.manifest, read.chunk, read.peer);
         match result {
-            Ok(()) => {
-                self.on_verified(op, manifest, chunk, peer);
-                self.offer_to_engines(manifest, chunk);
-            }
+            Ok(()) => self.on_verified(op, manifest, chunk, peer),
             Err(error) => {
                 self.note_problem(&manifest, error.to_string());
                 self.end_read(op, ReadOutcome::Declined);
@@ -140,10 +145,13 @@ impl Agent {
         self.clear_problem(&manifest);
         self.end_read(op, ReadOutcome::Verified);
         self.note_held(manifest, chunk);
+        self.offer_to_engines(manifest, chunk);
     }
 
     fn end_read(&mut self, op: OpId, outcome: ReadOutcome) {
-        self.reads.remove(&op);
+        if let Some(read) = self.reads.remove(&op) {
+            self.reading.remove(&read.hash);
+        }
         match outcome {
             ReadOutcome::Corrupt => self.traffic.chunks_corrupt += 1,
             ReadOutcome::Failed => self.traffic.reads_failed += 1,

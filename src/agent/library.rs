@@ -186,7 +186,6 @@ impl Agent {
             self.next_tree = Some(hash);
             return self.turn_tree();
         }
-        self.start_check(hash);
         Ok(())
     }
 

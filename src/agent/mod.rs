@@ -173,6 +173,8 @@ struct Agent {
     channels: BTreeMap<ChannelName, library::Channel>,
     manifests: BTreeMap<ManifestHash, Loaded>,
     reads: BTreeMap<OpId, Read>,
+    /// Chunks that `reads` are after: each is fetched once, also where releases share it.
+    reading: BTreeSet<ChunkHash>,
     /// How to reach each holder's data plane: its latest grant's ticket, and its address.
     access: BTreeMap<NodeId, aquifer_core::Access>,
     addresses: BTreeMap<NodeId, IpAddr>,
@@ -293,6 +295,7 @@ impl Agent {
             channels,
             manifests: BTreeMap::new(),
             reads: BTreeMap::new(),
+            reading: BTreeSet::new(),
             access: BTreeMap::new(),
             addresses: BTreeMap::new(),
             tokens: BTreeMap::new(),
@@ -350,7 +353,9 @@ impl Agent {
                 let now = self.now();
                 self.node.handle_timeout(now);
             }
-            Event::View => self.renew_view(),
+            Event::View => {
+                self.renew_view();
+            }
             Event::Stop => self.ended = Some(Ended::Stopped),
         }
         Ok(())

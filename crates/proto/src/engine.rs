@@ -213,9 +213,24 @@ impl EngineSession {
         matches!(self.phase, Phase::Registering)
     }
 
-    /// What the engine answers from, wholly in place and verified.
+    /// What the engine answers from, as far as it is known: an engine that was there before this
+    /// agent is believed until its memory was hashed.
     pub fn serving(&self) -> Option<ManifestHash> {
         self.serving
+    }
+
+    /// What the engine answers from, if every byte of it was seen to be in place.
+    pub fn verified(&self) -> Option<ManifestHash> {
+        match &self.phase {
+            Phase::Serving { current } => Some(current.manifest),
+            Phase::Staging { current, .. } | Phase::Pausing { current, .. } => current.as_ref().map(|c| c.manifest),
+            Phase::Registering
+            | Phase::Waiting { .. }
+            | Phase::Scanning { .. }
+            | Phase::Filling { .. }
+            | Phase::Applying { .. }
+            | Phase::Resuming { .. } => None,
+        }
     }
 
     /// Why the newest release is not what it serves, if that will not change by itself.
@@ -647,6 +662,7 @@ mod tests {
         session.handle(EngineInput::Hydrate { serving: Some(manifest), fresh: false });
         session.handle(EngineInput::Target(target([1, 2])));
         assert_eq!(drain(&mut session), [EngineOutput::Scan]);
+        assert_eq!(session.verified(), None, "its word is not proof");
         session.handle(EngineInput::Scanned { in_place: set(&[0]) });
         assert_eq!(session.serving(), None);
         assert!(session.landing_place(&manifest, 1).is_some());
