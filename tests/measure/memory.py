@@ -15,6 +15,7 @@ import os
 import platform
 import queue
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -30,7 +31,7 @@ SAMPLE_S = 0.05
 TENSOR_SHAPE = (8192, 8192)
 TENSOR_BYTES = 2 * 8192 * 8192
 #: Seconds; a slow disk has time.
-PATIENCE = 3600.0
+PATIENCE = 600.0
 PIECE_BYTES = 8 << 20
 #: The fastest counts: a machine that is shared can only be slower than it is.
 HASHING_RUNS = 3
@@ -59,12 +60,15 @@ class Peaks:
 class Sampled:
     """A child whose memory is looked at every 50 ms."""
 
+    running = []
+
     def __init__(self, command, log, phase):
         self.log = log
         self.peaks = Peaks(phase)
         self.started = time.monotonic()
         with open(log, "wb") as errors:
             self.child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        self.running.append(self.child)
         self._lines = queue.Queue()
         self._over = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
@@ -86,7 +90,7 @@ class Sampled:
         self._over.set()
         self._sampler.join()
         self.child.terminate()
-        self.child.wait()
+        self.child.wait(PATIENCE)
 
     def _read(self):
         for line in self.child.stdout:
@@ -309,9 +313,12 @@ def main():
     parser.add_argument("--machine", default=f"{os.cpu_count()}-core {platform.machine()}")
     options = parser.parse_args()
     work = tempfile.mkdtemp(prefix="aquifer-memory-", dir=options.work)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that what follows is done.
     try:
         figures = measure(os.path.abspath(options.program), work, options.gib)
     finally:
+        for child in Sampled.running:
+            child.kill()
         shutil.rmtree(work, ignore_errors=True)
     command = f"python3 tests/measure/memory.py --program target/release/aquifer --gib {options.gib}"
     page = report(figures, command, options.date, options.machine)
