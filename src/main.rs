@@ -7,6 +7,7 @@
 mod agent;
 mod cli;
 mod commands;
+mod errors;
 mod keys;
 mod options;
 mod progress;
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("aquifer: {error:#}");
+            eprintln!("aquifer: {}", errors::reasons(&error));
             ExitCode::FAILURE
         }
     }

@@ -1,0 +1,68 @@
+//! The program from outside: what it prints, and the code it ends with. Nothing here leaves this
+//! machine, and nothing of the user's own configuration is read.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// A home of its own for each test.
+struct Home {
+    dir: TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        Home { dir: tempfile::tempdir().expect("a temporary directory") }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.path(name);
+        std::fs::create_dir_all(path.parent().expect("it lies in the home")).expect("a directory");
+        std::fs::write(&path, text).expect("a file");
+        path
+    }
+
+    /// The program, with this home and none of the user's options.
+    fn aquifer(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
+        for (name, _) in std::env::vars_os() {
+            if ["AQUIFER_", "XDG_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+                command.env_remove(name);
+            }
+        }
+        command.args(args).env("HOME", self.dir.path()).current_dir(self.dir.path());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        Ran::of(&mut self.aquifer(args))
+    }
+}
+
+/// How a run ended.
+#[derive(Debug)]
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn of(command: &mut Command) -> Self {
+        let Output { status, stdout, stderr } = command.output().expect("the program starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("it prints UTF-8");
+        Ran { code: status.code(), out: text(stdout), err: text(stderr) }
+    }
+}
+
+#[test]
+fn a_reason_is_given_once() {
+    let ran = Home::new().run(&["manifest", "show", "nope"]);
+    assert_eq!(ran.code, Some(1));
+    assert_eq!(ran.err, "aquifer: cannot read nope: No such file or directory (os error 2)\n");
+    assert_eq!(ran.out, "");
+}
