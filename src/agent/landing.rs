@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 pub(super) struct Read {
     manifest: ManifestHash,
     chunk: u32,
+    hash: ChunkHash,
     peer: NodeId,
     landing: Option<Landing>,
 }
@@ -40,6 +41,11 @@ impl Agent {
             });
             return self.read_done(op, ReadOutcome::Failed);
         }
+        if self.reading.contains(&hash_and_len.0) {
+            // Another release shares this chunk, and its read is under way: where it lands, this one
+            // finds it.
+            return self.read_done(op, ReadOutcome::Declined);
+        }
         let landing = match self.landing(&manifest, chunk, hash_and_len) {
             Ok(landing) => landing,
             // Reads under way will give staging back: nothing a person need do.
@@ -56,7 +62,9 @@ impl Agent {
         if let Landing::Region(conn, _) = &landing {
             self.engine_input(*conn, EngineInput::Landing { chunk });
         }
-        self.reads.insert(op, Read { manifest, chunk, peer, landing: Some(landing) });
+        let (hash, _) = hash_and_len;
+        self.reading.insert(hash);
+        self.reads.insert(op, Read { manifest, chunk, hash, peer, landing: Some(landing) });
         let read = ReadOp { id: op, peer, endpoints, access, lease, chunk, into, stall: READ_STALL };
         self.transport.submit(Operation::Read(read));
     }
@@ -97,6 +105,10 @@ impl Agent {
                     self.on_committed(op, result);
                 }
             }
+            (_, Landing::Region(conn, _)) if !self.sessions.contains_key(&conn) => {
+                // The engine is gone, and its memory with it.
+                self.end_read(op, ReadOutcome::Declined);
+            }
             (outcome, Landing::Region(conn, _)) => {
                 let verified = outcome == ReadOutcome::Verified;
                 self.engine_input(conn, EngineInput::Landed { chunk, verified });
@@ -117,10 +129,7 @@ impl Agent {
         let Some(read) = self.reads.get(&op) else { return };
         let (manifest, chunk, peer) = (read.manifest, read.chunk, read.peer);
         match result {
-            Ok(()) => {
-                self.on_verified(op, manifest, chunk, peer);
-                self.offer_to_engines(manifest, chunk);
-            }
+            Ok(()) => self.on_verified(op, manifest, chunk, peer),
             Err(error) => {
                 self.note_problem(&manifest, error.to_string());
                 self.end_read(op, ReadOutcome::Declined);
@@ -136,10 +145,13 @@ impl Agent {
         self.clear_problem(&manifest);
         self.end_read(op, ReadOutcome::Verified);
         self.note_held(manifest, chunk);
+        self.offer_to_engines(manifest, chunk);
     }
 
     fn end_read(&mut self, op: OpId, outcome: ReadOutcome) {
-        self.reads.remove(&op);
+        if let Some(read) = self.reads.remove(&op) {
+            self.reading.remove(&read.hash);
+        }
         match outcome {
             ReadOutcome::Corrupt => self.traffic.chunks_corrupt += 1,
             ReadOutcome::Failed => self.traffic.reads_failed += 1,
@@ -163,8 +175,14 @@ impl Agent {
         if let Some(tree) = self.tree.as_ref().filter(|t| t.manifest == *manifest) {
             return tree.files.reserve(chunk).map(Landing::Store);
         }
-        if let Some(disk) = &self.disk {
-            return disk.reserve(hash, len).map(Landing::Store);
+        if let Some(disk) = self.disk.clone() {
+            return match disk.reserve(hash, len) {
+                Err(StoreError::Full { .. } | StoreError::DiskFull { .. }) => {
+                    self.evict_superseded();
+                    disk.reserve(hash, len).map(Landing::Store)
+                }
+                other => other.map(Landing::Store),
+            };
         }
         if self.hold != super::Hold::All
             && let Some(landing) = self.region_landing(manifest, chunk)
@@ -173,6 +191,7 @@ impl Agent {
         }
         match self.memory.reserve(hash, len) {
             Err(StoreError::Full { .. }) => {
+                self.evict_superseded();
                 self.trim_memory(true);
                 self.memory.reserve(hash, len).map(Landing::Store)
             }
@@ -206,23 +225,26 @@ impl Agent {
 
     /// Something that a person must mend keeps a release from completing.
     fn note_problem(&mut self, manifest: &ManifestHash, problem: String) {
-        let Some(channel) = self.manifests.get(manifest).and_then(|l| l.channel.clone()) else {
-            self.tell_once(problem.clone(), || tracing::warn!("{problem}"));
-            return;
-        };
-        self.tell_once(format!("{channel} {problem}"), || tracing::warn!("{channel}: {problem}"));
-        if let Some(entry) = self.channels.get_mut(&channel)
-            && entry.problem.is_none()
-        {
-            entry.problem = Some(problem.clone());
-            self.fail_engines(&channel, *manifest, &problem);
+        let channels = self.channels_at(manifest);
+        self.tell_once(problem.clone(), || tracing::warn!("{}: {problem}", manifest.short()));
+        for channel in channels {
+            let entry = self.channels.entry(channel.clone()).or_default();
+            if entry.problem.is_none() {
+                entry.problem = Some(problem.clone());
+                self.fail_engines(&channel, *manifest, &problem);
+            }
         }
     }
 
+    pub(super) fn has_reads_of(&self, manifest: &ManifestHash) -> bool {
+        self.reads.values().any(|r| r.manifest == *manifest)
+    }
+
     fn clear_problem(&mut self, manifest: &ManifestHash) {
-        let channel = self.manifests.get(manifest).and_then(|l| l.channel.clone());
-        if let Some(entry) = channel.and_then(|c| self.channels.get_mut(&c)) {
-            entry.problem = None;
+        for channel in self.channels_at(manifest) {
+            if let Some(entry) = self.channels.get_mut(&channel) {
+                entry.problem = None;
+            }
         }
     }
 }

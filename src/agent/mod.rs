@@ -16,7 +16,9 @@ pub(crate) mod view;
 
 use crate::state::StateDir;
 use anyhow::{Context, Result};
-use aquifer_core::{ChannelName, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time};
+use aquifer_core::{
+    ChannelName, ChunkHash, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time,
+};
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
@@ -155,17 +157,24 @@ struct Agent {
     grants: Arc<GrantTable>,
     engines: Option<Engines>,
     sessions: BTreeMap<ConnId, EngineConn>,
+    /// Chunks that an engine's memory held once, and does not any more: the engine wrote there.
+    spoiled: BTreeSet<(ConnId, ChunkHash)>,
     state: Option<StateDir>,
     name: String,
     hold: Hold,
     memory: MemoryStore,
     disk: Option<DiskStore>,
     tree: Option<Tree>,
+    /// What to pull once nothing is under way for `tree`, and how many jobs use that.
+    next_tree: Option<ManifestHash>,
+    tree_jobs: usize,
     pull: Option<Pull>,
     publication: Option<Publication>,
     channels: BTreeMap<ChannelName, library::Channel>,
     manifests: BTreeMap<ManifestHash, Loaded>,
     reads: BTreeMap<OpId, Read>,
+    /// Chunks that `reads` are after: each is fetched once, also where releases share it.
+    reading: BTreeSet<ChunkHash>,
     /// How to reach each holder's data plane: its latest grant's ticket, and its address.
     access: BTreeMap<NodeId, aquifer_core::Access>,
     addresses: BTreeMap<NodeId, IpAddr>,
@@ -278,11 +287,15 @@ impl Agent {
             memory: MemoryStore::new(config.memory_bytes),
             disk,
             tree: None,
+            next_tree: None,
+            tree_jobs: 0,
+            spoiled: BTreeSet::new(),
             pull: config.pull,
             publication,
             channels,
             manifests: BTreeMap::new(),
             reads: BTreeMap::new(),
+            reading: BTreeSet::new(),
             access: BTreeMap::new(),
             addresses: BTreeMap::new(),
             tokens: BTreeMap::new(),
@@ -340,7 +353,9 @@ impl Agent {
                 let now = self.now();
                 self.node.handle_timeout(now);
             }
-            Event::View => self.renew_view(),
+            Event::View => {
+                self.renew_view();
+            }
             Event::Stop => self.ended = Some(Ended::Stopped),
         }
         Ok(())
@@ -361,6 +376,9 @@ impl Agent {
             self.carry_out(output)?;
         }
         self.start_jobs();
+        if self.next_tree.is_some() && self.tree.is_some() {
+            self.turn_tree()?;
+        }
         Ok(())
     }
 
@@ -375,7 +393,7 @@ impl Agent {
             Output::Read { op, peer, manifest, lease, chunk } => self.start_read(op, peer, manifest, lease, chunk),
             Output::CancelRead { op } => self.cancel_read(op),
             Output::ReleaseAccepted { signed, release } => self.on_release(signed, release)?,
-            Output::ManifestFetched { manifest, bytes } => self.on_manifest_fetched(manifest, bytes),
+            Output::ManifestFetched { manifest, bytes } => self.on_manifest_fetched(manifest, bytes)?,
             Output::ManifestAsked { to, manifest, offset } => self.send_manifest(to, manifest, offset),
             Output::Hydrated { manifest } => self.on_hydrated(manifest),
             Output::Recheck { manifest, chunk, reader } => self.recheck(manifest, chunk, reader),

@@ -10,6 +10,11 @@ impl Agent {
         self.publish_when_ready();
         self.check_published_files();
         self.report_progress();
+        self.show();
+    }
+
+    /// The view as of now, for whoever looks.
+    pub(super) fn show(&mut self) {
         self.traffic.sources = self.bytes_from.len() as u64;
         self.traffic.bytes_out = self.grants.sent_bytes().values().sum();
         let view = self.view();
@@ -92,7 +97,7 @@ impl Agent {
             pid: conn.pid,
             channel: conn.channel.as_ref().map(ChannelName::to_string).unwrap_or_default(),
             phase: conn.session.phase().into(),
-            serving: conn.session.serving().map(|m| m.to_string()).unwrap_or_default(),
+            serving: conn.session.verified().map(|m| m.to_string()).unwrap_or_default(),
             ready: self.is_ready(conn),
             chunks_done: done.into(),
             chunks_total: total.into(),

@@ -23,8 +23,8 @@ class Engine:
     def __init__(self):
         self.arrays = {}
 
-    def open(self, **options):
-        self.engine = aquifer.Engine(connect_timeout=60, **options)
+    def open(self, connect_timeout=60, **options):
+        self.engine = aquifer.Engine(connect_timeout=connect_timeout, **options)
         self.engine.on_release(lambda release: say({"event": "release", "manifest": release.manifest}))
         self.engine.on_resume(lambda release: say({"event": "resumed", "manifest": release.manifest}))
         self.engine.on_failed(lambda reason: say({"event": "failed", "reason": reason}))

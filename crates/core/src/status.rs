@@ -81,6 +81,15 @@ impl SignedStatus {
         SignedStatus { body, signature }
     }
 
+    /// Bytes it takes in a message, about.
+    pub fn len(&self) -> usize {
+        self.body.len() + SIGNATURE_BYTES + size_of::<u64>()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.body.is_empty()
+    }
+
     /// The record, if the node it speaks of signed it.
     pub fn open(&self) -> Result<Status, StatusError> {
         let status: Status = codec::decode::<_, RECORD_BYTES_MAX>(Kind::Status, &self.body)?;

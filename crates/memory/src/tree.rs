@@ -151,6 +151,16 @@ impl FileTree {
         served.map_err(|error| tracing::warn!("cannot serve chunk {index}: {error}")).ok()
     }
 
+    /// Believes a chunk no more: its bytes were found to be others. It must be landed again.
+    pub fn forget(&self, index: u32) {
+        if index >= self.0.chunk_count() {
+            return;
+        }
+        let mut state = self.0.lock();
+        state.have.remove(index);
+        self.0.places_of(index).for_each(|at| state.right[at] = false);
+    }
+
     /// Moves every file to its final name, each at once, and removes what is left of this and
     /// other pulls. All chunks must be there.
     pub fn finish(&self) -> Result<(), StoreError> {

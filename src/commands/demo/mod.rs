@@ -91,12 +91,12 @@ fn demo(args: &Demo, dir: &Path) -> Result<ExitCode> {
     ));
     say("   then pause, take the changed bytes, and go on.");
     let publisher = Publisher::start(&site, "publisher-2", &updated, &[nodes[0].0.address.clone()])?;
-    let published = publisher.published;
+    let hashed = publisher.hashed;
     watch.until_serving(&mut nodes, &publisher.manifest)?;
     let second = TensorHashes::of(&updated)?;
     wrong += check_memory(&mut nodes, &second, &say)?;
 
-    let row = |((node, engine), before): (&(Node, Engine), &View)| Row::of(node, engine, before, published);
+    let row = |((node, engine), before): (&(Node, Engine), &View)| Row::of(node, engine, before, hashed);
     let update_rows = nodes.iter().zip(&before).map(row).collect::<Result<Vec<_>>>()?;
     let moved: u64 = update_rows.iter().map(|r| r.bytes).max().unwrap_or(0);
     say(&format!("   {} moved to each node, of a checkpoint of {}", units::bytes(moved), units::bytes(first.bytes())));
