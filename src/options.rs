@@ -3,7 +3,7 @@
 use crate::agent::{AgentConfig, Hold};
 use crate::state::StateDir;
 use crate::{keys, units};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use aquifer_core::{ChannelName, PublisherKey};
 use clap::Args;
 use serde::Deserialize;
@@ -112,22 +112,40 @@ fn default_config() -> Option<PathBuf> {
 
 fn read_config(path: &Path) -> Result<FileOptions> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    // A single value may stand where a list is meant, as on the command line.
-    let mut table: toml::Table = text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
-    for key in ["peer", "listen", "external", "label", "trust", "channel"] {
-        if let Some(value) = table.get_mut(key).filter(|v| v.is_str()) {
-            *value = toml::Value::Array(vec![value.clone()]);
+    parse_config(&text).with_context(|| path.display().to_string())
+}
+
+/// The options in `text`. They are read one by one, so that what is wrong with one can name it.
+fn parse_config(text: &str) -> Result<FileOptions> {
+    let table: toml::Table = text.parse().map_err(|error| not_toml(text, &error))?;
+    let mut checked = toml::Table::new();
+    for (key, value) in table {
+        let one = toml::Table::from_iter([(key.clone(), as_meant(&key, value))]);
+        let options: FileOptions =
+            one.clone().try_into().map_err(|e: toml::de::Error| anyhow!("'{key}': {}", e.message()))?;
+        if !options.unknown.is_empty() {
+            bail!("there is no option '{key}'; the names are those of the flags of `aquifer agent --help`");
         }
+        checked.extend(one);
     }
-    let options: FileOptions =
-        table.try_into().with_context(|| format!("{} has an option of the wrong kind", path.display()))?;
-    if let Some(key) = options.unknown.keys().next() {
-        bail!(
-            "{}: there is no option '{key}'; the names are those of the flags of `aquifer agent --help`",
-            path.display()
-        );
+    Ok(checked.try_into()?)
+}
+
+fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    anyhow!("it is not TOML: line {}: {}", before.matches('\n').count() + 1, error.message())
+}
+
+/// As on the command line, a single value may stand where a list is meant, and a size may be a
+/// number of bytes.
+fn as_meant(key: &str, value: toml::Value) -> toml::Value {
+    const LISTS: [&str; 6] = ["peer", "listen", "external", "label", "trust", "channel"];
+    const SIZES: [&str; 3] = ["upload-window", "store-limit", "memory-limit"];
+    match value {
+        toml::Value::String(_) if LISTS.contains(&key) => toml::Value::Array(vec![value]),
+        toml::Value::Integer(bytes) if SIZES.contains(&key) => toml::Value::String(bytes.to_string()),
+        other => other,
     }
-    Ok(options)
 }
 
 fn list(first: Vec<String>, second: Vec<String>) -> Vec<String> {
@@ -190,7 +208,7 @@ impl NodeOptions {
             store: None,
             store_bytes: None,
             memory_bytes: 4 << 30,
-            upload_bytes: units::parse_or(self.upload_window.as_deref(), 256 << 20)?,
+            upload_bytes: size("--upload-window", self.upload_window.as_deref())?.unwrap_or(256 << 20),
             socket: None,
             state,
             publish: None,
@@ -257,11 +275,15 @@ impl AgentOptions {
             None => Hold::Engines,
         };
         config.store = self.store.clone();
-        config.store_bytes = self.store_limit.as_deref().map(units::parse).transpose()?;
-        config.memory_bytes = units::parse_or(self.memory_limit.as_deref(), 4 << 30)?;
+        config.store_bytes = size("--store-limit", self.store_limit.as_deref())?;
+        config.memory_bytes = size("--memory-limit", self.memory_limit.as_deref())?.unwrap_or(4 << 30);
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));
         Ok(())
     }
+}
+
+fn size(flag: &'static str, text: Option<&str>) -> Result<Option<u64>> {
+    text.map(units::parse).transpose().context(flag)
 }
 
 pub(crate) fn default_socket() -> PathBuf {
@@ -282,4 +304,48 @@ pub(crate) fn default_state(name: Option<&str>) -> Option<PathBuf> {
 
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::errors::reasons;
+
+    fn refusal(text: &str) -> String {
+        reasons(&parse_config(text).expect_err(text))
+    }
+
+    #[test]
+    fn a_file_may_say_it_as_the_command_line_does() {
+        let text =
+            "peer = 'a:1'\nlabel = ['zone=a', 'rack=1']\nmemory-limit = 1048576\nstore-limit = '4GiB'\nmdns = true";
+        let FileOptions { node, agent, .. } = parse_config(text).unwrap();
+        assert_eq!((node.peer, node.label.len(), node.mdns), (vec!["a:1".to_string()], 2, Some(true)));
+        assert_eq!(size("", agent.memory_limit.as_deref()).unwrap(), Some(1 << 20));
+        assert_eq!(size("", agent.store_limit.as_deref()).unwrap(), Some(4 << 30));
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_named() {
+        for (text, key) in [
+            ("peer = 5", "'peer'"),
+            ("peer = [5]", "'peer'"),
+            ("name = ['a']", "'name'"),
+            ("mdns = 'yes'", "'mdns'"),
+            ("data-listen = 'here'", "'data-listen'"),
+            ("memory-limit = 1.5", "'memory-limit'"),
+            ("[agent]\nname = 'a'", "'agent'"),
+            ("colour = ''", "no option 'colour'"),
+            ("name = 'a'\n\npeer =", "line 3"),
+        ] {
+            let refusal = refusal(text);
+            assert!(refusal.contains(key) && !refusal.contains('\n'), "{text}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn a_size_that_is_none_names_its_flag() {
+        let error = size("--store-limit", Some("4 parsecs")).expect_err("parsecs are long");
+        assert!(reasons(&error).starts_with("--store-limit: '4 parsecs'"), "{error:#}");
+    }
 }
