@@ -90,17 +90,28 @@ struct FileOptions {
     unknown: BTreeMap<String, toml::Value>,
 }
 
-/// The options as flags and environment give them, completed from the configuration file.
-pub(crate) fn complete(
+/// An agent's options as flags and environment give them, completed from the configuration file.
+pub(crate) fn of_agent(
     config: Option<&Path>,
     node: NodeOptions,
     agent: AgentOptions,
 ) -> Result<(NodeOptions, AgentOptions)> {
-    let file = match config.map(Path::to_path_buf).or_else(default_config) {
-        Some(path) => read_config(&path)?,
-        None => FileOptions::default(),
-    };
+    let file = read_config(config)?;
     Ok((node.or(file.node), agent.or(file.agent)))
+}
+
+/// The same for a node that comes and goes. The file is the agent's, which may run beside it: what
+/// only one process can have, its ports, addresses and state, is not taken from there.
+pub(crate) fn of_passing(config: Option<&Path>, node: NodeOptions) -> Result<NodeOptions> {
+    Ok(node.or(read_config(config)?.node.shared()))
+}
+
+fn read_config(config: Option<&Path>) -> Result<FileOptions> {
+    let Some(path) = config.map(Path::to_path_buf).or_else(default_config) else {
+        return Ok(FileOptions::default());
+    };
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse_config(&text).with_context(|| path.display().to_string())
 }
 
 fn default_config() -> Option<PathBuf> {
@@ -108,11 +119,6 @@ fn default_config() -> Option<PathBuf> {
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
     let own = home.map(|h| h.join("aquifer/aquifer.toml"));
     own.into_iter().chain([PathBuf::from("/etc/aquifer/aquifer.toml")]).find(|p| p.exists())
-}
-
-fn read_config(path: &Path) -> Result<FileOptions> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse_config(&text).with_context(|| path.display().to_string())
 }
 
 /// The options in `text`. They are read one by one, so that what is wrong with one can name it.
@@ -167,6 +173,20 @@ impl NodeOptions {
             trust: list(self.trust, file.trust),
             state: self.state.or(file.state),
             upload_window: self.upload_window.or(file.upload_window),
+        }
+    }
+
+    /// What several nodes on one machine may have in common.
+    fn shared(self) -> Self {
+        NodeOptions {
+            mesh_key: self.mesh_key,
+            peer: self.peer,
+            mdns: self.mdns,
+            name: self.name,
+            label: self.label,
+            trust: self.trust,
+            upload_window: self.upload_window,
+            ..NodeOptions::default()
         }
     }
 
@@ -341,6 +361,17 @@ mod tests {
             let refusal = refusal(text);
             assert!(refusal.contains(key) && !refusal.contains('\n'), "{text}: {refusal}");
         }
+    }
+
+    #[test]
+    fn a_passing_node_leaves_the_agent_what_is_its_own() {
+        let text = "mesh-key = 'k'\npeer = 'a:1'\nname = 'n'\nstate = 's'\nlisten = '0.0.0.0:1'\n\
+            external = '/ip4/1.2.3.4/tcp/1'\ndata-listen = '0.0.0.0:2'\ndata-advertise = '1.2.3.4:2'";
+        let shared = parse_config(text).unwrap().node.shared();
+        assert_eq!((shared.mesh_key, shared.peer), (Some("k".into()), vec!["a:1".to_string()]));
+        assert_eq!(shared.name, Some("n".to_string()));
+        assert_eq!((shared.state, shared.data_listen, shared.data_advertise), (None, None, None));
+        assert!(shared.listen.is_empty() && shared.external.is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{agent::ended, print_json, print_line, stop_signal};
 use crate::agent::view::View;
 use crate::agent::{self, Publish as Publication};
 use crate::cli::Publish;
-use crate::options::{self, AgentOptions};
+use crate::options;
 use crate::progress::Progress;
 use crate::{keys, units};
 use anyhow::{Context, Result};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode> {
-    let (node, _) = options::complete(config, args.node.clone(), AgentOptions::default())?;
+    let node = options::of_passing(config, args.node.clone())?;
     let channel: ChannelName = args.channel.parse()?;
     let secret = keys::read_publisher_secret(&args.publisher_key)?;
     let mut config = node.config(std::slice::from_ref(&channel), (0, 0))?;

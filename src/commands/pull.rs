@@ -4,7 +4,7 @@ use super::{EXIT_TIMEOUT, print_json, print_line, stop_signal};
 use crate::agent::view::{ChannelView, View};
 use crate::agent::{self, Ended, Pull as Pulling, PullWhat};
 use crate::cli::Pull;
-use crate::options::{self, AgentOptions};
+use crate::options;
 use crate::progress::Progress;
 use crate::units;
 use anyhow::{Result, bail};
@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
-    let (node, _) = options::complete(config, args.node.clone(), AgentOptions::default())?;
+    let node = options::of_passing(config, args.node.clone())?;
     let what = match args.what.parse::<ManifestHash>() {
         Ok(manifest) => PullWhat::Manifest(manifest),
         Err(_) => PullWhat::Channel(args.what.parse()?),
