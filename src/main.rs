@@ -14,11 +14,10 @@ mod progress;
 mod state;
 mod units;
 
-use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::from_arguments();
     cli::init_logging(cli.log.as_deref());
     raise_open_files();
     // Jobs (hashing, copying, disks) run on the blocking pool: a few at a time keep the cores

@@ -115,8 +115,7 @@ fn read_config(config: Option<&Path>) -> Result<FileOptions> {
 }
 
 fn default_config() -> Option<PathBuf> {
-    let home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
+    let home = directory("XDG_CONFIG_HOME").or_else(|| Some(directory("HOME")?.join(".config")));
     let own = home.map(|h| h.join("aquifer/aquifer.toml"));
     own.into_iter().chain([PathBuf::from("/etc/aquifer/aquifer.toml")]).find(|p| p.exists())
 }
@@ -132,7 +131,9 @@ fn parse_config(text: &str) -> Result<FileOptions> {
         if !options.unknown.is_empty() {
             bail!("there is no option '{key}'; the names are those of the flags of `aquifer agent --help`");
         }
-        checked.extend(one);
+        if one.values().all(|value| value.as_str() != Some("")) {
+            checked.extend(one);
+        }
     }
     Ok(checked.try_into()?)
 }
@@ -147,15 +148,27 @@ fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
 fn as_meant(key: &str, value: toml::Value) -> toml::Value {
     const LISTS: [&str; 6] = ["peer", "listen", "external", "label", "trust", "channel"];
     const SIZES: [&str; 3] = ["upload-window", "store-limit", "memory-limit"];
-    match value {
-        toml::Value::String(_) if LISTS.contains(&key) => toml::Value::Array(vec![value]),
-        toml::Value::Integer(bytes) if SIZES.contains(&key) => toml::Value::String(bytes.to_string()),
-        other => other,
+    match value.as_integer() {
+        Some(bytes) if SIZES.contains(&key) => toml::Value::String(bytes.to_string()),
+        None if value.is_str() && LISTS.contains(&key) => toml::Value::Array(vec![value]),
+        _ => value,
     }
 }
 
+/// The first list, or the second if the first is empty. Empty words in a list, as after a last
+/// comma, say nothing.
 fn list(first: Vec<String>, second: Vec<String>) -> Vec<String> {
-    if first.is_empty() { second } else { first }
+    let said = |list: Vec<String>| {
+        let words = list.iter().map(|word| word.trim()).filter(|word| !word.is_empty());
+        words.map(str::to_string).collect::<Vec<_>>()
+    };
+    let first = said(first);
+    if first.is_empty() { said(second) } else { first }
+}
+
+/// The directory an environment variable names; an empty one names none.
+fn directory(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 impl NodeOptions {
@@ -212,7 +225,7 @@ impl NodeOptions {
             bail!("--data-advertise '{text}' is not ip:port");
         }
         Ok(AgentConfig {
-            name: self.name.clone().unwrap_or_else(host_name),
+            name: self.name.clone().filter(|name| !name.is_empty()).unwrap_or_else(host_name),
             identity,
             incarnation,
             mesh_key,
@@ -307,16 +320,15 @@ fn size(flag: &'static str, text: Option<&str>) -> Result<Option<u64>> {
 }
 
 pub(crate) fn default_socket() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) => PathBuf::from(dir).join("aquifer.sock"),
+    match directory("XDG_RUNTIME_DIR") {
+        Some(dir) => dir.join("aquifer.sock"),
         None => PathBuf::from(format!("/tmp/aquifer-{}.sock", rustix::process::getuid().as_raw())),
     }
 }
 
 /// Where an agent called `name` remembers, unless told otherwise; None for a user without a home.
 pub(crate) fn default_state(name: Option<&str>) -> Option<PathBuf> {
-    let home = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".local/state")))?;
+    let home = directory("XDG_STATE_HOME").or_else(|| Some(directory("HOME")?.join(".local/state")))?;
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let name: String = name.map_or_else(host_name, str::to_string).chars().map(plain).collect();
     Some(home.join("aquifer").join(name.trim_start_matches('.')))
@@ -343,6 +355,15 @@ mod tests {
         assert_eq!((node.peer, node.label.len(), node.mdns), (vec!["a:1".to_string()], 2, Some(true)));
         assert_eq!(size("", agent.memory_limit.as_deref()).unwrap(), Some(1 << 20));
         assert_eq!(size("", agent.store_limit.as_deref()).unwrap(), Some(4 << 30));
+    }
+
+    #[test]
+    fn what_is_empty_says_nothing() {
+        let FileOptions { node, agent, .. } = parse_config("name = ''\nstate = ''\nmemory-limit = ''").unwrap();
+        assert_eq!((node.name, node.state, agent.memory_limit), (None, None, None));
+        let words = |text: &str| text.split(',').map(str::to_string).collect::<Vec<_>>();
+        assert_eq!(list(words("a, b,"), words("c")), ["a", "b"]);
+        assert_eq!(list(words(","), words("c")), ["c"]);
     }
 
     #[test]

@@ -66,3 +66,26 @@ fn a_reason_is_given_once() {
     assert_eq!(ran.err, "aquifer: cannot read nope: No such file or directory (os error 2)\n");
     assert_eq!(ran.out, "");
 }
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let home = Home::new();
+    home.write("mesh.key", "not a key");
+    let mut command = home.aquifer(&["pull", "some/channel", "--to", "here", "--mesh-key", "mesh.key"]);
+    for name in ["PEER", "LISTEN", "MDNS", "DATA_LISTEN", "STATE", "NAME", "UPLOAD_WINDOW", "LOG", "CONFIG"] {
+        command.env(format!("AQUIFER_{name}"), "");
+    }
+    let ran = Ran::of(&mut command);
+    // It got as far as the key, past everything that is empty.
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("aquifer: mesh.key is not a mesh key"), "{}", ran.err);
+}
+
+#[test]
+fn a_configuration_file_that_is_wrong_says_where() {
+    let home = Home::new();
+    home.write(".config/aquifer/aquifer.toml", "mesh-key = 'mesh.key'\npeer = 5\n");
+    let ran = home.run(&["agent", "--channel", "some/channel"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.err.contains("aquifer.toml: 'peer': ") && ran.err.lines().count() == 1, "{}", ran.err);
+}
