@@ -4,6 +4,7 @@ use crate::agent::{AgentConfig, Hold};
 use crate::state::StateDir;
 use crate::{keys, units};
 use anyhow::{Context, Result, anyhow, bail};
+use aquifer_core::limits::{STATUS_CHANNELS_MAX, STATUS_LABEL_BYTES_MAX, STATUS_LABELS_MAX, STATUS_NAME_BYTES_MAX};
 use aquifer_core::{ChannelName, PublisherKey};
 use clap::Args;
 use serde::Deserialize;
@@ -212,6 +213,7 @@ impl NodeOptions {
             );
         };
         let mesh_key = keys::read_mesh_key(key)?;
+        let (name, labels, channels) = (self.node_name()?, self.labels()?, self.trusted(channels)?);
         let state = self.state.as_deref().map(StateDir::open).transpose()?;
         let (identity, incarnation) = match &state {
             Some(state) => (state.identity()?, state.next_incarnation()?),
@@ -225,7 +227,7 @@ impl NodeOptions {
             bail!("--data-advertise '{text}' is not ip:port");
         }
         Ok(AgentConfig {
-            name: self.name.clone().filter(|name| !name.is_empty()).unwrap_or_else(host_name),
+            name,
             identity,
             incarnation,
             mesh_key,
@@ -235,8 +237,8 @@ impl NodeOptions {
             mdns: self.mdns.unwrap_or(false),
             data_listen: self.data_listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], ports.1))),
             data_advertise: self.data_advertise.clone(),
-            labels: self.labels()?,
-            channels: self.trusted(channels)?,
+            labels,
+            channels,
             hold: Hold::Own,
             store: None,
             store_bytes: None,
@@ -249,7 +251,24 @@ impl NodeOptions {
         })
     }
 
+    // What a node says of itself travels to all others, who drop a record that is too long.
+
+    fn node_name(&self) -> Result<String> {
+        let name = self.name.clone().filter(|name| !name.is_empty()).unwrap_or_else(host_name);
+        match name.len() {
+            0..=STATUS_NAME_BYTES_MAX => Ok(name),
+            bytes => bail!("--name has {bytes} bytes; it may have {STATUS_NAME_BYTES_MAX}"),
+        }
+    }
+
     fn labels(&self) -> Result<Vec<(String, String)>> {
+        if self.label.len() > STATUS_LABELS_MAX {
+            bail!("{} times --label; a node may have {STATUS_LABELS_MAX}", self.label.len());
+        }
+        if let Some(long) = self.label.iter().find(|label| label.len() > STATUS_LABEL_BYTES_MAX) {
+            let begin: String = long.chars().take(32).collect();
+            bail!("--label '{begin}...' has {} bytes; it may have {STATUS_LABEL_BYTES_MAX}", long.len());
+        }
         let split = |text: &String| {
             let (key, value) = text.split_once('=').with_context(|| format!("--label '{text}' is not key=value"))?;
             Ok((key.to_string(), value.to_string()))
@@ -277,6 +296,9 @@ impl NodeOptions {
                     }
                 }
             }
+        }
+        if trusted.len() > STATUS_CHANNELS_MAX {
+            bail!("{} channels to follow; a node may follow {STATUS_CHANNELS_MAX}", trusted.len());
         }
         Ok(trusted.into_iter().collect())
     }
@@ -393,6 +415,23 @@ mod tests {
         assert_eq!(shared.name, Some("n".to_string()));
         assert_eq!((shared.state, shared.data_listen, shared.data_advertise), (None, None, None));
         assert!(shared.listen.is_empty() && shared.external.is_empty());
+    }
+
+    #[test]
+    fn crowds_and_long_words_are_refused() {
+        let labels = |count: usize, bytes: usize| {
+            let label = (0..count).map(|i| format!("{i:02}={}", "x".repeat(bytes - 3))).collect();
+            NodeOptions { label, ..NodeOptions::default() }.labels()
+        };
+        assert_eq!(labels(STATUS_LABELS_MAX, STATUS_LABEL_BYTES_MAX).unwrap().len(), STATUS_LABELS_MAX);
+        assert!(labels(STATUS_LABELS_MAX + 1, 8).is_err() && labels(1, STATUS_LABEL_BYTES_MAX + 1).is_err());
+        let named = |bytes: usize| NodeOptions { name: Some("n".repeat(bytes)), ..NodeOptions::default() }.node_name();
+        assert!(named(STATUS_NAME_BYTES_MAX).is_ok() && named(STATUS_NAME_BYTES_MAX + 1).is_err());
+        let following = |count: usize| {
+            let channels: Vec<ChannelName> = (0..count).map(|i| format!("c/{i}").parse().unwrap()).collect();
+            NodeOptions::default().trusted(&channels)
+        };
+        assert!(following(STATUS_CHANNELS_MAX).is_ok() && following(STATUS_CHANNELS_MAX + 1).is_err());
     }
 
     #[test]

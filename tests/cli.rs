@@ -89,3 +89,20 @@ fn a_configuration_file_that_is_wrong_says_where() {
     assert_eq!(ran.code, Some(1));
     assert!(ran.err.contains("aquifer.toml: 'peer': ") && ran.err.lines().count() == 1, "{}", ran.err);
 }
+
+#[test]
+fn what_others_would_not_take_is_refused_at_the_start() {
+    let home = Home::new();
+    home.run(&["keygen", "mesh", "--out", "mesh.key"]);
+    let refused = |args: &[&str], reason: &str| {
+        let ran = home.run(args);
+        assert_eq!((ran.code, ran.err.contains(reason)), (Some(1), true), "{}", ran.err);
+    };
+    let channels = (0..65).map(|i| format!("c/{i}")).collect::<Vec<_>>().join(",");
+    let agent = ["agent", "--mesh-key", "mesh.key", "--trust", &"ab".repeat(32), "--channel"];
+    refused(&[&agent[..], &[&channels]].concat(), "65 channels");
+    refused(&[&agent[..], &["c", "--name", &"n".repeat(257)]].concat(), "--name has 257 bytes");
+    let note = ["publish", "model", "--channel", "c", "--publisher-key", "none", "--note", &"n".repeat(1025)];
+    refused(&note, "--note has 1025 bytes");
+    refused(&["pull", &"ab".repeat(31), "--to", "here"], "62 digits");
+}
