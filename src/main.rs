@@ -7,17 +7,17 @@
 mod agent;
 mod cli;
 mod commands;
+mod errors;
 mod keys;
 mod options;
 mod progress;
 mod state;
 mod units;
 
-use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::from_arguments();
     cli::init_logging(cli.log.as_deref());
     raise_open_files();
     // Jobs (hashing, copying, disks) run on the blocking pool: a few at a time keep the cores
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("aquifer: {error:#}");
+            eprintln!("aquifer: {}", errors::reasons(&error));
             ExitCode::FAILURE
         }
     }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 const PORTS: (u16, u16) = (7401, 7402);
 
 pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOptions) -> Result<ExitCode> {
-    let (mut node, options) = options::complete(config, node, agent)?;
+    let (mut node, options) = options::of_agent(config, node, agent)?;
     node.state = node.state.or_else(|| options::default_state(node.name.as_deref()));
     let channels = options.channels()?;
     let mut config = node.config(&channels, PORTS)?;

@@ -4,11 +4,12 @@ use super::{StopSignal, agent::ended, print_json, print_line};
 use crate::agent::view::View;
 use crate::agent::{self, Publish as Publication};
 use crate::cli::Publish;
-use crate::options::{self, AgentOptions};
+use crate::options;
 use crate::progress::Progress;
 use crate::{keys, units};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aquifer_core::ChannelName;
+use aquifer_core::limits::RELEASE_NOTE_BYTES_MAX;
 use aquifer_memory::{Published, Source};
 use serde_json::json;
 use std::path::Path;
@@ -17,8 +18,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode> {
-    let (node, _) = options::complete(config, args.node.clone(), AgentOptions::default())?;
+    let node = options::of_passing(config, args.node.clone())?;
     let channel: ChannelName = args.channel.parse()?;
+    if args.note.len() > RELEASE_NOTE_BYTES_MAX {
+        bail!("--note has {} bytes; it may have {RELEASE_NOTE_BYTES_MAX}", args.note.len());
+    }
     let secret = keys::read_publisher_secret(&args.publisher_key)?;
     let mut config = node.config(std::slice::from_ref(&channel), (0, 0))?;
     let source = hash(&args)?;
