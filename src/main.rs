@@ -7,18 +7,19 @@
 mod agent;
 mod cli;
 mod commands;
+mod errors;
 mod keys;
 mod options;
 mod progress;
 mod state;
 mod units;
 
-use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::from_arguments();
     cli::init_logging(cli.log.as_deref());
+    raise_open_files();
     // Jobs (hashing, copying, disks) run on the blocking pool: a few at a time keep the cores
     // busy, more would only compete.
     let runtime =
@@ -36,8 +37,19 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("aquifer: {error:#}");
+            eprintln!("aquifer: {}", errors::reasons(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A checkpoint's files, connections and stored chunks are open files, and the usual soft limit of
+/// 1,024 is for programs that use `select`, which this is not.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("the limit on open files stays as it is: {error}");
     }
 }

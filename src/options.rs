@@ -3,7 +3,8 @@
 use crate::agent::{AgentConfig, Hold};
 use crate::state::StateDir;
 use crate::{keys, units};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use aquifer_core::limits::{STATUS_CHANNELS_MAX, STATUS_LABEL_BYTES_MAX, STATUS_LABELS_MAX, STATUS_NAME_BYTES_MAX};
 use aquifer_core::{ChannelName, PublisherKey};
 use clap::Args;
 use serde::Deserialize;
@@ -46,7 +47,8 @@ pub(crate) struct NodeOptions {
     /// A publisher to believe: its public key, for all channels, or CHANNEL=KEY. May be repeated
     #[arg(long, env = "AQUIFER_TRUST", value_name = "KEY", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) trust: Vec<String>,
-    /// Directory for identity, accepted releases and manifests; what makes a restart remember
+    /// Directory for identity, accepted releases and manifests: what makes a restart remember
+    /// [default: ~/.local/state/aquifer/NAME for an agent, else none]
     #[arg(long, env = "AQUIFER_STATE", value_name = "DIR", help_heading = "Mesh")]
     pub(crate) state: Option<PathBuf>,
     /// Chunk bytes that others may be reading from this node at once [default: 256MiB]
@@ -89,48 +91,85 @@ struct FileOptions {
     unknown: BTreeMap<String, toml::Value>,
 }
 
-/// The options as flags and environment give them, completed from the configuration file.
-pub(crate) fn complete(
+/// An agent's options as flags and environment give them, completed from the configuration file.
+pub(crate) fn of_agent(
     config: Option<&Path>,
     node: NodeOptions,
     agent: AgentOptions,
 ) -> Result<(NodeOptions, AgentOptions)> {
-    let file = match config.map(Path::to_path_buf).or_else(default_config) {
-        Some(path) => read_config(&path)?,
-        None => FileOptions::default(),
-    };
+    let file = read_config(config)?;
     Ok((node.or(file.node), agent.or(file.agent)))
 }
 
+/// The same for a node that comes and goes. The file is the agent's, which may run beside it: what
+/// only one process can have, its ports, addresses and state, is not taken from there.
+pub(crate) fn of_passing(config: Option<&Path>, node: NodeOptions) -> Result<NodeOptions> {
+    Ok(node.or(read_config(config)?.node.shared()))
+}
+
+fn read_config(config: Option<&Path>) -> Result<FileOptions> {
+    let Some(path) = config.map(Path::to_path_buf).or_else(default_config) else {
+        return Ok(FileOptions::default());
+    };
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse_config(&text).with_context(|| path.display().to_string())
+}
+
 fn default_config() -> Option<PathBuf> {
-    let home = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".config")));
+    let home = directory("XDG_CONFIG_HOME").or_else(|| Some(directory("HOME")?.join(".config")));
     let own = home.map(|h| h.join("aquifer/aquifer.toml"));
     own.into_iter().chain([PathBuf::from("/etc/aquifer/aquifer.toml")]).find(|p| p.exists())
 }
 
-fn read_config(path: &Path) -> Result<FileOptions> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    // A single value may stand where a list is meant, as on the command line.
-    let mut table: toml::Table = text.parse().with_context(|| format!("{} is not TOML", path.display()))?;
-    for key in ["peer", "listen", "external", "label", "trust", "channel"] {
-        if let Some(value) = table.get_mut(key).filter(|v| v.is_str()) {
-            *value = toml::Value::Array(vec![value.clone()]);
+/// The options in `text`. They are read one by one, so that what is wrong with one can name it.
+fn parse_config(text: &str) -> Result<FileOptions> {
+    let table: toml::Table = text.parse().map_err(|error| not_toml(text, &error))?;
+    let mut checked = toml::Table::new();
+    for (key, value) in table {
+        let one = toml::Table::from_iter([(key.clone(), as_meant(&key, value))]);
+        let options: FileOptions =
+            one.clone().try_into().map_err(|e: toml::de::Error| anyhow!("'{key}': {}", e.message()))?;
+        if !options.unknown.is_empty() {
+            bail!("there is no option '{key}'; the names are those of the flags of `aquifer agent --help`");
+        }
+        if one.values().all(|value| value.as_str() != Some("")) {
+            checked.extend(one);
         }
     }
-    let options: FileOptions =
-        table.try_into().with_context(|| format!("{} has an option of the wrong kind", path.display()))?;
-    if let Some(key) = options.unknown.keys().next() {
-        bail!(
-            "{}: there is no option '{key}'; the names are those of the flags of `aquifer agent --help`",
-            path.display()
-        );
-    }
-    Ok(options)
+    Ok(checked.try_into()?)
 }
 
+fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    anyhow!("it is not TOML: line {}: {}", before.matches('\n').count() + 1, error.message())
+}
+
+/// As on the command line, a single value may stand where a list is meant, and a size may be a
+/// number of bytes.
+fn as_meant(key: &str, value: toml::Value) -> toml::Value {
+    const LISTS: [&str; 6] = ["peer", "listen", "external", "label", "trust", "channel"];
+    const SIZES: [&str; 3] = ["upload-window", "store-limit", "memory-limit"];
+    match value.as_integer() {
+        Some(bytes) if SIZES.contains(&key) => toml::Value::String(bytes.to_string()),
+        None if value.is_str() && LISTS.contains(&key) => toml::Value::Array(vec![value]),
+        _ => value,
+    }
+}
+
+/// The first list, or the second if the first is empty. Empty words in a list, as after a last
+/// comma, say nothing.
 fn list(first: Vec<String>, second: Vec<String>) -> Vec<String> {
-    if first.is_empty() { second } else { first }
+    let said = |list: Vec<String>| {
+        let words = list.iter().map(|word| word.trim()).filter(|word| !word.is_empty());
+        words.map(str::to_string).collect::<Vec<_>>()
+    };
+    let first = said(first);
+    if first.is_empty() { said(second) } else { first }
+}
+
+/// The directory an environment variable names; an empty one names none.
+fn directory(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 impl NodeOptions {
@@ -151,6 +190,20 @@ impl NodeOptions {
         }
     }
 
+    /// What several nodes on one machine may have in common.
+    fn shared(self) -> Self {
+        NodeOptions {
+            mesh_key: self.mesh_key,
+            peer: self.peer,
+            mdns: self.mdns,
+            name: self.name,
+            label: self.label,
+            trust: self.trust,
+            upload_window: self.upload_window,
+            ..NodeOptions::default()
+        }
+    }
+
     /// The configuration of a node that follows `channels`. `ports` are the defaults for mesh and
     /// data.
     pub(crate) fn config(&self, channels: &[ChannelName], ports: (u16, u16)) -> Result<AgentConfig> {
@@ -160,6 +213,7 @@ impl NodeOptions {
             );
         };
         let mesh_key = keys::read_mesh_key(key)?;
+        let (name, labels, channels) = (self.node_name()?, self.labels()?, self.trusted(channels)?);
         let state = self.state.as_deref().map(StateDir::open).transpose()?;
         let (identity, incarnation) = match &state {
             Some(state) => (state.identity()?, state.next_incarnation()?),
@@ -173,7 +227,7 @@ impl NodeOptions {
             bail!("--data-advertise '{text}' is not ip:port");
         }
         Ok(AgentConfig {
-            name: self.name.clone().unwrap_or_else(host_name),
+            name,
             identity,
             incarnation,
             mesh_key,
@@ -183,13 +237,13 @@ impl NodeOptions {
             mdns: self.mdns.unwrap_or(false),
             data_listen: self.data_listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], ports.1))),
             data_advertise: self.data_advertise.clone(),
-            labels: self.labels()?,
-            channels: self.trusted(channels)?,
+            labels,
+            channels,
             hold: Hold::Own,
             store: None,
             store_bytes: None,
             memory_bytes: 4 << 30,
-            upload_bytes: units::parse_or(self.upload_window.as_deref(), 256 << 20)?,
+            upload_bytes: size("--upload-window", self.upload_window.as_deref())?.unwrap_or(256 << 20),
             socket: None,
             state,
             publish: None,
@@ -197,7 +251,24 @@ impl NodeOptions {
         })
     }
 
+    // What a node says of itself travels to all others, who drop a record that is too long.
+
+    fn node_name(&self) -> Result<String> {
+        let name = self.name.clone().filter(|name| !name.is_empty()).unwrap_or_else(host_name);
+        match name.len() {
+            0..=STATUS_NAME_BYTES_MAX => Ok(name),
+            bytes => bail!("--name has {bytes} bytes; it may have {STATUS_NAME_BYTES_MAX}"),
+        }
+    }
+
     fn labels(&self) -> Result<Vec<(String, String)>> {
+        if self.label.len() > STATUS_LABELS_MAX {
+            bail!("{} times --label; a node may have {STATUS_LABELS_MAX}", self.label.len());
+        }
+        if let Some(long) = self.label.iter().find(|label| label.len() > STATUS_LABEL_BYTES_MAX) {
+            let begin: String = long.chars().take(32).collect();
+            bail!("--label '{begin}...' has {} bytes; it may have {STATUS_LABEL_BYTES_MAX}", long.len());
+        }
         let split = |text: &String| {
             let (key, value) = text.split_once('=').with_context(|| format!("--label '{text}' is not key=value"))?;
             Ok((key.to_string(), value.to_string()))
@@ -225,6 +296,9 @@ impl NodeOptions {
                     }
                 }
             }
+        }
+        if trusted.len() > STATUS_CHANNELS_MAX {
+            bail!("{} channels to follow; a node may follow {STATUS_CHANNELS_MAX}", trusted.len());
         }
         Ok(trusted.into_iter().collect())
     }
@@ -256,20 +330,113 @@ impl AgentOptions {
             None => Hold::Engines,
         };
         config.store = self.store.clone();
-        config.store_bytes = self.store_limit.as_deref().map(units::parse).transpose()?;
-        config.memory_bytes = units::parse_or(self.memory_limit.as_deref(), 4 << 30)?;
+        config.store_bytes = size("--store-limit", self.store_limit.as_deref())?;
+        config.memory_bytes = size("--memory-limit", self.memory_limit.as_deref())?.unwrap_or(4 << 30);
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));
         Ok(())
     }
 }
 
+fn size(flag: &'static str, text: Option<&str>) -> Result<Option<u64>> {
+    text.map(units::parse).transpose().context(flag)
+}
+
 pub(crate) fn default_socket() -> PathBuf {
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) => PathBuf::from(dir).join("aquifer.sock"),
+    match directory("XDG_RUNTIME_DIR") {
+        Some(dir) => dir.join("aquifer.sock"),
         None => PathBuf::from(format!("/tmp/aquifer-{}.sock", rustix::process::getuid().as_raw())),
     }
 }
 
+/// Where an agent called `name` remembers, unless told otherwise; None for a user without a home.
+pub(crate) fn default_state(name: Option<&str>) -> Option<PathBuf> {
+    let home = directory("XDG_STATE_HOME").or_else(|| Some(directory("HOME")?.join(".local/state")))?;
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
+    let name: String = name.map_or_else(host_name, str::to_string).chars().map(plain).collect();
+    Some(home.join("aquifer").join(name.trim_start_matches('.')))
+}
+
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::errors::reasons;
+
+    fn refusal(text: &str) -> String {
+        reasons(&parse_config(text).expect_err(text))
+    }
+
+    #[test]
+    fn a_file_may_say_it_as_the_command_line_does() {
+        let text =
+            "peer = 'a:1'\nlabel = ['zone=a', 'rack=1']\nmemory-limit = 1048576\nstore-limit = '4GiB'\nmdns = true";
+        let FileOptions { node, agent, .. } = parse_config(text).unwrap();
+        assert_eq!((node.peer, node.label.len(), node.mdns), (vec!["a:1".to_string()], 2, Some(true)));
+        assert_eq!(size("", agent.memory_limit.as_deref()).unwrap(), Some(1 << 20));
+        assert_eq!(size("", agent.store_limit.as_deref()).unwrap(), Some(4 << 30));
+    }
+
+    #[test]
+    fn what_is_empty_says_nothing() {
+        let FileOptions { node, agent, .. } = parse_config("name = ''\nstate = ''\nmemory-limit = ''").unwrap();
+        assert_eq!((node.name, node.state, agent.memory_limit), (None, None, None));
+        let words = |text: &str| text.split(',').map(str::to_string).collect::<Vec<_>>();
+        assert_eq!(list(words("a, b,"), words("c")), ["a", "b"]);
+        assert_eq!(list(words(","), words("c")), ["c"]);
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_named() {
+        for (text, key) in [
+            ("peer = 5", "'peer'"),
+            ("peer = [5]", "'peer'"),
+            ("name = ['a']", "'name'"),
+            ("mdns = 'yes'", "'mdns'"),
+            ("data-listen = 'here'", "'data-listen'"),
+            ("memory-limit = 1.5", "'memory-limit'"),
+            ("[agent]\nname = 'a'", "'agent'"),
+            ("colour = ''", "no option 'colour'"),
+            ("name = 'a'\n\npeer =", "line 3"),
+        ] {
+            let refusal = refusal(text);
+            assert!(refusal.contains(key) && !refusal.contains('\n'), "{text}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn a_passing_node_leaves_the_agent_what_is_its_own() {
+        let text = "mesh-key = 'k'\npeer = 'a:1'\nname = 'n'\nstate = 's'\nlisten = '0.0.0.0:1'\n\
+            external = '/ip4/1.2.3.4/tcp/1'\ndata-listen = '0.0.0.0:2'\ndata-advertise = '1.2.3.4:2'";
+        let shared = parse_config(text).unwrap().node.shared();
+        assert_eq!((shared.mesh_key, shared.peer), (Some("k".into()), vec!["a:1".to_string()]));
+        assert_eq!(shared.name, Some("n".to_string()));
+        assert_eq!((shared.state, shared.data_listen, shared.data_advertise), (None, None, None));
+        assert!(shared.listen.is_empty() && shared.external.is_empty());
+    }
+
+    #[test]
+    fn crowds_and_long_words_are_refused() {
+        let labels = |count: usize, bytes: usize| {
+            let label = (0..count).map(|i| format!("{i:02}={}", "x".repeat(bytes - 3))).collect();
+            NodeOptions { label, ..NodeOptions::default() }.labels()
+        };
+        assert_eq!(labels(STATUS_LABELS_MAX, STATUS_LABEL_BYTES_MAX).unwrap().len(), STATUS_LABELS_MAX);
+        assert!(labels(STATUS_LABELS_MAX + 1, 8).is_err() && labels(1, STATUS_LABEL_BYTES_MAX + 1).is_err());
+        let named = |bytes: usize| NodeOptions { name: Some("n".repeat(bytes)), ..NodeOptions::default() }.node_name();
+        assert!(named(STATUS_NAME_BYTES_MAX).is_ok() && named(STATUS_NAME_BYTES_MAX + 1).is_err());
+        let following = |count: usize| {
+            let channels: Vec<ChannelName> = (0..count).map(|i| format!("c/{i}").parse().unwrap()).collect();
+            NodeOptions::default().trusted(&channels)
+        };
+        assert!(following(STATUS_CHANNELS_MAX).is_ok() && following(STATUS_CHANNELS_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn a_size_that_is_none_names_its_flag() {
+        let error = size("--store-limit", Some("4 parsecs")).expect_err("parsecs are long");
+        assert!(reasons(&error).starts_with("--store-limit: '4 parsecs'"), "{error:#}");
+    }
 }

@@ -22,10 +22,6 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
     number.checked_mul(unit).with_context(|| format!("'{text}' does not fit 64 bits"))
 }
 
-pub(crate) fn parse_or(text: Option<&str>, default: u64) -> Result<u64> {
-    text.map_or(Ok(default), parse)
-}
-
 /// `12.3 MiB`.
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
 pub(crate) fn bytes(n: u64) -> String {

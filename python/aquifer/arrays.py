@@ -130,6 +130,8 @@ def binding(
 
 def choose_dtype(name: str, placed: Placed, asked: Optional[str], tensor: Optional[TensorInfo]) -> str:
     """Which of the dtypes that the array may hold is meant."""
+    if asked and tensor and asked != tensor.dtype:
+        raise ArrayError(f"tensor '{name}' is {tensor.dtype}, not {asked}")
     wanted = asked or (tensor.dtype if tensor else placed.dtypes[0])
     raw = dtypes.element_bytes(wanted) is None and "U8" in placed.dtypes
     if wanted not in placed.dtypes and not raw:

@@ -59,6 +59,7 @@ class Engine:
         self._changed = threading.Condition(threading.RLock())
         self._frozen = False
         self._registered = False
+        self._refusal: Optional[RequestRefused] = None
         self._serving: Optional[Release] = None
         self._wanted: Optional[Release] = None
         self._paused = False
@@ -150,9 +151,11 @@ class Engine:
     def hydrate(self) -> None:
         """Says that registration is complete: from now on the agent fills what was bound.
 
-        Raises :class:`RequestRefused` if the agent finds fault with it.
+        Raises :class:`RequestRefused` if the agent finds fault with it; to mend that takes a new engine.
         """
         with self._changed:
+            if self._refusal is not None:
+                raise self._refusal
             if self._frozen:
                 return
             if not len(self._registration):
@@ -313,9 +316,10 @@ class Engine:
             self._registered = True
         try:
             self._registration.send(session, first=True)
-        except RequestRefused:
+        except RequestRefused as refusal:
             with self._changed:
-                self._registered = self._frozen = False
+                self._registered = False
+                self._refusal = refusal
             raise
 
     def _restore(self, session: Session) -> None:

@@ -2,7 +2,7 @@
 
     engine_minilm.py serve --channel C --vocab vocab.txt [--socket PATH] [--listen PATH]
     engine_minilm.py reference --model DIR [--listen PATH]
-    engine_minilm.py variant --model DIR --to FILE [--change FACTOR]
+    engine_minilm.py variant --model DIR --to FILE [--change FACTOR] [--layers [N ...]]
 
 ``serve`` takes its weights from the node's agent, ``reference`` from the model's file. Both say
 ``{"ready": true, "release": ...}`` on stdout once they can answer, and then answer each line
@@ -34,7 +34,7 @@ def main():
     torch.set_num_threads(1)
     if options.command == "variant":
         source = os.path.join(options.model, "model.safetensors")
-        print(json.dumps({"changed": minilm.write_variant(source, options.to, options.change)}))
+        print(json.dumps({"changed": minilm.write_variant(source, options.to, options.change, options.layers)}))
     elif options.command == "reference":
         model, vocabulary = minilm.read_model(options.model)
         answer(model, vocabulary, lambda: contextlib.nullcontext(None), options.listen)
@@ -63,6 +63,7 @@ def arguments():
     variant.add_argument("--model", required=True)
     variant.add_argument("--to", required=True)
     variant.add_argument("--change", type=float, default=1.5)
+    variant.add_argument("--layers", type=int, nargs="*", default=(0, 5), help="none: all of it")
     return parser.parse_args()
 
 

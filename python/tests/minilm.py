@@ -52,7 +52,8 @@ def read_safetensors(path):
 
 
 def write_variant(source, target, change, layers=(0, 5)):
-    """Copies a safetensors file with the query projections of some layers multiplied by ``change``.
+    """Copies a safetensors file with the query projections of some layers multiplied by ``change``, or all
+    floats if there are no ``layers``.
 
     Returns the names of the changed tensors. Changing more than one layer makes a mixture of the two
     versions a third function, unlike both.
@@ -62,6 +63,8 @@ def write_variant(source, target, change, layers=(0, 5)):
     (header_bytes,) = struct.unpack_from("<Q", content)
     header = json.loads(content[8 : 8 + header_bytes])
     names = [f"encoder.layer.{layer}.attention.self.query.weight" for layer in layers]
+    if not names:
+        names = [name for name, entry in header.items() if entry.get("dtype") == "F32"]
     for name in names:
         begin, end = header[name]["data_offsets"]
         at = 8 + header_bytes + begin

@@ -163,6 +163,9 @@ class Hydrate(AgentTest):
         engine, _ = self.engine()
         with self.assertRaisesRegex(aquifer.RequestRefused, "not what you think"):
             engine.allocate("memoryview")
+        for call in (engine.hydrate, engine.wait_hydrated):
+            with self.assertRaisesRegex(aquifer.RequestRefused, "not what you think"):
+                call()
 
     def test_closing_ends_every_wait(self):
         self.agent.tensors = None

@@ -68,6 +68,12 @@ class Memoryview(AgentTest):
         with self.assertRaisesRegex(aquifer.ArrayError, reason):
             engine.bind(name, array, **options)
 
+    def test_a_dtype_that_the_release_does_not_have(self):
+        engine, _ = self.engine()
+        engine.tensors()
+        with self.assertRaisesRegex(aquifer.ArrayError, "tensor 'w' is F32, not F16"):
+            engine.bind("w", aquifer.empty((8, 6), "F16", framework="memoryview"), dtype="F16")
+
     def test_what_cannot_be_bound_is_refused(self):
         view = aquifer.empty((8, 6), "F32", framework="memoryview")
         self.refused(

@@ -2,7 +2,7 @@
 
 use super::jobs::{Job, Source};
 use super::{Agent, Hold};
-use aquifer_core::{Binding, ChannelName, ChunkSet, ManifestHash};
+use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash};
 use aquifer_engine::protocol::{
     ErrorReply, Event as EngineNews, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress, RegionSpec,
     ReleaseInfo, Request, TensorInfo, Welcome, code,
@@ -206,8 +206,9 @@ impl Agent {
     fn on_engine_closed(&mut self, conn: ConnId) {
         let Some(entry) = self.sessions.remove(&conn) else { return };
         let Some(channel) = entry.channel else { return };
-        tracing::info!("engine {} (pid {}) is gone", entry.name, entry.pid);
-        self.after_places_changed(&channel);
+        tracing::info!("engine {} (pid {}), for {channel}, is gone", entry.name, entry.pid);
+        self.spoiled.retain(|(id, _)| *id != conn);
+        self.after_places_changed();
         self.count_engines();
     }
 
@@ -226,7 +227,7 @@ impl Agent {
         let concerned = |c: &EngineConn| {
             c.channel.as_ref() == Some(channel)
                 && !c.session.is_registering()
-                && c.session.target().is_none_or(|t| t.manifest != current)
+                && c.session.aim().is_none_or(|t| t.manifest != current)
                 && c.session.refusal().is_none_or(|(m, _)| *m != current)
         };
         let conns: Vec<ConnId> = self.sessions.iter().filter(|(_, c)| concerned(c)).map(|(id, _)| *id).collect();
@@ -271,7 +272,17 @@ impl Agent {
         }
     }
 
-    /// A chunk came to lie on this node: in its store, or in another engine's memory.
+    /// Answers those that wait for a manifest that cannot be used.
+    pub(super) fn refuse_waiting_engines(&mut self, channel: &ChannelName, problem: &str) {
+        let Some(engines) = &self.engines else { return };
+        for (id, conn) in self.sessions.iter_mut().filter(|(_, c)| c.channel.as_ref() == Some(channel)) {
+            for request in conn.waiting.drain(..) {
+                engines.reply(*id, request, Err(ErrorReply::new("bad-release", problem)));
+            }
+        }
+    }
+
+    /// A chunk came to lie on this node: in its store, or in an engine's memory.
     pub(super) fn offer_to_engines(&mut self, manifest: ManifestHash, chunk: u32) {
         let Some(loaded) = self.manifests.get(&manifest) else { return };
         let (hash, len) = (loaded.layout.chunk(chunk).hash, loaded.layout.len());
@@ -300,7 +311,7 @@ impl Agent {
         let gathering = needs.iter().filter(|c| entry.session.is_gathering(&manifest, *c)).collect::<Vec<_>>();
         let mut chunks = ChunkSet::empty(target.layout.len());
         for chunk in gathering {
-            if self.source(conn, &manifest, chunk).is_some() {
+            if self.has_source(&manifest, chunk) {
                 chunks.insert(chunk);
             }
         }
@@ -326,13 +337,21 @@ impl Agent {
             }
             (EngineOutput::Copy { chunk }, Some(target)) => match self.source(conn, &target.manifest, chunk) {
                 Some(source) => self.job(Job::Copy { conn, chunk, source, plan: target.plan, regions }),
-                None => self.engine_input(conn, EngineInput::Copied { chunk, ok: false }),
+                None => {
+                    self.engine_input(conn, EngineInput::Copied { chunk, ok: false });
+                    self.discard(target.manifest, chunk);
+                }
             },
             (EngineOutput::Apply { chunks }, Some(target)) => {
                 let found = chunks.iter().map(|c| Some((c, self.source(conn, &target.manifest, c)?)));
                 match found.collect::<Option<Vec<_>>>() {
                     Some(sources) => self.job(Job::Apply { conn, sources, plan: target.plan, regions }),
-                    None => self.engine_input(conn, EngineInput::Applied { ok: false }),
+                    None => {
+                        let gone = chunks.iter().filter(|c| !self.has_source(&target.manifest, *c));
+                        let gone: Vec<u32> = gone.collect();
+                        gone.into_iter().for_each(|c| self.discard(target.manifest, c));
+                        self.engine_input(conn, EngineInput::Applied { ok: false });
+                    }
                 }
             }
             (EngineOutput::WantsChanged, target) => {
@@ -342,7 +361,7 @@ impl Agent {
                 }
             }
             (EngineOutput::PlacesChanged, _) => {
-                self.after_places_changed(&channel);
+                self.after_places_changed();
                 self.count_engines();
             }
             (EngineOutput::Tell(tell), _) => self.tell_engine(conn, &channel, tell),
@@ -357,38 +376,53 @@ impl Agent {
             let c = self.manifests.get(manifest)?.layout.chunk(chunk);
             (c.hash, u64::from(c.len))
         };
-        if let Some(span) = self.memory.get(&hash).or_else(|| self.disk.as_ref()?.get(&hash)) {
-            return Some(Source { span, recheck: None });
+        if let Some(span) = self.memory.get(&hash) {
+            return Some(Source::Store(span));
         }
-        let in_region = |c: &EngineConn| -> Option<Span> {
-            // It may lie there under another release's numbering.
-            self.manifests.iter().find_map(|(m, l)| {
-                let (region, range) = c.session.place(m, l.layout.index_of(&hash)?)?;
-                c.region_slice(region, range)
-            })
-        };
-        let other = self.sessions.iter().filter(|(id, _)| **id != conn).find_map(|(_, c)| in_region(c));
+        if let Some(disk) = self.disk.as_ref().filter(|d| d.contains(&hash)) {
+            return Some(Source::Disk(disk.clone(), hash));
+        }
+        let other = self.sessions.keys().filter(|id| **id != conn).find_map(|id| self.in_region(*id, &hash));
         if let Some(span) = other {
-            return Some(Source { span, recheck: Some(hash) });
+            return Some(Source::Region(span, hash));
         }
-        let own = self.sessions.get(&conn).and_then(in_region)?;
+        let own = self.in_region(conn, &hash)?;
         let reservation = self.memory.reserve(hash, len).ok()?;
         own.copy_to(0, reservation.span(), 0, len).ok()?;
         if reservation.span().hash().ok()? != hash {
             return None;
         }
-        Some(Source { span: reservation.commit().ok()?, recheck: None })
+        Some(Source::Store(reservation.commit().ok()?))
     }
 
-    fn after_places_changed(&mut self, channel: &ChannelName) {
-        let of_channel: Vec<ManifestHash> =
-            self.manifests.iter().filter(|(_, l)| l.channel.as_ref() == Some(channel)).map(|(m, _)| *m).collect();
-        for manifest in of_channel {
+    /// Whether [`Agent::source`] would find one, for as much as can be told without reading.
+    fn has_source(&self, manifest: &ManifestHash, chunk: u32) -> bool {
+        let Some(hash) = self.manifests.get(manifest).map(|l| l.layout.chunk(chunk).hash) else { return false };
+        self.memory.contains(&hash)
+            || self.disk.as_ref().is_some_and(|d| d.contains(&hash))
+            || self.sessions.keys().any(|id| self.in_region(*id, &hash).is_some())
+    }
+
+    /// Where a chunk lies whole in an engine's memory, maybe under another release's numbering.
+    fn in_region(&self, conn: ConnId, hash: &ChunkHash) -> Option<Span> {
+        if self.spoiled.contains(&(conn, *hash)) {
+            return None;
+        }
+        let entry = self.sessions.get(&conn)?;
+        self.manifests.iter().find_map(|(m, l)| {
+            let (region, range) = entry.session.place(m, l.layout.index_of(hash)?)?;
+            entry.region_slice(region, range)
+        })
+    }
+
+    fn after_places_changed(&mut self) {
+        let manifests: Vec<ManifestHash> = self.manifests.keys().copied().collect();
+        for manifest in manifests {
             self.refresh_wants(manifest);
             self.refresh_held(manifest);
         }
         self.trim_memory(false);
-        self.retire(channel);
+        self.retire();
     }
 
     fn tell_engine(&mut self, conn: ConnId, channel: &ChannelName, tell: Tell) {
@@ -411,11 +445,13 @@ impl Agent {
         let release = ReleaseInfo::new(&release, publisher);
         let news = match tell {
             Tell::Hydrated { manifest } => {
+                self.spoiled.retain(|(id, _)| *id != conn);
                 tracing::info!("engine {name} is hydrated: {}", manifest.short());
                 EngineNews::Hydrated { release }
             }
             Tell::Pause { bytes, .. } => EngineNews::Pause { release, bytes },
             Tell::Applied { manifest } => {
+                self.spoiled.retain(|(id, _)| *id != conn);
                 tracing::info!("engine {name} switches to {}", manifest.short());
                 EngineNews::Applied { release }
             }

@@ -3,7 +3,7 @@
 use super::library::Tree;
 use super::{Agent, Ended, Event};
 use anyhow::{Context, Result};
-use aquifer_core::{ChunkHash, ChunkSet, Layout, ManifestHash, NodeId};
+use aquifer_core::{ChunkHash, ChunkSet, Layout, ManifestHash, NodeId, Run};
 use aquifer_engine::ConnId;
 use aquifer_memory::{DiskStore, Reservation, Span, StoreError};
 use aquifer_proto::{EngineInput, OpId, Plan};
@@ -56,12 +56,26 @@ pub(super) enum Job {
     },
 }
 
-/// Verified bytes to copy. Those in an engine's memory are hashed again after the copy: an
-/// engine may write to its memory at any time.
+/// Bytes to copy into an engine's memory.
 #[derive(Debug)]
-pub(super) struct Source {
-    pub(super) span: Span,
-    pub(super) recheck: Option<ChunkHash>,
+pub(super) enum Source {
+    /// The memory store's own: verified when they came, and nobody else's to write.
+    Store(Span),
+    /// What a disk gives back and what an engine has may have changed since it was verified: it
+    /// is hashed on the way.
+    Disk(DiskStore, ChunkHash),
+    Region(Span, ChunkHash),
+}
+
+/// Why a copy failed, and whose fault it is.
+#[derive(Debug)]
+pub(super) enum CopyError {
+    /// The source is not what it should be: it must be fetched again.
+    Source {
+        chunk: u32,
+        reason: String,
+    },
+    Region(String),
 }
 
 #[derive(Debug)]
@@ -71,8 +85,8 @@ pub(super) enum JobDone {
     TreeFinished { manifest: ManifestHash, result: Result<(), StoreError> },
     Rechecked { manifest: ManifestHash, chunk: u32, reader: NodeId, result: io::Result<bool> },
     Scanned { conn: ConnId, in_place: ChunkSet },
-    Copied { conn: ConnId, chunk: u32, result: io::Result<()> },
-    Applied { conn: ConnId, result: io::Result<()> },
+    Copied { conn: ConnId, chunk: u32, result: Result<(), CopyError> },
+    Applied { conn: ConnId, result: Result<(), CopyError> },
 }
 
 impl Agent {
@@ -95,11 +109,13 @@ impl Agent {
     pub(super) fn on_job(&mut self, done: JobDone) -> Result<()> {
         match done {
             JobDone::Checked { manifest, result } => {
+                self.tree_jobs -= usize::from(self.tree.as_ref().is_some_and(|t| t.manifest == manifest));
                 let found = result.context("cannot read what is on disk")?;
                 self.on_checked(manifest, Some(found));
             }
             JobDone::Committed { op, result } => self.on_committed(op, result),
             JobDone::TreeFinished { manifest, result } => {
+                self.tree_jobs = self.tree_jobs.saturating_sub(1);
                 result?;
                 if self.tree.as_ref().is_some_and(|t| t.manifest == manifest) {
                     self.ended = Some(Ended::Pulled(manifest));
@@ -133,11 +149,19 @@ impl Agent {
         Ok(())
     }
 
-    fn copied(&mut self, conn: ConnId, result: io::Result<()>) -> bool {
-        if let Err(error) = &result {
-            tracing::warn!("engine {}: {error}; its memory is filled again", conn.0);
+    fn copied(&mut self, conn: ConnId, result: Result<(), CopyError>) -> bool {
+        let target = self.sessions.get(&conn).and_then(|c| c.session.target()).map(|t| t.manifest);
+        match (result, target) {
+            (Ok(()), _) => true,
+            (Err(CopyError::Source { chunk, reason }), Some(manifest)) => {
+                self.withdraw(manifest, chunk, &reason);
+                false
+            }
+            (Err(CopyError::Source { reason, .. } | CopyError::Region(reason)), _) => {
+                tracing::warn!("engine {}: {reason}", conn.0);
+                false
+            }
         }
-        result.is_ok()
     }
 }
 
@@ -173,8 +197,14 @@ fn check(layout: &Layout, disk: Option<&DiskStore>, tree: Option<&Tree>) -> Resu
     let mut found = ChunkSet::empty(layout.len());
     if let Some(disk) = disk {
         for (index, chunk) in (0u32..).zip(&layout.chunks) {
-            if disk.contains(&chunk.hash) && disk.verify(&chunk.hash)? {
-                found.insert(index);
+            match disk.verify(&chunk.hash) {
+                Ok(true) => drop(found.insert(index)),
+                Ok(false) => {}
+                Err(error) => {
+                    // Fetched again, like one that was never there.
+                    tracing::warn!("stored chunk {:?} cannot be read: {error}", chunk.hash);
+                    disk.remove(&chunk.hash);
+                }
             }
         }
     }
@@ -200,17 +230,46 @@ fn is_in_place(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32, hash: Chu
     })
 }
 
-fn copy(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32, source: &Source) -> io::Result<()> {
+fn copy(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32, source: &Source) -> Result<(), CopyError> {
+    let bad = |reason: String| CopyError::Source { chunk, reason };
+    let checked = |span: &Span, hash: &ChunkHash| -> Result<Bytes, CopyError> {
+        let mut bytes = vec![0; usize::try_from(span.len()).map_err(|e| bad(e.to_string()))?];
+        span.read(0, &mut bytes).map_err(|e| bad(format!("it cannot be read: {e}")))?;
+        match ChunkHash::of(&bytes) == *hash {
+            true => Ok(Bytes::Private(bytes)),
+            false => Err(bad("its bytes are not what they were".into())),
+        }
+    };
+    let bytes = match source {
+        Source::Store(span) => Bytes::Shared(span.clone()),
+        Source::Region(span, hash) => checked(span, hash)?,
+        Source::Disk(disk, hash) => {
+            checked(&disk.get(hash).ok_or_else(|| bad("it is gone from the store".into()))?, hash)?
+        }
+    };
     for spot in plan.spots(chunk) {
         for (region, run) in plan.runs(spot) {
-            let region = regions.get(&region).ok_or_else(|| io::Error::other("a region is gone"))?;
-            source.span.copy_to(run.tensor_offset, region, run.region_offset, run.bytes)?;
+            let region = regions.get(&region).ok_or_else(|| CopyError::Region("a region is gone".into()))?;
+            bytes.copy_to(&run, region).map_err(|e| CopyError::Region(e.to_string()))?;
         }
     }
-    match source.recheck {
-        Some(hash) if source.span.hash()? != hash => {
-            Err(io::Error::other(format!("chunk {chunk} changed while it was copied from another engine's memory")))
+    Ok(())
+}
+
+enum Bytes {
+    Shared(Span),
+    Private(Vec<u8>),
+}
+
+impl Bytes {
+    fn copy_to(&self, run: &Run, region: &Span) -> io::Result<()> {
+        match self {
+            Bytes::Shared(span) => span.copy_to(run.tensor_offset, region, run.region_offset, run.bytes),
+            Bytes::Private(bytes) => {
+                let at = |offset: u64| usize::try_from(offset).map_err(io::Error::other);
+                let piece = bytes.get(at(run.tensor_offset)?..at(run.tensor_offset + run.bytes)?);
+                region.write(run.region_offset, piece.ok_or_else(|| io::Error::other("a run beyond its chunk"))?)
+            }
         }
-        _ => Ok(()),
     }
 }

@@ -49,6 +49,8 @@ impl Agent {
         }
         let landing = match self.landing(&manifest, chunk, hash_and_len) {
             Ok(landing) => landing,
+            // Reads under way will give staging back: nothing a person need do.
+            Err(StoreError::StagingFull { .. }) => return self.read_done(op, ReadOutcome::Declined),
             Err(error) => {
                 self.note_problem(&manifest, error.to_string());
                 return self.read_done(op, ReadOutcome::Declined);
@@ -86,6 +88,10 @@ impl Agent {
             Ok(_) => ReadOutcome::Corrupt,
             Err(ReadError::Revoked) => ReadOutcome::Revoked,
             Err(ReadError::Cancelled) => ReadOutcome::Declined,
+            Err(ReadError::Landing(reason)) => {
+                tracing::warn!("chunk {chunk} cannot land here: {reason}");
+                ReadOutcome::Declined
+            }
             Err(error) => {
                 tracing::debug!("reading chunk {chunk} from {}: {error}", peer.short());
                 ReadOutcome::Failed
@@ -100,11 +106,17 @@ impl Agent {
                     self.on_committed(op, result);
                 }
             }
+            (_, Landing::Region(conn, _)) if !self.sessions.contains_key(&conn) => {
+                // The engine is gone, and its memory with it.
+                self.end_read(op, ReadOutcome::Declined);
+            }
             (outcome, Landing::Region(conn, _)) => {
                 let verified = outcome == ReadOutcome::Verified;
                 self.engine_input(conn, EngineInput::Landed { chunk, verified });
                 if verified {
                     self.on_verified(op, manifest, chunk, peer);
+                    // Another engine may have come to want it while it was on its way.
+                    self.offer_to_engines(manifest, chunk);
                 } else {
                     self.end_read(op, outcome);
                 }
@@ -164,8 +176,14 @@ impl Agent {
         if let Some(tree) = self.tree.as_ref().filter(|t| t.manifest == *manifest) {
             return tree.files.reserve(chunk).map(Landing::Store);
         }
-        if let Some(disk) = &self.disk {
-            return disk.reserve(hash, len).map(Landing::Store);
+        if let Some(disk) = self.disk.clone() {
+            return match disk.reserve(hash, len) {
+                Err(StoreError::Full { .. } | StoreError::DiskFull { .. }) => {
+                    self.evict_superseded();
+                    disk.reserve(hash, len).map(Landing::Store)
+                }
+                other => other.map(Landing::Store),
+            };
         }
         if self.hold != super::Hold::All
             && let Some(landing) = self.region_landing(manifest, chunk)
@@ -174,6 +192,7 @@ impl Agent {
         }
         match self.memory.reserve(hash, len) {
             Err(StoreError::Full { .. }) => {
+                self.evict_superseded();
                 self.trim_memory(true);
                 self.memory.reserve(hash, len).map(Landing::Store)
             }
@@ -214,23 +233,26 @@ impl Agent {
 
     /// Something that a person must mend keeps a release from completing.
     fn note_problem(&mut self, manifest: &ManifestHash, problem: String) {
-        let Some(channel) = self.manifests.get(manifest).and_then(|l| l.channel.clone()) else {
-            self.tell_once(problem.clone(), || tracing::warn!("{problem}"));
-            return;
-        };
-        self.tell_once(format!("{channel} {problem}"), || tracing::warn!("{channel}: {problem}"));
-        if let Some(entry) = self.channels.get_mut(&channel)
-            && entry.problem.is_none()
-        {
-            entry.problem = Some(problem.clone());
-            self.fail_engines(&channel, *manifest, &problem);
+        let channels = self.channels_at(manifest);
+        self.tell_once(problem.clone(), || tracing::warn!("{}: {problem}", manifest.short()));
+        for channel in channels {
+            let entry = self.channels.entry(channel.clone()).or_default();
+            if entry.problem.is_none() {
+                entry.problem = Some(problem.clone());
+                self.fail_engines(&channel, *manifest, &problem);
+            }
         }
     }
 
+    pub(super) fn has_reads_of(&self, manifest: &ManifestHash) -> bool {
+        self.reads.values().any(|r| r.manifest == *manifest)
+    }
+
     fn clear_problem(&mut self, manifest: &ManifestHash) {
-        let channel = self.manifests.get(manifest).and_then(|l| l.channel.clone());
-        if let Some(entry) = channel.and_then(|c| self.channels.get_mut(&c)) {
-            entry.problem = None;
+        for channel in self.channels_at(manifest) {
+            if let Some(entry) = self.channels.get_mut(&channel) {
+                entry.problem = None;
+            }
         }
     }
 }

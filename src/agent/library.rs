@@ -5,11 +5,14 @@ use super::{Agent, Hold, PullWhat};
 use anyhow::{Context, Result};
 use aquifer_core::limits::MANIFEST_PIECE_BYTES;
 use aquifer_core::{
-    ChannelName, ChunkSet, Layout, Manifest, ManifestHash, NodeId, PeerMessage, PublisherKey, Release, SignedRelease,
+    ChannelName, ChunkHash, ChunkSet, Layout, Manifest, ManifestHash, NodeId, PeerMessage, PublisherKey, Release,
+    SignedRelease,
 };
+use aquifer_engine::ConnId;
 use aquifer_engine::protocol::{Event as EngineNews, ReleaseInfo};
-use aquifer_memory::{FileTree, Published, Span, StoreError};
+use aquifer_memory::{FileTree, Published, Span};
 use aquifer_proto::Input;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +27,8 @@ pub(super) struct Channel {
 /// A manifest whose bytes are here.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    pub(super) channel: Option<ChannelName>,
+    /// Channels that are, or were, at this manifest.
+    pub(super) channels: BTreeSet<ChannelName>,
     pub(super) manifest: Arc<Manifest>,
     pub(super) layout: Arc<Layout>,
     bytes: Arc<Vec<u8>>,
@@ -48,11 +52,11 @@ impl Agent {
         if let Some(publication) = &self.publication {
             let source = publication.source.clone();
             let channel = publication.channel.clone();
-            self.load(Some(channel), source.hash, source.manifest_bytes.clone(), Some(source))?;
+            self.load(BTreeSet::from([channel]), source.hash, source.manifest_bytes.clone(), Some(source))?;
         }
         if let Some(PullWhat::Manifest(manifest)) = self.pull.as_ref().map(|p| p.what.clone()) {
             match self.state.as_ref().and_then(|s| s.manifest(&manifest)) {
-                Some(bytes) => self.load(None, manifest, bytes, None)?,
+                Some(bytes) => self.load(BTreeSet::new(), manifest, bytes, None)?,
                 None => self.input(Input::ManifestWanted { manifest, bytes: 0 }),
             }
         }
@@ -60,9 +64,13 @@ impl Agent {
     }
 
     pub(super) fn on_release(&mut self, signed: SignedRelease, release: Release) -> Result<()> {
-        if let Some(state) = &self.state {
-            state.save_release(&release.channel, &signed)?;
+        if let Some(state) = &self.state
+            && let Err(error) = state.save_release(&release.channel, &signed)
+        {
+            // Engines go on being served; what is lost is the memory of it after a restart.
+            self.tell_once("state".into(), || tracing::warn!("a restart will not remember this release: {error:#}"));
         }
+        self.release_again_if_overtaken(&release);
         tracing::info!("{} is at release {}: manifest {}", release.channel, release.seq, release.manifest.short());
         let info = ReleaseInfo::new(&release, signed.publisher);
         let channel = release.channel.clone();
@@ -70,9 +78,14 @@ impl Agent {
         let manifest = release.manifest;
         let bytes = release.manifest_bytes;
         let entry = self.channels.entry(channel.clone()).or_default();
-        entry.release = Some((release, signed.publisher));
+        let before = entry.release.replace((release, signed.publisher));
         entry.problem = None;
-        if self.manifests.contains_key(&manifest) {
+        let superseded = before.map(|(r, _)| r.manifest).filter(|m| !self.manifests.contains_key(m));
+        if let Some(old) = superseded.filter(|m| self.channels_at(m).is_empty()) {
+            self.input(Input::Forget { manifest: old });
+        }
+        if let Some(loaded) = self.manifests.get_mut(&manifest) {
+            loaded.channels.insert(channel.clone());
             self.turn_to(&channel);
             return Ok(());
         }
@@ -83,32 +96,49 @@ impl Agent {
         };
         match self.state.as_ref().and_then(|s| s.manifest(&manifest)) {
             _ if !wants_it => {}
-            Some(bytes) => self.load(Some(channel), manifest, bytes, None)?,
+            Some(bytes) => self.take_in(manifest, bytes)?,
             None => self.input(Input::ManifestWanted { manifest, bytes }),
         }
         Ok(())
     }
 
-    /// Fails only for a pull, which has nothing else to go on with.
     pub(super) fn on_manifest_fetched(&mut self, manifest: ManifestHash, bytes: Vec<u8>) -> Result<()> {
         if let Some(state) = &self.state
             && let Err(error) = state.save_manifest(&manifest, &bytes)
         {
             tracing::warn!("the manifest will be fetched again after a restart: {error:#}");
         }
-        let of = |c: &Channel| c.release.as_ref().is_some_and(|(r, _)| r.manifest == manifest);
-        let channel = self.channels.iter().find(|(_, c)| of(c)).map(|(name, _)| name.clone());
-        if let Err(error) = self.load(channel.clone(), manifest, bytes, None) {
-            if self.pull.is_some() {
-                return Err(error);
+        self.take_in(manifest, bytes)
+    }
+
+    /// Loads a manifest that is wanted. One that cannot be used is a problem of its channels, and
+    /// the end of a pull.
+    fn take_in(&mut self, manifest: ManifestHash, bytes: Vec<u8>) -> Result<()> {
+        let channels = self.channels_at(&manifest);
+        let pulled = matches!(self.pull.as_ref().map(|p| &p.what), Some(PullWhat::Manifest(m)) if *m == manifest);
+        if channels.is_empty() && !pulled {
+            return Ok(());
+        }
+        let Err(error) = self.load(channels.clone(), manifest, bytes, None) else { return Ok(()) };
+        if self.pull.is_some() {
+            return Err(error);
+        }
+        let problem = format!("{error:#}");
+        tracing::warn!("manifest {}: {problem}", manifest.short());
+        for channel in channels {
+            if let Some(entry) = self.channels.get_mut(&channel) {
+                entry.problem = Some(problem.clone());
             }
-            let problem = format!("{error:#}");
-            tracing::warn!("manifest {}: {problem}", manifest.short());
-            if let Some(channel) = channel.and_then(|c| self.channels.get_mut(&c)) {
-                channel.problem = Some(problem);
-            }
+            self.fail_engines(&channel, manifest, &problem);
+            self.refuse_waiting_engines(&channel, &problem);
         }
         Ok(())
+    }
+
+    /// Channels whose newest release names this manifest.
+    pub(super) fn channels_at(&self, manifest: &ManifestHash) -> BTreeSet<ChannelName> {
+        let at = |c: &Channel| c.release.as_ref().is_some_and(|(r, _)| r.manifest == *manifest);
+        self.channels.iter().filter(|(_, c)| at(c)).map(|(name, _)| name.clone()).collect()
     }
 
     pub(super) fn send_manifest(&mut self, to: NodeId, manifest: ManifestHash, offset: u64) {
@@ -124,7 +154,7 @@ impl Agent {
     /// Takes in a manifest's bytes, and has what lies on disk checked against it.
     fn load(
         &mut self,
-        channel: Option<ChannelName>,
+        channels: BTreeSet<ChannelName>,
         hash: ManifestHash,
         bytes: Vec<u8>,
         published: Option<Arc<Published>>,
@@ -137,7 +167,7 @@ impl Agent {
         let chunk_bytes = layout.chunks.iter().map(|c| c.len).collect();
         let held = ChunkSet::empty(layout.len());
         let loaded = Loaded {
-            channel: channel.clone(),
+            channels: channels.clone(),
             manifest: Arc::new(manifest),
             layout,
             bytes: Arc::new(bytes),
@@ -145,18 +175,18 @@ impl Agent {
             checked: false,
             held,
         };
-        let for_swarm = channel.clone().unwrap_or_else(|| "pull".parse().expect("'pull' is a channel name"));
         let pulls = match self.pull.as_ref().map(|p| &p.what) {
             Some(PullWhat::Manifest(wanted)) => *wanted == hash,
-            Some(PullWhat::Channel(wanted)) => channel.as_ref() == Some(wanted),
+            Some(PullWhat::Channel(wanted)) => channels.contains(wanted),
             None => false,
         };
         self.manifests.insert(hash, loaded);
-        self.input(Input::ManifestLoaded { channel: for_swarm, manifest: hash, chunk_bytes });
-        match pulls {
-            true => self.turn_tree_to(hash)?,
-            false => self.start_check(hash),
+        self.input(Input::ManifestLoaded { manifest: hash, chunk_bytes });
+        if pulls {
+            self.next_tree = Some(hash);
+            return self.turn_tree();
         }
+        self.start_check(hash);
         Ok(())
     }
 
@@ -169,6 +199,7 @@ impl Agent {
             return;
         }
         let (layout, disk) = (loaded.layout.clone(), self.disk.clone());
+        self.tree_jobs += usize::from(tree.is_some());
         self.job(Job::Check { manifest: hash, layout, disk, tree });
     }
 
@@ -181,12 +212,12 @@ impl Agent {
         if found > 0 {
             tracing::info!("{found} of {} chunks of {} are here already", loaded.layout.len(), hash.short());
         }
-        let channel = loaded.channel.clone();
         self.refresh_held(hash);
-        match channel {
-            Some(channel) => self.turn_to(&channel),
-            None => self.refresh_wants(hash),
+        let channels = self.channels_at(&hash);
+        if channels.is_empty() {
+            self.refresh_wants(hash);
         }
+        channels.iter().for_each(|channel| self.turn_to(channel));
     }
 
     /// The channel's release is loaded and checked: want it, and stop wanting what came before.
@@ -195,7 +226,7 @@ impl Agent {
         if self.manifests.get(&current).is_none_or(|l| !l.checked) {
             return;
         }
-        let same_channel = |l: &Loaded| l.channel.as_ref() == Some(channel);
+        let same_channel = |l: &Loaded| l.channels.contains(channel);
         let old: Vec<ManifestHash> =
             self.manifests.iter().filter(|(h, l)| **h != current && same_channel(l)).map(|(h, _)| *h).collect();
         for manifest in old {
@@ -204,7 +235,7 @@ impl Agent {
         self.refresh_wants(current);
         self.answer_waiting_engines(channel);
         self.retarget_engines(channel);
-        self.retire(channel);
+        self.retire();
     }
 
     pub(super) fn current_manifest(&self, channel: &ChannelName) -> Option<ManifestHash> {
@@ -215,8 +246,9 @@ impl Agent {
     pub(super) fn refresh_wants(&mut self, hash: ManifestHash) {
         let Some(loaded) = self.manifests.get(&hash).filter(|l| l.checked) else { return };
         let len = loaded.layout.len();
-        let current = loaded.channel.as_ref().is_none_or(|c| self.current_manifest(c) == Some(hash));
-        let pulled = self.tree.as_ref().is_some_and(|t| t.manifest == hash);
+        let current = !self.channels_at(&hash).is_empty();
+        let superseded = self.next_tree.is_some();
+        let pulled = self.tree.as_ref().is_some_and(|t| t.manifest == hash && !superseded);
         let chunks = if loaded.published.is_some() || pulled || (self.hold == Hold::All && current) {
             ChunkSet::full(len)
         } else {
@@ -224,7 +256,7 @@ impl Agent {
             for conn in self.sessions.values().filter(|c| c.session.target().is_some_and(|t| t.manifest == hash)) {
                 for chunk in conn.session.needs().into_iter().flat_map(ChunkSet::iter) {
                     // What has reached the engine and is kept nowhere else is not wanted again.
-                    if conn.session.is_gathering(&hash, chunk) || self.span_of(&hash, chunk).is_some() {
+                    if conn.session.is_gathering(&hash, chunk) || self.has(&hash, chunk) {
                         wanted.insert(chunk);
                     }
                 }
@@ -257,7 +289,9 @@ impl Agent {
     pub(super) fn note_held(&mut self, manifest: ManifestHash, chunk: u32) {
         let Some(hash) = self.manifests.get(&manifest).map(|l| l.layout.chunk(chunk).hash) else { return };
         let mut elsewhere = Vec::new();
-        for (other, loaded) in &mut self.manifests {
+        // A pull's files are of one manifest each: what is in one tree is not in another.
+        let pulls = self.pull.is_some();
+        for (other, loaded) in self.manifests.iter_mut().filter(|(m, _)| !pulls || **m == manifest) {
             if let Some(index) = loaded.layout.index_of(&hash)
                 && loaded.held.insert(index)
                 && *other != manifest
@@ -294,7 +328,9 @@ impl Agent {
     }
 
     fn region_span(&self, manifest: &ManifestHash, chunk: u32) -> Option<Span> {
-        self.sessions.values().find_map(|conn| {
+        let hash = self.manifests.get(manifest)?.layout.chunks.get(chunk as usize)?.hash;
+        let sound = |id: &ConnId| !self.spoiled.contains(&(*id, hash));
+        self.sessions.iter().filter(|(id, _)| sound(id)).find_map(|(_, conn)| {
             let (region, range) = conn.session.place(manifest, chunk)?;
             conn.region_slice(region, range)
         })
@@ -308,11 +344,18 @@ impl Agent {
         ttl: Duration,
         chunks: Vec<u32>,
     ) -> Result<()> {
-        for &chunk in &chunks {
-            if let Some(span) = self.span_of(&manifest, chunk) {
-                self.grants.lease(lease, chunk, to, span);
+        let mut there = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            match self.span_of(&manifest, chunk) {
+                Some(span) => {
+                    self.grants.lease(lease, chunk, to, span);
+                    there.push(chunk);
+                }
+                // It was promised and is not there: say so to ourselves, and fetch it again.
+                None => self.discard(manifest, chunk),
             }
         }
+        let chunks = there;
         let access = self.grants.access(to, crate::keys::random_bytes()?);
         let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
         self.mesh.send(to, PeerMessage::Grant { manifest, lease, ttl_ms, chunks, access });
@@ -331,18 +374,32 @@ impl Agent {
     /// The chunk is not what it was when it was verified: stop serving it, from wherever it lay.
     pub(super) fn withdraw(&mut self, manifest: ManifestHash, chunk: u32, why: &str) {
         let Some(loaded) = self.manifests.get(&manifest) else { return };
-        let hash = loaded.layout.chunk(chunk).hash;
-        self.memory.remove(&hash);
-        if let Some(disk) = &self.disk {
-            disk.remove(&hash);
-        }
         if let Some(published) = &loaded.published {
             published.withdraw(chunk);
             self.published_files_changed(manifest, why);
         } else {
-            tracing::warn!("chunk {chunk} of {} is not served any more: {why}", manifest.short());
+            tracing::warn!("chunk {chunk} of {} is fetched again: {why}", manifest.short());
         }
-        self.refresh_held(manifest);
+        self.discard(manifest, chunk);
+    }
+
+    /// Believes none of the places where this chunk is thought to lie, and has it fetched again
+    /// if it is wanted.
+    pub(super) fn discard(&mut self, manifest: ManifestHash, chunk: u32) {
+        let Some(hash) = self.manifests.get(&manifest).map(|l| l.layout.chunk(chunk).hash) else { return };
+        self.memory.remove(&hash);
+        if let Some(disk) = &self.disk {
+            disk.remove(&hash);
+        }
+        if let Some(tree) = self.tree.as_ref().filter(|t| t.manifest == manifest) {
+            tree.files.forget(chunk);
+        }
+        self.spoiled.extend(self.sessions.keys().map(|conn| (*conn, hash)));
+        let having = |l: &Loaded| l.layout.index_of(&hash).is_some();
+        let manifests: Vec<ManifestHash> = self.manifests.iter().filter(|(_, l)| having(l)).map(|(m, _)| *m).collect();
+        for manifest in manifests {
+            self.refresh_held(manifest);
+        }
     }
 
     /// Says what happened, once, and takes back what is not there any more.
@@ -354,70 +411,97 @@ impl Agent {
         let problem =
             format!("the published files changed: {what}. What changed is not served any more; publish again");
         self.tell_once(key, || tracing::warn!("{problem}"));
-        let channel = self.manifests.get(&manifest).and_then(|l| l.channel.clone());
-        if let Some(channel) = channel.and_then(|c| self.channels.get_mut(&c)) {
-            channel.problem = Some(problem);
+        for channel in self.channels_at(&manifest) {
+            if let Some(entry) = self.channels.get_mut(&channel) {
+                entry.problem = Some(problem.clone());
+            }
         }
         self.refresh_held(manifest);
     }
 
     pub(super) fn on_hydrated(&mut self, manifest: ManifestHash) {
         let Some(loaded) = self.manifests.get(&manifest) else { return };
-        let channel = loaded.channel.clone();
         if loaded.published.is_none() {
             tracing::info!("manifest {} is whole on this node", manifest.short());
         }
         if let Some(tree) = self.tree.clone().filter(|t| t.manifest == manifest) {
+            self.tree_jobs += 1;
             self.job(Job::FinishTree { tree });
         }
-        if let Some(channel) = channel {
-            self.retire(&channel);
-        }
+        self.retire();
     }
 
-    /// Forgets manifests of the channel that nothing here needs any more, and their chunks.
-    pub(super) fn retire(&mut self, channel: &ChannelName) {
-        let Some(current) = self.current_manifest(channel) else { return };
-        let whole = self.node.progress(&current).is_some_and(|p| p.chunks_have >= p.chunks_wanted);
-        if !whole || self.manifests.get(&current).is_none_or(|l| !l.checked) {
-            return;
-        }
-        let in_use = |hash: &ManifestHash| {
-            let of_session = |c: &super::EngineConn| {
-                c.session.serving() == Some(*hash) || c.session.target().is_some_and(|t| t.manifest == *hash)
-            };
-            self.sessions.values().any(of_session) || self.tree.as_ref().is_some_and(|t| t.manifest == *hash)
-        };
+    /// Forgets manifests that nothing here needs any more, and their chunks.
+    pub(super) fn retire(&mut self) {
         let stale = |(hash, loaded): (&ManifestHash, &Loaded)| {
-            let stale = *hash != current
-                && loaded.channel.as_ref() == Some(channel)
-                && loaded.published.is_none()
-                && !in_use(hash);
-            stale.then_some(*hash)
+            let moved_on = loaded.channels.iter().all(|c| self.has_moved_on(c, hash));
+            (moved_on && loaded.published.is_none() && !self.is_in_use(hash)).then_some(*hash)
         };
         let old: Vec<ManifestHash> = self.manifests.iter().filter_map(stale).collect();
-        for manifest in old {
-            self.input(Input::Forget { manifest });
-            self.manifests.remove(&manifest);
+        if !old.is_empty() {
+            old.into_iter().for_each(|manifest| self.forget(manifest));
+            self.trim_memory(false);
         }
-        self.sweep_stores();
     }
 
-    /// Removes stored chunks that no known manifest names.
-    fn sweep_stores(&mut self) {
-        let named = |hash: &aquifer_core::ChunkHash| self.manifests.values().any(|l| l.layout.index_of(hash).is_some());
-        for hash in self.memory.hashes().into_iter().filter(|h| !named(h)) {
-            self.memory.remove(&hash);
+    /// Whether the channel is at another manifest, and that one is whole here.
+    fn has_moved_on(&self, channel: &ChannelName, from: &ManifestHash) -> bool {
+        let Some(current) = self.current_manifest(channel) else { return false };
+        let whole = self.node.progress(&current).is_some_and(|p| p.chunks_have >= p.chunks_wanted);
+        current != *from && whole && self.manifests.get(&current).is_some_and(|l| l.checked)
+    }
+
+    fn is_in_use(&self, hash: &ManifestHash) -> bool {
+        let of_session = |c: &super::EngineConn| {
+            let is = |t: Option<&aquifer_proto::Target>| t.is_some_and(|t| t.manifest == *hash);
+            c.session.serving() == Some(*hash) || is(c.session.target()) || is(c.session.aim())
+        };
+        let pulled = matches!(self.pull.as_ref().map(|p| &p.what), Some(PullWhat::Manifest(m)) if m == hash);
+        let in_tree = self.tree.as_ref().is_some_and(|t| t.manifest == *hash) || self.next_tree == Some(*hash);
+        self.sessions.values().any(of_session) || pulled || in_tree
+    }
+
+    /// Forgets a manifest, and removes the chunks that no other one names.
+    fn forget(&mut self, manifest: ManifestHash) {
+        self.input(Input::Forget { manifest });
+        let Some(loaded) = self.manifests.remove(&manifest) else { return };
+        let named = |hash: &ChunkHash| self.manifests.values().any(|l| l.layout.index_of(hash).is_some());
+        for chunk in loaded.layout.chunks.iter().filter(|c| !named(&c.hash)) {
+            self.memory.remove(&chunk.hash);
+            if let Some(disk) = &self.disk {
+                disk.remove(&chunk.hash);
+            }
         }
-        let loading = self.channels.values().any(|c| {
-            c.release.as_ref().is_some_and(|(r, _)| self.manifests.get(&r.manifest).is_none_or(|l| !l.checked))
-        });
-        if let Some(disk) = self.disk.as_ref().filter(|_| !loading) {
+        // Chunks of releases of earlier lives, once every channel knows what it is at.
+        let settled = |c: &Channel| {
+            c.release.as_ref().is_some_and(|(r, _)| self.manifests.get(&r.manifest).is_some_and(|l| l.checked))
+        };
+        if let Some(disk) = self.disk.as_ref().filter(|_| self.channels.values().all(settled)) {
             for (hash, _) in disk.hashes_with_len().into_iter().filter(|(h, _)| !named(h)) {
                 disk.remove(&hash);
             }
         }
-        self.trim_memory(false);
+    }
+
+    /// Makes room at the cost of releases that were superseded: their chunks that no current or
+    /// used manifest names.
+    pub(super) fn evict_superseded(&mut self) {
+        let kept = |m: &ManifestHash, l: &Loaded| {
+            !self.channels_at(m).is_empty() || self.is_in_use(m) || l.published.is_some()
+        };
+        let (keep, drop): (Vec<_>, Vec<_>) = self.manifests.iter().partition(|(m, l)| kept(m, l));
+        let named = |hash: &ChunkHash| keep.iter().any(|(_, l)| l.layout.index_of(hash).is_some());
+        let chunks: Vec<ChunkHash> = drop.iter().flat_map(|(_, l)| l.layout.chunks.iter().map(|c| c.hash)).collect();
+        let touched: Vec<ManifestHash> = drop.iter().map(|(m, _)| **m).collect();
+        for hash in chunks.iter().filter(|h| !named(h)) {
+            self.memory.remove(hash);
+            if let Some(disk) = &self.disk {
+                disk.remove(hash);
+            }
+        }
+        for manifest in touched {
+            self.refresh_held(manifest);
+        }
     }
 
     /// Frees memory-store chunks that nothing waits for: those that lie in an engine's memory
@@ -443,39 +527,26 @@ impl Agent {
         }
     }
 
-    /// Makes `hash` the release whose files are rebuilt. An older tree keeps its chunks on disk,
-    /// where the new one finds them.
-    fn turn_tree_to(&mut self, hash: ManifestHash) -> Result<()> {
-        if self.tree.is_none() && self.tree_awaited.is_none() {
-            return Ok(self.open_tree(hash)?);
-        }
-        // Reads and jobs of the older tree hold it, and with it the directory's lock: they are
-        // called off, and their end is waited for.
-        self.tree_awaited = Some(hash);
-        if let Some(Tree { manifest, .. }) = self.tree.take() {
-            self.refresh_wants(manifest);
-            self.refresh_held(manifest);
-        }
-        Ok(())
-    }
-
-    /// Opens the tree that waits for its predecessor to be gone, once it is.
-    pub(super) fn open_awaited_tree(&mut self) -> Result<()> {
-        let Some(hash) = self.tree_awaited else { return Ok(()) };
-        match self.open_tree(hash) {
-            Err(StoreError::Locked { .. }) => Ok(()),
-            opened => {
-                self.tree_awaited = None;
-                Ok(opened?)
+    /// Turns to the next manifest to pull, once nothing is under way for the one before: two trees
+    /// cannot share the directory, and the new one takes over what the old one has.
+    pub(super) fn turn_tree(&mut self) -> Result<()> {
+        let (Some(next), Some(pull)) = (self.next_tree, &self.pull) else { return Ok(()) };
+        let dir = pull.dir.clone();
+        if let Some(old) = self.tree.as_ref().map(|t| t.manifest).filter(|m| *m != next) {
+            if self.tree_jobs > 0 || self.has_reads_of(&old) {
+                self.refresh_wants(old);
+                return Ok(());
             }
+            tracing::info!("release {} is superseded; pulling {} in its place", old.short(), next.short());
+            self.tree = None;
+            self.input(Input::Forget { manifest: old });
+            self.manifests.remove(&old);
         }
-    }
-
-    fn open_tree(&mut self, hash: ManifestHash) -> Result<(), StoreError> {
-        let (Some(pull), Some(loaded)) = (&self.pull, self.manifests.get(&hash)) else { return Ok(()) };
-        let files = FileTree::open(&pull.dir, &loaded.manifest, &loaded.layout)?;
-        self.tree = Some(Tree { manifest: hash, files: Arc::new(files) });
-        self.start_check(hash);
+        self.next_tree = None;
+        let Some(loaded) = self.manifests.get(&next) else { return Ok(()) };
+        let files = FileTree::open(&dir, &loaded.manifest, &loaded.layout)?;
+        self.tree = Some(Tree { manifest: next, files: Arc::new(files) });
+        self.start_check(next);
         Ok(())
     }
 }

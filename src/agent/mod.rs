@@ -157,14 +157,17 @@ struct Agent {
     grants: Arc<GrantTable>,
     engines: Option<Engines>,
     sessions: BTreeMap<ConnId, EngineConn>,
+    /// Chunks that an engine's memory held once, and does not any more: the engine wrote there.
+    spoiled: BTreeSet<(ConnId, ChunkHash)>,
     state: Option<StateDir>,
     name: String,
     hold: Hold,
     memory: MemoryStore,
     disk: Option<DiskStore>,
     tree: Option<Tree>,
-    /// The manifest whose tree is opened once nothing holds the one before.
-    tree_awaited: Option<ManifestHash>,
+    /// What to pull once nothing is under way for `tree`, and how many jobs use that.
+    next_tree: Option<ManifestHash>,
+    tree_jobs: usize,
     pull: Option<Pull>,
     publication: Option<Publication>,
     channels: BTreeMap<ChannelName, library::Channel>,
@@ -284,7 +287,9 @@ impl Agent {
             memory: MemoryStore::new(config.memory_bytes),
             disk,
             tree: None,
-            tree_awaited: None,
+            next_tree: None,
+            tree_jobs: 0,
+            spoiled: BTreeSet::new(),
             pull: config.pull,
             publication,
             channels,
@@ -332,8 +337,8 @@ impl Agent {
             self.apply(event)?;
         }
         drop(received);
-        // Whoever waits for the end reports the figures of the end.
-        self.show();
+        // Whoever watches sees how it ended, not how it was at the last tick.
+        self.renew_view();
         self.leave().await;
         Ok(self.ended.take().unwrap_or(Ended::Stopped))
     }
@@ -349,7 +354,6 @@ impl Agent {
                 self.node.handle_timeout(now);
             }
             Event::View => {
-                self.open_awaited_tree()?;
                 self.renew_view();
             }
             Event::Stop => self.ended = Some(Ended::Stopped),
@@ -372,6 +376,9 @@ impl Agent {
             self.carry_out(output)?;
         }
         self.start_jobs();
+        if self.next_tree.is_some() && self.tree.is_some() {
+            self.turn_tree()?;
+        }
         Ok(())
     }
 

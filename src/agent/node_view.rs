@@ -1,8 +1,8 @@
 //! Making the view, and what is due whenever it is renewed.
 
 use super::view::{ChannelView, EngineView, PeerView, Rejected, View};
-use super::{Agent, library};
-use aquifer_core::{ChannelName, NodeId};
+use super::{Agent, PullWhat, library};
+use aquifer_core::{ChannelName, ManifestHash, NodeId};
 use std::collections::BTreeMap;
 
 impl Agent {
@@ -30,7 +30,7 @@ impl Agent {
             uptime_seconds: self.origin.elapsed().as_secs_f64(),
             addresses: self.local.addresses.clone(),
             data_endpoint: self.data_endpoint.clone(),
-            channels: self.channels.iter().map(|(name, c)| self.channel_view(name, c)).collect(),
+            channels: self.channel_views(),
             engines: self.sessions.values().filter(|c| c.channel.is_some()).map(|c| self.engine_view(c)).collect(),
             peers: self.peer_views(),
             traffic: self.traffic,
@@ -45,6 +45,16 @@ impl Agent {
         }
     }
 
+    fn channel_views(&self) -> Vec<ChannelView> {
+        let mut views: Vec<ChannelView> = self.channels.iter().map(|(name, c)| self.channel_view(name, c)).collect();
+        // A pull by hash follows no channel; people want to see it all the same.
+        if let Some(PullWhat::Manifest(manifest)) = self.pull.as_ref().map(|p| &p.what) {
+            let view = ChannelView { channel: "-".into(), manifest: manifest.to_string(), ..ChannelView::default() };
+            views.push(self.manifest_view(view, manifest));
+        }
+        views
+    }
+
     fn channel_view(&self, name: &ChannelName, channel: &library::Channel) -> ChannelView {
         let mut view = ChannelView {
             channel: name.to_string(),
@@ -57,14 +67,18 @@ impl Agent {
         view.manifest = release.manifest.to_string();
         view.publisher = publisher.to_string();
         view.note = release.note.clone();
+        self.manifest_view(view, &release.manifest)
+    }
+
+    fn manifest_view(&self, mut view: ChannelView, manifest: &ManifestHash) -> ChannelView {
         view.state = "manifest".into();
-        let Some(loaded) = self.manifests.get(&release.manifest) else { return view };
-        let progress = self.node.progress(&release.manifest).unwrap_or_default();
+        let Some(loaded) = self.manifests.get(manifest) else { return view };
+        let progress = self.node.progress(manifest).unwrap_or_default();
         view.checkpoint_bytes = loaded.manifest.bytes();
         view.chunks = loaded.layout.len().into();
         view.chunks_wanted = progress.chunks_wanted.into();
         view.chunks_have = progress.chunks_have.into();
-        (view.bytes_wanted, view.bytes_have) = self.node.progress_bytes(&release.manifest);
+        (view.bytes_wanted, view.bytes_have) = self.node.progress_bytes(manifest);
         view.sources = progress.sources as u64;
         view.state = match progress {
             _ if !loaded.checked => "checking",

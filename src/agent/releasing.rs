@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 /// release by what it knows itself. Guess: ten times a slow connection's set-up.
 const HEAR_TIME: Duration = Duration::from_secs(5);
 
+/// How often a release is numbered anew before its publisher gives in. Guess.
+const RENUMBER_MAX: u32 = 3;
+
 #[derive(Debug)]
 pub(super) struct Publication {
     pub(super) channel: ChannelName,
@@ -23,7 +26,9 @@ pub(super) struct Publication {
     /// There is nobody to hear.
     alone: bool,
     since: Instant,
-    released: bool,
+    /// What was released, and how often it had to be numbered anew.
+    released: Option<Release>,
+    renumbered: u32,
 }
 
 impl Publication {
@@ -36,7 +41,8 @@ impl Publication {
             heard_the_mesh: false,
             alone,
             since: Instant::now(),
-            released: false,
+            released: None,
+            renumbered: 0,
         }
     }
 }
@@ -45,27 +51,48 @@ impl Agent {
     /// Makes the release as soon as its number is certain to be the next.
     pub(super) fn publish_when_ready(&mut self) {
         let Some(publication) = &mut self.publication else { return };
-        let ready = publication.alone || publication.heard_the_mesh || publication.since.elapsed() > HEAR_TIME;
-        if publication.released || !ready {
+        if publication.released.is_some() {
             return;
         }
-        publication.released = true;
         let newest = self.node.newest_release(&publication.channel);
-        if newest.is_some_and(|r| r.manifest == publication.source.hash) {
+        // Somebody may know of a release that has not reached us.
+        let claimed = self.node.highest_seq_claimed(&publication.channel);
+        let all_heard = publication.heard_the_mesh && claimed.is_none_or(|c| newest.is_some_and(|n| n.seq >= c));
+        if !publication.alone && !all_heard && publication.since.elapsed() < HEAR_TIME {
+            return;
+        }
+        if let Some(newest) = newest.filter(|r| r.manifest == publication.source.hash) {
             tracing::info!("{} is at this manifest already; serving it", publication.channel);
+            publication.released = Some(newest.clone());
             return;
         }
         let release = Release {
             channel: publication.channel.clone(),
-            seq: newest.map_or(1, |r| r.seq + 1),
+            seq: newest.map_or(1, |r| r.seq.saturating_add(1)),
             manifest: publication.source.hash,
             manifest_bytes: publication.source.manifest_bytes.len() as u64,
             rollback: false,
             created_unix_ms: unix_ms(),
             note: publication.note.clone(),
         };
+        publication.released = Some(release.clone());
         let release = SignedRelease::sign(&release, &publication.secret);
         self.input(Input::Publish { release });
+    }
+
+    /// A release that was made before ours, and reached us after it, had a number we did not know
+    /// of: ours was refused where that one was known. It is numbered anew.
+    pub(super) fn release_again_if_overtaken(&mut self, heard: &Release) {
+        let Some(publication) = &mut self.publication else { return };
+        let overtaken = publication.released.as_ref().is_some_and(|ours| {
+            heard.channel == ours.channel
+                && heard.manifest != ours.manifest
+                && heard.created_unix_ms < ours.created_unix_ms
+        });
+        if overtaken && publication.renumbered < RENUMBER_MAX {
+            publication.renumbered += 1;
+            publication.released = None;
+        }
     }
 
     /// Stops serving files that were changed under our feet, before a reader finds out.

@@ -1,6 +1,6 @@
 //! `aquifer agent`: the daemon.
 
-use super::stop_signal;
+use super::StopSignal;
 use crate::agent;
 use crate::options::{self, AgentOptions, NodeOptions};
 use anyhow::{Result, bail};
@@ -11,7 +11,8 @@ use std::process::ExitCode;
 const PORTS: (u16, u16) = (7401, 7402);
 
 pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOptions) -> Result<ExitCode> {
-    let (node, options) = options::complete(config, node, agent)?;
+    let (mut node, options) = options::of_agent(config, node, agent)?;
+    node.state = node.state.or_else(|| options::default_state(node.name.as_deref()));
     let channels = options.channels()?;
     let mut config = node.config(&channels, PORTS)?;
     options.configure(&mut config)?;
@@ -22,10 +23,10 @@ pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOp
         bail!("nobody is trusted to publish {channel}: give the publisher's public key with --trust");
     }
     tracing::info!("node {} ({})", config.name, config.identity.public());
+    let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
     tokio::select! {
-        stopped = stop_signal() => {
-            stopped?;
+        () = stop.wait() => {
             tracing::info!("leaving the mesh");
             running.stop().await?;
         }

@@ -6,6 +6,7 @@
 
 use super::print_json;
 use crate::cli::DemoEngine;
+use crate::errors::reasons;
 use anyhow::{Context, Result};
 use aquifer_core::ChannelName;
 use aquifer_engine::{BindingSpec, ClientError, EngineClient, Failure, ReleaseInfo, Switch, TensorInfo, layout_for};
@@ -35,7 +36,7 @@ fn answer(memory: &Span, tensors: &[TensorInfo], bindings: &[BindingSpec]) {
     for _ in std::io::stdin().lock().lines().map_while(Result::ok) {
         match hashes(memory, tensors, bindings) {
             Ok(tensors) => print_json(&json!({"event": "memory", "tensors": tensors})),
-            Err(error) => print_json(&json!({"event": "error", "message": format!("{error:#}")})),
+            Err(error) => print_json(&json!({"event": "error", "message": reasons(&error)})),
         }
     }
     std::process::exit(0);

@@ -1,14 +1,15 @@
 //! `aquifer publish`: hash a checkpoint, announce it, and go on serving it.
 
-use super::{agent::ended, print_json, print_line, stop_signal};
+use super::{StopSignal, agent::ended, print_json, print_line};
 use crate::agent::view::View;
 use crate::agent::{self, Publish as Publication};
 use crate::cli::Publish;
-use crate::options::{self, AgentOptions};
+use crate::options;
 use crate::progress::Progress;
 use crate::{keys, units};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aquifer_core::ChannelName;
+use aquifer_core::limits::RELEASE_NOTE_BYTES_MAX;
 use aquifer_memory::{Published, Source};
 use serde_json::json;
 use std::path::Path;
@@ -17,8 +18,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode> {
-    let (node, _) = options::complete(config, args.node.clone(), AgentOptions::default())?;
+    let node = options::of_passing(config, args.node.clone())?;
     let channel: ChannelName = args.channel.parse()?;
+    if args.note.len() > RELEASE_NOTE_BYTES_MAX {
+        bail!("--note has {} bytes; it may have {RELEASE_NOTE_BYTES_MAX}", args.note.len());
+    }
     let secret = keys::read_publisher_secret(&args.publisher_key)?;
     let mut config = node.config(std::slice::from_ref(&channel), (0, 0))?;
     let source = hash(&args)?;
@@ -43,13 +47,13 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
     }
     let manifest = source.hash.to_string();
     config.publish = Some(Publication { channel, secret, note: args.note.clone(), source });
+    let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
     let mut view = running.view.clone();
     let mut told = Told::default();
     loop {
         tokio::select! {
-            stopped = stop_signal() => {
-                stopped?;
+            () = stop.wait() => {
                 tracing::info!("leaving the mesh");
                 running.stop().await?;
                 return Ok(ExitCode::SUCCESS);

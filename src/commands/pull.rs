@@ -1,10 +1,10 @@
 //! `aquifer pull`: a release as files, bit for bit.
 
-use super::{EXIT_TIMEOUT, print_json, print_line, stop_signal};
+use super::{EXIT_TIMEOUT, StopSignal, print_json, print_line};
 use crate::agent::view::{ChannelView, View};
 use crate::agent::{self, Ended, Pull as Pulling, PullWhat};
 use crate::cli::Pull;
-use crate::options::{self, AgentOptions};
+use crate::options;
 use crate::progress::Progress;
 use crate::units;
 use anyhow::{Result, bail};
@@ -14,12 +14,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+/// Hexadecimal digits from which on a word is taken for a hash, whole or not. Half a hash.
+const HASH_DIGITS_MIN: usize = 32;
+
 pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
-    let (node, _) = options::complete(config, args.node.clone(), AgentOptions::default())?;
-    let what = match args.what.parse::<ManifestHash>() {
-        Ok(manifest) => PullWhat::Manifest(manifest),
-        Err(_) => PullWhat::Channel(args.what.parse()?),
-    };
+    let node = options::of_passing(config, args.node.clone())?;
+    let what = meant(&args.what)?;
     let channels: Vec<ChannelName> = match &what {
         PullWhat::Channel(channel) => vec![channel.clone()],
         PullWhat::Manifest(_) => Vec::new(),
@@ -34,14 +34,14 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
     config.pull = Some(Pulling { what, dir: args.to.clone() });
     let started = Instant::now();
     let deadline = args.timeout.map(|s| started + Duration::from_secs(s));
+    let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
     let mut view = running.view.clone();
     let progress = Progress::new("pulling", 0, args.json);
     let mut problem = None;
     while !running.has_ended() {
         tokio::select! {
-            stopped = stop_signal() => {
-                stopped?;
+            () = stop.wait() => {
                 running.stop().await?;
                 bail!("interrupted; what has arrived is kept in {} and will not be fetched again", args.to.display());
             }
@@ -71,6 +71,18 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
     };
     report(&args, manifest, &last, started.elapsed());
     Ok(ExitCode::SUCCESS)
+}
+
+/// A channel's name may look like a hash that lost digits on its way; nobody means one that does.
+fn meant(text: &str) -> Result<PullWhat> {
+    let digits = text.len();
+    match text.parse::<ManifestHash>() {
+        Ok(manifest) => Ok(PullWhat::Manifest(manifest)),
+        Err(_) if digits >= HASH_DIGITS_MIN && text.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            bail!("'{text}' looks like a manifest's hash, but has {digits} digits: a hash has 64")
+        }
+        Err(_) => Ok(PullWhat::Channel(text.parse()?)),
+    }
 }
 
 fn report(args: &Pull, manifest: ManifestHash, view: &View, elapsed: Duration) {
@@ -131,5 +143,24 @@ async fn passed(deadline: Option<Instant>) {
     match deadline {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_that_lost_digits_is_no_channel() {
+        let hash = ManifestHash::of(b"m").to_string();
+        assert!(matches!(meant(&hash), Ok(PullWhat::Manifest(_))));
+        for text in [&hash[1..], &hash[..32], &format!("{hash}0")] {
+            let refusal = meant(text).expect_err(text).to_string();
+            assert!(refusal.contains(&format!("{} digits: a hash has 64", text.len())), "{refusal}");
+        }
+        for text in ["prod/model", "cafe", &hash[..31], &format!("v{}", &hash[1..])] {
+            assert!(matches!(meant(text), Ok(PullWhat::Channel(_))), "{text}");
+        }
+        assert!(meant("a b").is_err());
     }
 }

@@ -14,7 +14,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(config: Option<&Path>, socket: Option<PathBuf>, watch: bool, json: bool) -> Result<ExitCode> {
     let given = AgentOptions { socket, ..AgentOptions::default() };
-    let (_, options) = options::complete(config, NodeOptions::default(), given)?;
+    let (_, options) = options::of_agent(config, NodeOptions::default(), given)?;
     let socket = options.socket.unwrap_or_else(options::default_socket);
     loop {
         let value = {

@@ -76,6 +76,9 @@ impl Binding {
         }
         let dims = self.dims(tensor).map_err(refuse)?;
         let checked = self.collapse(tensor, dims).ok_or_else(|| refuse("its extent does not fit 64 bits".into()))?;
+        if checked.overlaps_itself() {
+            return Err(refuse(format!("strides {:?} put two elements in one place", self.strides)));
+        }
         if checked.region_end > region_bytes {
             return Err(refuse(format!(
                 "reaches byte {} of region {}, which has {region_bytes}",
@@ -180,6 +183,20 @@ impl CheckedBinding {
         self.region_begin..self.region_end
     }
 
+    /// Whether two runs may share a byte of the region: each dimension, from the densest on, must
+    /// step over all that lies within it.
+    fn overlaps_itself(&self) -> bool {
+        let mut dims: Vec<&Dim> = self.outer.iter().filter(|d| d.count > 1).collect();
+        dims.sort_by_key(|d| d.region_stride);
+        let mut reach = self.run_bytes;
+        self.runs > 1
+            && dims.into_iter().any(|d| {
+                let overlaps = d.region_stride < reach;
+                reach = (d.count - 1).saturating_mul(d.region_stride).saturating_add(reach);
+                overlaps
+            })
+    }
+
     /// The first run that ends after `offset`. Runs ascend in the tensor, so bisection finds it.
     fn first_reaching(&self, offset: u64) -> u64 {
         let (mut low, mut high) = (0, self.runs);
@@ -266,6 +283,10 @@ mod tests {
         let t = tensor("F32", &[3, 4]);
         for strides in [vec![u64::MAX, 4], vec![u64::MAX / 2, u64::MAX / 2]] {
             assert!(Binding { strides, ..bind(&t) }.check(&t, 48).is_err());
+        }
+        for strides in [vec![0, 4], vec![12, 4], vec![16, 0], vec![2, 4]] {
+            let error = Binding { strides, ..bind(&t) }.check(&t, 1 << 20).unwrap_err();
+            assert!(error.reason.contains("one place"), "{error}");
         }
         assert!(Binding { offset: u64::MAX, ..bind(&t) }.check(&t, 48).is_err());
         assert!(Binding { index: vec![(2, 1), (0, 4)], ..bind(&t) }.check(&t, 48).is_err());

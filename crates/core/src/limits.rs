@@ -44,5 +44,10 @@ pub const STATUS_LABELS_MAX: usize = 32;
 pub const STATUS_CHANNELS_MAX: usize = 64;
 pub const STATUS_ADDRESSES_MAX: usize = 32;
 
+/// Longest name of a node, and longest `key=value` of a label, in bytes. With as many labels,
+/// channels and addresses as there may be, a record stays below [`RECORD_BYTES_MAX`].
+pub const STATUS_NAME_BYTES_MAX: usize = 256;
+pub const STATUS_LABEL_BYTES_MAX: usize = 256;
+
 /// Longest note a publisher may attach to a release, in bytes. Guess.
 pub const RELEASE_NOTE_BYTES_MAX: usize = 1024;

@@ -81,6 +81,15 @@ impl SignedStatus {
         SignedStatus { body, signature }
     }
 
+    /// Bytes it takes in a message, about.
+    pub fn len(&self) -> usize {
+        self.body.len() + SIGNATURE_BYTES + size_of::<u64>()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.body.is_empty()
+    }
+
     /// The record, if the node it speaks of signed it.
     pub fn open(&self) -> Result<Status, StatusError> {
         let status: Status = codec::decode::<_, RECORD_BYTES_MAX>(Kind::Status, &self.body)?;
@@ -101,6 +110,7 @@ impl SignedStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{CHANNEL_BYTES_MAX, STATUS_LABEL_BYTES_MAX, STATUS_NAME_BYTES_MAX};
 
     fn status(node: NodeId) -> Status {
         Status {
@@ -127,6 +137,27 @@ mod tests {
         assert_eq!(SignedStatus::sign(&status(me.public()), &me).open(), Ok(status(me.public())));
         let forged = SignedStatus::sign(&status(other.public()), &me);
         assert!(matches!(forged.open(), Err(StatusError::Signature(_))));
+    }
+
+    #[test]
+    fn the_longest_record_that_options_allow_can_be_read() {
+        let me = NodeSecret::from_seed([1; 32]);
+        let channel = |i: usize| ChannelStatus {
+            channel: format!("{i:0>CHANNEL_BYTES_MAX$}").parse().unwrap(),
+            seq: u64::MAX,
+            manifest: ManifestHash::of(b""),
+            chunks_wanted: u32::MAX,
+            chunks_have: u32::MAX,
+        };
+        let label = ("k".repeat(STATUS_LABEL_BYTES_MAX / 2), "v".repeat(STATUS_LABEL_BYTES_MAX / 2));
+        let longest = Status {
+            name: "n".repeat(STATUS_NAME_BYTES_MAX),
+            addresses: vec!["a".repeat(100); STATUS_ADDRESSES_MAX],
+            labels: vec![label; STATUS_LABELS_MAX],
+            channels: (0..STATUS_CHANNELS_MAX).map(channel).collect(),
+            ..status(me.public())
+        };
+        assert_eq!(SignedStatus::sign(&longest, &me).open(), Ok(longest));
     }
 
     #[test]

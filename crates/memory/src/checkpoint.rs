@@ -7,7 +7,7 @@ use crate::mapping::Mapping;
 use crate::span::{Span, clamped};
 use aquifer_core::blueprint::{Blueprint, BlueprintError, Cut};
 use aquifer_core::manifest::check_path;
-use aquifer_core::safetensors::{self, Header, LENGTH_BYTES, SafetensorsError};
+use aquifer_core::safetensors::{self, Header, SafetensorsError};
 use aquifer_core::{ChunkHash, ChunkSet, Hash, Layout, Manifest, ManifestHash};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -119,8 +119,12 @@ impl Source {
         };
         let mut files = Vec::with_capacity(paths.len());
         for path in paths {
-            let prefix = path.ends_with(SAFETENSORS) || model(&path) && index.is_some();
-            let prefix = prefix.then(|| if model(&path) { String::new() } else { format!("{path}#") });
+            let is_shard = index.as_ref().is_some_and(|i| i.shards.contains_key(&path));
+            let prefix = match model(&path) {
+                true => String::new(),
+                false => format!("{path}#"),
+            };
+            let prefix = (is_shard || path.ends_with(SAFETENSORS)).then_some(prefix);
             files.push(SourceFile::open(&dir.join(&path), path, prefix)?);
         }
         if let Some(index) = index {
@@ -166,7 +170,6 @@ fn read_header(file: &Span, path: &Path) -> Result<Header, PublishError> {
         return Err(refused(path, "is a git-lfs pointer and not the file itself: run 'git lfs pull'"));
     }
     let length = first.first_chunk::<8>().ok_or_else(|| bad(SafetensorsError::Short(file.len())))?;
-    debug_assert_eq!(length.len() as u64, LENGTH_BYTES);
     let bytes = safetensors::header_bytes(length, file.len()).map_err(bad)?;
     safetensors::parse(&head(bytes)?, file.len()).map_err(bad)
 }
@@ -188,11 +191,9 @@ impl Index {
     fn find(dir: &Path, paths: &[String]) -> Result<Option<Self>, PublishError> {
         let mut found: Vec<&String> = paths.iter().filter(|p| !p.contains('/') && p.ends_with(INDEX)).collect();
         found.sort_by_key(|name| (*name != MAIN_INDEX, *name));
-        let Some(name) = found.first() else { return Ok(None) };
-        if let [_, rest @ ..] = found.as_slice()
-            && !rest.is_empty()
-        {
-            tracing::info!("{name} says which files are the model; {rest:?} travel as plain files");
+        let Some((name, others)) = found.split_first() else { return Ok(None) };
+        if !others.is_empty() {
+            tracing::info!("{name} says which files are the model; {others:?} travel as plain files");
         }
         Self::read(dir.join(name), paths).map(Some)
     }

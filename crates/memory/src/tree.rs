@@ -147,7 +147,18 @@ impl FileTree {
             return None;
         }
         let place = *self.0.places.get(self.0.places_of(index).start)?;
-        self.0.span_of(place).map_err(|error| tracing::warn!("cannot serve chunk {index}: {error}")).ok()
+        let served = self.0.span_of(place).and_then(|span| self.0.check_unchanged(place, span));
+        served.map_err(|error| tracing::warn!("cannot serve chunk {index}: {error}")).ok()
+    }
+
+    /// Believes a chunk no more: its bytes were found to be others. It must be landed again.
+    pub fn forget(&self, index: u32) {
+        if index >= self.0.chunk_count() {
+            return;
+        }
+        let mut state = self.0.lock();
+        state.have.remove(index);
+        self.0.places_of(index).for_each(|at| state.right[at] = false);
     }
 
     /// Moves every file to its final name, each at once, and removes what is left of this and
@@ -165,7 +176,9 @@ impl FileTree {
             }
             self.0.mapping(file)?;
             self.0.root.adopt(&self.0.partial, path, path)?;
-            self.0.lock().settled[file] = true;
+            let mut state = self.0.lock();
+            state.settled[file] = true;
+            state.open.remove(&file); // to be opened again as it is now, so that a later change is noticed
         }
         let leftover = self.0.root.path_of(PARTIAL_DIR);
         match fs::remove_dir_all(&leftover) {
@@ -199,6 +212,19 @@ impl Inner {
     fn span_of(&self, place: Place) -> Result<Span, StoreError> {
         let span = self.mapping(place.file)?.span();
         Ok(span.slice(place.offset..place.offset + self.place_len(place))?)
+    }
+
+    /// A file that stands under its final name is the user's: if it was written to since, what is
+    /// there may be anything.
+    fn check_unchanged(&self, place: Place, span: Span) -> Result<Span, StoreError> {
+        if !self.lock().settled[place.file] {
+            return Ok(span);
+        }
+        let path = self.root.path_of(&self.files[place.file].path);
+        match span.mapping().0.changed().map_err(StoreError::io("read", &path, 0))? {
+            None => Ok(span),
+            Some(reason) => Err(StoreError::Refused { path, reason }),
+        }
     }
 
     /// A file, mapped; one that grows is made if it is not there.

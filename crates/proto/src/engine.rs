@@ -136,8 +136,10 @@ enum Phase {
         target: Target,
         in_place: ChunkSet,
     },
+    /// `refused`: the engine would not serve it; only another release can help.
     Resuming {
         current: Target,
+        refused: bool,
     },
 }
 
@@ -244,8 +246,13 @@ impl EngineSession {
             | Phase::Staging { target, .. }
             | Phase::Pausing { target, .. }
             | Phase::Applying { target, .. } => Some(target),
-            Phase::Serving { current } | Phase::Resuming { current } => Some(current),
+            Phase::Serving { current } | Phase::Resuming { current, .. } => Some(current),
         }
+    }
+
+    /// The newest release it was pointed at, whether it has turned to it or not.
+    pub fn aim(&self) -> Option<&Target> {
+        self.next.as_ref().or_else(|| self.target())
     }
 
     /// Chunks of the target this engine needs on this node, whether there or not. None until
@@ -263,7 +270,7 @@ impl EngineSession {
             Phase::Filling { target, landed, .. } => of(target, landed.count()),
             Phase::Staging { target, in_place, staged, .. } => of(target, in_place.count() + staged.count()),
             Phase::Pausing { target, .. } | Phase::Applying { target, .. } => of(target, target.plan.needs().count()),
-            Phase::Serving { current } | Phase::Resuming { current } => of(current, current.plan.needs().count()),
+            Phase::Serving { current } | Phase::Resuming { current, .. } => of(current, current.plan.needs().count()),
         }
     }
 
@@ -275,7 +282,7 @@ impl EngineSession {
         match &self.phase {
             Phase::Registering | Phase::Waiting { .. } | Phase::Scanning { .. } => None,
             Phase::Filling { target, landed, .. } => held(target, landed),
-            Phase::Serving { current } | Phase::Resuming { current } => held(current, current.plan.needs()),
+            Phase::Serving { current } | Phase::Resuming { current, .. } => held(current, current.plan.needs()),
             Phase::Applying { target, in_place } => held(target, in_place),
             Phase::Staging { current, target, in_place, .. } | Phase::Pausing { current, target, in_place } => {
                 let old = current.as_ref().and_then(|c| held(c, c.plan.needs()));
@@ -314,7 +321,7 @@ impl EngineSession {
 
     fn on_hydrate(&mut self, serving: Option<ManifestHash>, fresh: bool) {
         if matches!(self.phase, Phase::Registering) {
-            self.serving = serving;
+            // What it says it serves is a claim until its memory was hashed.
             self.phase = Phase::Waiting { scan: !fresh || serving.is_some(), serving };
         }
     }
@@ -337,7 +344,11 @@ impl EngineSession {
         }
         let ready = matches!(
             self.phase,
-            Phase::Waiting { .. } | Phase::Filling { .. } | Phase::Serving { .. } | Phase::Staging { .. }
+            Phase::Waiting { .. }
+                | Phase::Filling { .. }
+                | Phase::Serving { .. }
+                | Phase::Staging { .. }
+                | Phase::Resuming { refused: true, .. }
         );
         let Some(next) = self.next.take_if(|_| ready) else { return };
         match std::mem::replace(&mut self.phase, Phase::Registering) {
@@ -376,11 +387,14 @@ impl EngineSession {
                 };
                 self.stage(current, next, in_place);
             }
-            phase @ (Phase::Registering
-            | Phase::Scanning { .. }
-            | Phase::Pausing { .. }
-            | Phase::Applying { .. }
-            | Phase::Resuming { .. }) => self.phase = phase,
+            Phase::Resuming { current, .. } => {
+                let all = current.plan.needs();
+                let kept = next.plan.carried_over(&next.layout, &current.plan, &current.layout, all);
+                self.fill(next, Some(kept));
+            }
+            phase @ (Phase::Registering | Phase::Scanning { .. } | Phase::Pausing { .. } | Phase::Applying { .. }) => {
+                self.phase = phase
+            }
         }
     }
 
@@ -403,7 +417,10 @@ impl EngineSession {
         let Phase::Scanning { target, serving } = &self.phase else { return };
         let (target, serving) = (target.clone(), *serving);
         match serving {
-            Some(other) if other != target.manifest => self.stage(None, target, in_place),
+            Some(other) if other != target.manifest => {
+                self.serving = Some(other);
+                self.stage(None, target, in_place);
+            }
             // Nothing served, or what it believes to serve: if its memory is not it, repair it
             // at once; if it is, this ends the filling before it began.
             _ => {
@@ -495,7 +512,7 @@ impl EngineSession {
         let target = target.clone();
         if ok {
             let manifest = target.manifest;
-            self.phase = Phase::Resuming { current: target };
+            self.phase = Phase::Resuming { current: target, refused: false };
             self.tell(Tell::Applied { manifest });
             self.out.push_back(EngineOutput::PlacesChanged);
         } else {
@@ -506,7 +523,7 @@ impl EngineSession {
     }
 
     fn on_resumed(&mut self) {
-        let Phase::Resuming { current } = &self.phase else { return };
+        let Phase::Resuming { current, .. } = &self.phase else { return };
         let current = current.clone();
         self.serving = Some(current.manifest);
         self.phase = Phase::Serving { current };
@@ -525,13 +542,19 @@ impl EngineSession {
                 self.tell(Tell::Aborted { manifest });
                 self.changed();
             }
-            // The bytes are right, the engine is not well: it stays paused, not ready.
-            Phase::Resuming { current } => self.refused = Some((current.manifest, reason)),
+            // The bytes are right, the engine is not well: it stays paused, not ready, until
+            // another release comes.
+            Phase::Resuming { current, .. } | Phase::Serving { current } => {
+                let current = current.clone();
+                self.refused = Some((current.manifest, reason));
+                self.serving = None;
+                self.phase = Phase::Resuming { current, refused: true };
+                self.changed();
+            }
             Phase::Registering
             | Phase::Waiting { .. }
             | Phase::Scanning { .. }
             | Phase::Filling { .. }
-            | Phase::Serving { .. }
             | Phase::Staging { .. }
             | Phase::Applying { .. } => {}
         }
@@ -669,6 +692,40 @@ mod tests {
         assert_eq!(drain(&mut session), [EngineOutput::Tell(Tell::Aborted { manifest: new })]);
         assert_eq!(session.serving(), Some(old));
         assert_eq!(session.refusal().map(|r| r.0), Some(new));
+    }
+
+    #[test]
+    fn an_engine_that_will_not_resume_takes_the_next_release() {
+        let mut session = serving([1, 2]);
+        session.handle(EngineInput::Target(target([1, 9])));
+        session.handle(EngineInput::Available { chunks: set(&[1]) });
+        session.handle(EngineInput::Paused);
+        session.handle(EngineInput::Applied { ok: true });
+        session.handle(EngineInput::Refused { reason: "broken".into() });
+        assert_eq!(session.serving(), None);
+        drain(&mut session);
+        session.handle(EngineInput::Target(target([1, 2])));
+        session.handle(EngineInput::Landing { chunk: 1 });
+        session.handle(EngineInput::Landed { chunk: 1, verified: true });
+        let manifest = ManifestHash::of(&[1, 2]);
+        assert_eq!(drain(&mut session), [EngineOutput::Tell(Tell::Hydrated { manifest })]);
+        session.handle(EngineInput::Refused { reason: "still broken".into() });
+        assert_eq!((session.serving(), session.phase()), (None, "resuming"), "hydrated, and refused all the same");
+    }
+
+    #[test]
+    fn a_rollback_overtakes_a_release_that_waits() {
+        let mut session = serving([1, 2]);
+        session.handle(EngineInput::Target(target([1, 9])));
+        session.handle(EngineInput::Available { chunks: set(&[1]) });
+        session.handle(EngineInput::Target(target([7, 7])));
+        assert_eq!(session.aim().map(|t| t.manifest), Some(ManifestHash::of(&[7, 7])));
+        session.handle(EngineInput::Target(target([1, 9])));
+        session.handle(EngineInput::Paused);
+        session.handle(EngineInput::Applied { ok: true });
+        session.handle(EngineInput::Resumed);
+        assert_eq!(session.serving(), Some(ManifestHash::of(&[1, 9])));
+        assert_eq!(session.phase(), "serving");
     }
 
     #[test]

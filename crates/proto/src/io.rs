@@ -1,7 +1,7 @@
 //! The doors of the machine: all that can come in, all that can go out.
 
 use crate::releases::Rejection;
-use aquifer_core::{ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease};
+use aquifer_core::{ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease};
 use std::time::Duration;
 
 /// A read the node has started; the driver owes exactly one [`Input::ReadDone`] for it.
@@ -41,7 +41,6 @@ pub enum Input {
     },
     /// A manifest is known; its distinct chunks have these lengths, in their numbering.
     ManifestLoaded {
-        channel: ChannelName,
         manifest: ManifestHash,
         chunk_bytes: Vec<u32>,
     },

@@ -1,6 +1,6 @@
 //! Every bound and interval of this crate, with its unit and where it comes from.
 
-use aquifer_core::limits::CHUNK_BYTES_TARGET;
+use aquifer_core::limits::{CHUNK_BYTES_TARGET, MESSAGE_BYTES_MAX};
 use std::time::Duration;
 
 /// How often a node tells the mesh of itself when nothing changed. Guess: a third of a minute's
@@ -27,8 +27,10 @@ pub const CONNECTIONS_WANTED: usize = 8;
 /// How often links, asks and fetches are looked over.
 pub const REVIEW_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Status records in a snapshot, at most: 512 of up to 2 KiB stay within one message.
+/// Status records in a snapshot, at most, and their bytes: half of a message, so that releases fit
+/// beside them.
 pub const SNAPSHOT_STATUSES_MAX: usize = 512;
+pub const SNAPSHOT_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
 
 /// Least time between two reminders of a release to one peer that seems to have missed it.
 pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);

@@ -101,7 +101,8 @@ impl Manifests {
         }
         let expected = *fetch.total.get_or_insert(total.min(MANIFEST_BYTES_MAX as u64));
         let room = expected - offset;
-        if total != expected || bytes.is_empty() || bytes.len() as u64 > room || bytes.len() > MANIFEST_PIECE_BYTES {
+        // Only a full piece counts as an answer: a trickle would keep the time-out from coming.
+        if total != expected || bytes.len() as u64 != room.min(MANIFEST_PIECE_BYTES as u64) {
             fetch.pass_over(from, now + MANIFEST_TIMEOUT);
             return Err(Liar(from));
         }

@@ -1,7 +1,9 @@
 //! Who is in the mesh: status records, their time-outs, and the links worth having.
 
 use crate::io::Notice;
-use crate::limits::{CONNECTIONS_WANTED, MEMBER_TIMEOUT, MEMBERS_MAX, SNAPSHOT_STATUSES_MAX, TOMBSTONE};
+use crate::limits::{
+    CONNECTIONS_WANTED, MEMBER_TIMEOUT, MEMBERS_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_STATUSES_MAX, TOMBSTONE,
+};
 use aquifer_core::status::StatusError;
 use aquifer_core::{NodeId, SignedStatus, Status, Time};
 use rand::Rng;
@@ -122,7 +124,13 @@ impl Members {
     pub(crate) fn snapshot(&self, now: Time, rng: &mut SmallRng) -> Vec<(SignedStatus, u32)> {
         let age = |m: &Member| u32::try_from(now.since(m.made_at).as_millis()).unwrap_or(u32::MAX);
         let chosen = self.members.values().choose_multiple(rng, SNAPSHOT_STATUSES_MAX);
-        chosen.into_iter().map(|m| (m.signed.clone(), age(m))).collect()
+        let mut room = SNAPSHOT_BYTES_MAX;
+        let fits = |m: &&Member| {
+            let left = room.checked_sub(m.signed.len());
+            room = left.unwrap_or(0);
+            left.is_some()
+        };
+        chosen.into_iter().take_while(fits).map(|m| (m.signed.clone(), age(m))).collect()
     }
 
     /// Members to dial so that this node keeps enough links, in random order.

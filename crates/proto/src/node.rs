@@ -7,6 +7,7 @@ use crate::members::{Heard as StatusHeard, Member, Members, jittered};
 use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
 use crate::swarm::{self, Budget, Swarm};
 use crate::trust::Trust;
+use aquifer_core::limits::STATUS_ADDRESSES_MAX;
 use aquifer_core::message::Outcome;
 use aquifer_core::{
     ChannelName, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey,
@@ -44,9 +45,9 @@ pub struct Node {
     releases: Releases,
     manifests: Manifests,
     trust: Trust,
-    swarms: BTreeMap<ManifestHash, (ChannelName, Swarm)>,
+    swarms: BTreeMap<ManifestHash, Swarm>,
     budget: Budget,
-    ops: BTreeMap<OpId, (ManifestHash, u32)>,
+    ops: BTreeMap<OpId, Op>,
     next_op: OpId,
     local: LocalStatus,
     status_seq: u64,
@@ -54,7 +55,18 @@ pub struct Node {
     status_sent: Option<Time>,
     review_at: Time,
     reminded: BTreeMap<NodeId, Time>,
+    /// Something happened that may allow another grant.
+    grants_due: bool,
     out: VecDeque<Output>,
+}
+
+/// A read under way, and what its holder is owed at its end.
+#[derive(Clone, Copy, Debug)]
+struct Op {
+    manifest: ManifestHash,
+    chunk: u32,
+    holder: NodeId,
+    lease: u64,
 }
 
 /// How far one manifest is.
@@ -90,6 +102,7 @@ impl Node {
             status_sent: None,
             review_at: now,
             reminded: BTreeMap::new(),
+            grants_due: false,
             out: VecDeque::new(),
             config,
         };
@@ -127,9 +140,9 @@ impl Node {
                 self.manifests.want(manifest, bytes);
                 self.review_manifests(now);
             }
-            Input::ManifestLoaded { channel, manifest, chunk_bytes } => {
+            Input::ManifestLoaded { manifest, chunk_bytes } => {
                 self.manifests.forget(&manifest);
-                self.swarms.entry(manifest).or_insert_with(|| (channel, Swarm::new(chunk_bytes)));
+                self.swarms.entry(manifest).or_insert_with(|| Swarm::new(chunk_bytes));
             }
             Input::Wanted { manifest, chunks } => self.on_wanted(now, manifest, chunks),
             Input::Held { manifest, chunks } => self.on_held(now, manifest, &chunks),
@@ -153,7 +166,9 @@ impl Node {
             self.review_manifests(now);
             self.review_swarms(now);
         }
-        for (manifest, (_, swarm)) in &mut self.swarms {
+        for (manifest, swarm) in &mut self.swarms {
+            self.grants_due |= swarm.serving.next_timeout().is_some_and(|at| at <= now);
+            swarm.pulling.on_timeout(now, &mut self.out);
             for (reader, lease, chunk) in swarm.serving.on_timeout(&swarm.stock, &mut self.budget, now) {
                 self.out.push_back(Output::LeaseClosed { lease, chunk });
                 let message = PeerMessage::Revoke { manifest: *manifest, lease };
@@ -172,7 +187,7 @@ impl Node {
 
     /// When to call [`Node::handle_timeout`], and what for.
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
-        let swarms = self.swarms.values().flat_map(|(_, s)| {
+        let swarms = self.swarms.values().flat_map(|s| {
             let news = s.pulling.next_timeout().map(|t| (t, "progress"));
             let leases = s.serving.next_timeout().map(|t| (t, "leases"));
             [news, leases].into_iter().flatten()
@@ -203,19 +218,25 @@ impl Node {
         self.releases.counts()
     }
 
+    /// The highest sequence number that any member says it knows of the channel.
+    pub fn highest_seq_claimed(&self, channel: &ChannelName) -> Option<u64> {
+        let of = |m: &Member| m.status.channels.iter().find(|c| c.channel == *channel).map(|c| c.seq);
+        self.members().filter_map(of).max()
+    }
+
     pub fn newest_release(&self, channel: &ChannelName) -> Option<&Release> {
         self.releases.newest(channel)
     }
 
     pub fn progress(&self, manifest: &ManifestHash) -> Option<SwarmProgress> {
-        let (_, swarm) = self.swarms.get(manifest)?;
+        let swarm = self.swarms.get(manifest)?;
         let (chunks_wanted, chunks_have) = swarm.stock.progress();
         Some(SwarmProgress { chunks_wanted, chunks_have, sources: swarm.pulling.sources() })
     }
 
     /// Bytes of the chunks wanted, and of those that are here.
     pub fn progress_bytes(&self, manifest: &ManifestHash) -> (u64, u64) {
-        self.swarms.get(manifest).map_or((0, 0), |(_, s)| s.stock.progress_bytes())
+        self.swarms.get(manifest).map_or((0, 0), |s| s.stock.progress_bytes())
     }
 
     /// Bytes under lease to readers now.
@@ -234,8 +255,9 @@ impl Node {
     }
 
     fn on_disconnected(&mut self, now: Time, node: NodeId) {
+        self.grants_due = true;
         self.members.on_disconnected(&node);
-        for (_, swarm) in self.swarms.values_mut() {
+        for swarm in self.swarms.values_mut() {
             swarm.pulling.on_disconnected(&node);
             let freed = swarm.serving.on_gone(&swarm.stock, &mut self.budget, &node);
             self.out.extend(freed.into_iter().map(|(lease, chunk)| Output::LeaseClosed { lease, chunk }));
@@ -265,12 +287,14 @@ impl Node {
                 }
             }
             PeerMessage::Ask { manifest, wanted, have, credits } => {
-                if let Some((_, swarm)) = self.swarms.get_mut(&manifest) {
+                self.grants_due = true;
+                if let Some(swarm) = self.swarms.get_mut(&manifest) {
                     swarm.serving.on_ask(&swarm.stock, from, wanted, have, credits);
                 }
             }
             PeerMessage::Progress { manifest, got, credits } => {
-                if let Some((_, swarm)) = self.swarms.get_mut(&manifest) {
+                self.grants_due = true;
+                if let Some(swarm) = self.swarms.get_mut(&manifest) {
                     swarm.serving.on_progress(from, &got, credits);
                 }
             }
@@ -279,7 +303,7 @@ impl Node {
                 self.on_return(now, from, manifest, (lease, chunk, outcome));
             }
             PeerMessage::Revoke { manifest, lease } => {
-                if let Some((_, swarm)) = self.swarms.get_mut(&manifest) {
+                if let Some(swarm) = self.swarms.get_mut(&manifest) {
                     swarm.pulling.on_revoke(from, lease);
                 }
             }
@@ -317,7 +341,7 @@ impl Node {
             };
             ahead |= theirs.seq > ours.seq;
             behind |= theirs.seq < ours.seq;
-            holds_new |= self.swarms.get(&theirs.manifest).is_some_and(|(_, s)| !s.stock.is_complete());
+            holds_new |= self.swarms.get(&theirs.manifest).is_some_and(|s| !s.stock.is_complete());
         }
         let follows = |c: &(ChannelName, Vec<PublisherKey>)| member.status.channels.iter().any(|t| t.channel == c.0);
         let shared = self.config.channels.iter().any(follows);
@@ -359,27 +383,29 @@ impl Node {
     }
 
     fn on_wanted(&mut self, now: Time, manifest: ManifestHash, chunks: ChunkSet) {
-        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
         if chunks.len() != swarm.stock.len() {
             return;
         }
         swarm.stock.wanted = chunks;
-        swarm.told_hydrated = false;
+        swarm.told_hydrated &= swarm.stock.is_complete();
         swarm.pulling.on_wants_changed(manifest, &swarm.stock, &mut self.out);
         self.status_soon(now);
         self.review_swarms(now);
     }
 
     fn on_held(&mut self, now: Time, manifest: ManifestHash, chunks: &ChunkSet) {
-        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
         let new: Vec<u32> = chunks.iter().filter(|c| !swarm.stock.have.contains(*c)).collect();
         swarm.stock.have.union_with(chunks);
+        self.grants_due = true;
         new.into_iter().for_each(|c| swarm.pulling.on_verified(now, c, self.me));
         self.status_soon(now);
     }
 
     fn on_lost(&mut self, now: Time, manifest: ManifestHash, chunks: &ChunkSet) {
-        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        self.grants_due = true;
+        let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
         let lost: Vec<u32> = chunks.intersection(&swarm.stock.have).collect();
         swarm.stock.have.subtract(chunks);
         swarm.told_hydrated &= swarm.stock.is_complete();
@@ -390,13 +416,17 @@ impl Node {
                 self.out.push_back(Output::Send { to: reader, message });
             }
         }
+        if let Some(swarm) = self.swarms.get_mut(&manifest) {
+            swarm.pulling.on_wants_changed(manifest, &swarm.stock, &mut self.out);
+        }
         self.status_soon(now);
         self.review_swarms(now);
     }
 
     fn on_forget(&mut self, manifest: ManifestHash) {
+        self.grants_due = true;
         self.manifests.forget(&manifest);
-        let Some((_, mut swarm)) = self.swarms.remove(&manifest) else { return };
+        let Some(mut swarm) = self.swarms.remove(&manifest) else { return };
         swarm.pulling.stop(manifest, &swarm.stock, &mut self.out);
         let everybody: Vec<NodeId> = self.members.connected().copied().collect();
         for node in everybody {
@@ -407,7 +437,7 @@ impl Node {
     }
 
     fn on_grant(&mut self, now: Time, from: NodeId, manifest: ManifestHash, lease: u64, chunks: Vec<u32>) {
-        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else {
+        let Some(swarm) = self.swarms.get_mut(&manifest) else {
             let declined = |c| swarm::returned(from, manifest, lease, c, Outcome::Declined);
             self.out.extend(chunks.into_iter().map(declined));
             return;
@@ -417,7 +447,7 @@ impl Node {
         let take_op = |chunk| {
             let op = *next_op;
             *next_op += 1;
-            ops.insert(op, (manifest, chunk));
+            ops.insert(op, Op { manifest, chunk, holder: from, lease });
             op
         };
         let offer = swarm::Offer { from, lease, chunks, welcome };
@@ -425,11 +455,12 @@ impl Node {
     }
 
     fn on_return(&mut self, now: Time, from: NodeId, manifest: ManifestHash, returned: (u64, u32, Outcome)) {
-        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
         let (lease, chunk, outcome) = returned;
         if !swarm.serving.on_return(&swarm.stock, &mut self.budget, now, from, returned) {
             return;
         }
+        self.grants_due = true;
         self.out.push_back(Output::LeaseClosed { lease, chunk });
         if outcome == Outcome::Corrupt {
             self.out.push_back(Output::Recheck { manifest, chunk, reader: from });
@@ -437,13 +468,19 @@ impl Node {
     }
 
     fn on_read_done(&mut self, now: Time, op: OpId, outcome: ReadOutcome) {
-        let Some((manifest, chunk)) = self.ops.remove(&op) else { return };
-        let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { return };
+        let Some(Op { manifest, chunk, holder, lease }) = self.ops.remove(&op) else { return };
+        let Some(swarm) = self.swarms.get_mut(&manifest) else {
+            // Forgotten meanwhile; the holder wants its lease back all the same.
+            self.out.push_back(swarm::returned(holder, manifest, lease, chunk, Outcome::Declined));
+            return;
+        };
         let Some(flight) = swarm.pulling.land(&swarm.stock, op, chunk) else { return };
-        let holder = flight.holder;
+        let gave_up = flight.late && outcome == ReadOutcome::Declined;
+        let outcome = if gave_up { ReadOutcome::Failed } else { outcome };
         let told = match outcome {
             ReadOutcome::Verified => {
                 swarm.stock.have.insert(chunk);
+                self.grants_due = true;
                 swarm.pulling.on_verified(now, chunk, holder);
                 self.trust.on_good_read(&holder);
                 self.status_in(now, STATUS_SPACING * 5);
@@ -463,7 +500,7 @@ impl Node {
                 Outcome::Failed
             }
         };
-        self.out.push_back(swarm::returned(holder, manifest, flight.lease, chunk, told));
+        self.out.push_back(swarm::returned(holder, manifest, lease, chunk, told));
         if told != Outcome::Verified {
             self.review_at = self.review_at.min(now + PROMPT_REVIEW);
         }
@@ -472,7 +509,7 @@ impl Node {
     /// After every step: hand out what can be granted, send what is due, tell what is done.
     fn settle(&mut self, now: Time) {
         self.grant(now);
-        for (manifest, (_, swarm)) in &mut self.swarms {
+        for (manifest, swarm) in &mut self.swarms {
             swarm.pulling.flush_news(*manifest, now, &mut self.out);
             if !swarm.told_hydrated && !swarm.stock.wanted.is_empty() && swarm.stock.is_complete() {
                 swarm.told_hydrated = true;
@@ -485,12 +522,15 @@ impl Node {
 
     /// Round-robin over the swarms, so that no channel starves another.
     fn grant(&mut self, now: Time) {
+        if !std::mem::take(&mut self.grants_due) {
+            return;
+        }
         let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
         let mut granted = true;
         while granted {
             granted = false;
             for manifest in &manifests {
-                let Some((_, swarm)) = self.swarms.get_mut(manifest) else { continue };
+                let Some(swarm) = self.swarms.get_mut(manifest) else { continue };
                 let grant = swarm.serving.grant(&swarm.stock, &mut self.budget, now, &mut self.rng);
                 if let Some(g) = grant {
                     granted = true;
@@ -527,7 +567,7 @@ impl Node {
         let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
         for manifest in manifests {
             let candidates = self.candidates(now, &manifest);
-            let Some((_, swarm)) = self.swarms.get_mut(&manifest) else { continue };
+            let Some(swarm) = self.swarms.get_mut(&manifest) else { continue };
             let (rng, out) = (&mut self.rng, &mut self.out);
             let dials = swarm.pulling.review(manifest, &swarm.stock, now, candidates, rng, out);
             for node in dials {
@@ -547,7 +587,14 @@ impl Node {
                 have: channel.chunks_have,
             })
         };
-        self.members.iter().filter_map(of).collect()
+        let announced: Vec<_> = self.members.iter().filter_map(of).collect();
+        if !announced.is_empty() {
+            return announced;
+        }
+        // Only newest releases are announced. For another, asking costs little: who does not
+        // have it does not answer.
+        let neighbour = |node: &NodeId| swarm::Candidate { node: *node, connected: true, have: 0 };
+        self.members.connected().filter(|n| !self.trust.is_avoided(n, now)).map(neighbour).collect()
     }
 
     fn leave(&mut self) {
@@ -585,7 +632,7 @@ impl Node {
             incarnation: self.config.incarnation,
             seq: self.status_seq,
             name: self.config.name.clone(),
-            addresses: self.local.addresses.clone(),
+            addresses: self.local.addresses.iter().take(STATUS_ADDRESSES_MAX).cloned().collect(),
             data_endpoints: self.local.data_endpoints.clone(),
             labels: self.config.labels.clone(),
             channels: self.channel_statuses(),

@@ -128,7 +128,7 @@ impl World {
     fn load(&mut self, id: NodeId) {
         let (manifest, chunks) = (self.manifest, self.chunks);
         let chunk_bytes = vec![CHUNK; chunks as usize];
-        self.input(id, Input::ManifestLoaded { channel: "c".parse().unwrap(), manifest, chunk_bytes });
+        self.input(id, Input::ManifestLoaded { manifest, chunk_bytes });
         self.input(id, Input::Wanted { manifest, chunks: ChunkSet::full(chunks) });
     }
 

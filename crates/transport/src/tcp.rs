@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+mod greeting;
 mod holder;
 mod reader;
 mod socket;
@@ -87,8 +88,8 @@ pub struct TcpTransport {
 
 impl TcpTransport {
     /// Listens on `listen` and serves what `grants` allow. `completions` is called from this
-    /// transport's threads, and from within `submit`; it must not call back into the transport's
-    /// `shutdown`.
+    /// transport's threads, and from within `submit`, with no lock held; it may submit, but must
+    /// not panic nor call `shutdown`.
     pub fn start(
         listen: SocketAddr,
         grants: Arc<dyn Grants>,

@@ -9,6 +9,7 @@ mod process;
 mod show;
 
 use super::{print_json, print_line};
+use crate::agent::view::View;
 use crate::cli::Demo;
 use crate::{keys, units};
 use anyhow::{Context, Result, bail};
@@ -77,8 +78,10 @@ fn demo(args: &Demo, dir: &Path) -> Result<ExitCode> {
     nodes.push(late);
     watch.until_serving(&mut nodes, &manifest)?;
     wrong += check_memory(&mut nodes, &first, &say)?;
-    let before: Vec<u64> = nodes.iter().map(|(node, _)| Ok(node.view()?.traffic.bytes_in)).collect::<Result<_>>()?;
-    let first_rows = rows(&nodes, None)?;
+    let nothing = View::default();
+    let row = |(node, engine): &(Node, Engine)| Row::of(node, engine, &nothing, node.started);
+    let first_rows = nodes.iter().map(row).collect::<Result<Vec<_>>>()?;
+    let before = nodes.iter().map(|(node, _)| node.view()).collect::<Result<Vec<_>>>()?;
 
     say(&format!(
         "\n4. A second version: {} of {} tensors changed ({}). Engines serve the first while it is fetched,",
@@ -88,11 +91,13 @@ fn demo(args: &Demo, dir: &Path) -> Result<ExitCode> {
     ));
     say("   then pause, take the changed bytes, and go on.");
     let publisher = Publisher::start(&site, "publisher-2", &updated, &[nodes[0].0.address.clone()])?;
+    let hashed = publisher.hashed;
     watch.until_serving(&mut nodes, &publisher.manifest)?;
     let second = TensorHashes::of(&updated)?;
     wrong += check_memory(&mut nodes, &second, &say)?;
 
-    let update_rows = rows(&nodes, Some(&before))?;
+    let row = |((node, engine), before): (&(Node, Engine), &View)| Row::of(node, engine, before, hashed);
+    let update_rows = nodes.iter().zip(&before).map(row).collect::<Result<Vec<_>>>()?;
     let moved: u64 = update_rows.iter().map(|r| r.bytes).max().unwrap_or(0);
     say(&format!("   {} moved to each node, of a checkpoint of {}", units::bytes(moved), units::bytes(first.bytes())));
     if args.json {
@@ -160,10 +165,6 @@ fn check_memory(nodes: &mut [(Node, Engine)], expected: &TensorHashes, say: &dyn
         say(&format!("   {} engines hold all {} tensors, byte for byte", nodes.len(), expected.len()));
     }
     Ok(wrong)
-}
-
-fn rows(nodes: &[(Node, Engine)], before: Option<&[u64]>) -> Result<Vec<Row>> {
-    nodes.iter().enumerate().map(|(i, (node, engine))| Row::of(node, engine, before.map_or(0, |b| b[i]))).collect()
 }
 
 /// Seconds since `start`, for people.

@@ -28,6 +28,8 @@ pub(super) struct Publisher {
     process: Process,
     pub(super) manifest: String,
     pub(super) address: String,
+    /// When the checkpoint was hashed.
+    pub(super) hashed: Instant,
 }
 
 #[derive(Debug)]
@@ -114,10 +116,13 @@ impl Publisher {
         on_loopback(&mut command, site, peers);
         let (process, input) = Process::start(site, name, &mut command)?;
         drop(input);
+        // Counted from here: what follows is joining, signing, and the mesh's part.
+        process.wait_for(&["hashed"]).with_context(|| format!("{name} could not hash the checkpoint"))?;
+        let hashed = Instant::now();
         let published = process.wait_for(&["published"]).with_context(|| format!("{name} did not publish"))?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
         let (manifest, address) = (text(&published["manifest"]), text(&published["addresses"][0]));
-        Ok(Publisher { process, manifest, address })
+        Ok(Publisher { process, manifest, address, hashed })
     }
 
     /// As if the machine had lost power.

@@ -2,6 +2,7 @@
 
 use super::process::{Engine, Node};
 use super::seconds;
+use crate::agent::view::View;
 use crate::units;
 use anyhow::{Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -97,17 +98,18 @@ impl Watch {
 }
 
 impl Row {
-    /// `before`: bytes the node had read when what the table is about began.
-    pub(super) fn of(node: &Node, engine: &Engine, before: u64) -> Result<Self> {
+    /// What happened since `before` was seen, and since `started`.
+    pub(super) fn of(node: &Node, engine: &Engine, before: &View, started: Instant) -> Result<Self> {
         let view = node.view()?;
         let ready = !view.engines.is_empty() && view.engines.iter().all(|e| e.ready);
-        let since = engine.serving.as_ref().map_or(0.0, |(_, at)| at.duration_since(node.started).as_secs_f64());
+        let seconds = engine.serving.as_ref().map_or(0.0, |(_, at)| at.duration_since(started).as_secs_f64());
+        let known = |node: &str| before.peers.iter().find(|p| p.node == node).map_or(0, |p| p.bytes_from);
         Ok(Row {
             node: node.name.clone(),
-            bytes: view.traffic.bytes_in - before,
-            peers: view.peers.iter().filter(|p| p.bytes_from > 0).count(),
-            seconds: since,
-            chunks_verified: view.traffic.chunks_verified,
+            bytes: view.traffic.bytes_in - before.traffic.bytes_in,
+            peers: view.peers.iter().filter(|p| p.bytes_from > known(&p.node)).count(),
+            seconds,
+            chunks_verified: view.traffic.chunks_verified - before.traffic.chunks_verified,
             state: if ready { "ready" } else { "not ready" }.to_string(),
         })
     }

@@ -103,6 +103,36 @@ fn a_restart_refetches_nothing() {
 }
 
 #[test]
+fn a_torn_write_is_not_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = one().open(dir.path());
+    let a = one().layout.index_of(&ChunkHash::of(A)).unwrap();
+    one().land(&tree, a);
+    let path = tree.0.partial.path_of("sub/model");
+    drop(tree);
+    // As if the process had been killed in the middle of the second place.
+    let model = fs::OpenOptions::new().write(true).open(path).unwrap();
+    model.write_all_at(&[0; 1000], 305_000 + 299_000).unwrap();
+    let tree = one().open(dir.path());
+    assert!(tree.scan(2, &mut |_, _| {}).unwrap().contains(a), "the first place is right, and mends the second");
+    assert_eq!(one().complete(&tree), 3);
+    one().assert_in(dir.path());
+}
+
+#[test]
+fn a_finished_file_changed_later_is_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = one().open(dir.path());
+    one().complete(&tree);
+    let (a, config) =
+        (one().layout.index_of(&ChunkHash::of(A)).unwrap(), one().layout.index_of(&ChunkHash::of(b"{}")).unwrap());
+    assert!(tree.get(a).is_some());
+    fs::OpenOptions::new().write(true).open(dir.path().join("sub/model")).unwrap().set_len(10).unwrap();
+    assert!(tree.get(a).is_none());
+    assert!(tree.get(config).is_some());
+}
+
+#[test]
 fn a_finished_release_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     one().complete(&one().open(dir.path()));

@@ -3,7 +3,8 @@
 use super::Stock;
 use crate::io::{OpId, Output};
 use crate::limits::{
-    ASK_PATIENCE, ASK_REFRESH, ASKS_MAX, CREDITS_MAX, FLIGHT_BYTES_MAX, PROGRESS_CHUNKS_MAX, PROGRESS_INTERVAL,
+    ASK_PATIENCE, ASK_REFRESH, ASKS_MAX, CREDITS_MAX, FLIGHT_BYTES_MAX, LEASE_TTL, PROGRESS_CHUNKS_MAX,
+    PROGRESS_INTERVAL,
 };
 use aquifer_core::limits::CHUNK_BYTES_TARGET;
 use aquifer_core::message::Outcome;
@@ -35,7 +36,10 @@ pub(crate) struct Flight {
     pub(crate) lease: u64,
     /// Its holder took the lease back: whatever arrives is not held against it.
     pub(crate) revoked: bool,
+    /// It took longer than its lease: a holder that trickles is no better than one that is silent.
+    pub(crate) late: bool,
     cancelled: bool,
+    deadline: Time,
 }
 
 /// A grant as it came in; `welcome` is false from a peer that is avoided.
@@ -134,10 +138,20 @@ impl Pulling {
                 continue;
             }
             let op = next_op(chunk);
-            let flight = Flight { op, holder: from, lease, revoked: false, cancelled: false };
+            let deadline = now + LEASE_TTL;
+            let flight = Flight { op, holder: from, lease, revoked: false, late: false, cancelled: false, deadline };
             self.flights.insert(chunk, flight);
             self.flight_bytes += bytes;
             out.push_back(Output::Read { op, peer: from, manifest, lease, chunk });
+        }
+    }
+
+    /// Gives up reads that outlast their lease.
+    pub(crate) fn on_timeout(&mut self, now: Time, out: &mut VecDeque<Output>) {
+        for flight in self.flights.values_mut().filter(|f| f.deadline <= now && !f.cancelled) {
+            flight.late = true;
+            flight.cancelled = true;
+            out.push_back(Output::CancelRead { op: flight.op });
         }
     }
 
@@ -183,7 +197,8 @@ impl Pulling {
     }
 
     pub(crate) fn next_timeout(&self) -> Option<Time> {
-        self.news_due
+        let flights = self.flights.values().filter(|f| !f.cancelled).map(|f| f.deadline);
+        flights.chain(self.news_due).min()
     }
 
     /// Cancels every read and withdraws every ask.

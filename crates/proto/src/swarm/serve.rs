@@ -116,6 +116,7 @@ impl Serving {
         let mut asker = before.unwrap_or_else(|| Asker::new(stock.len()));
         asker.credit_bytes = credit_bytes(credits);
         asker.have = have;
+        asker.deferred.retain(|c, _| wanted.contains(*c));
         asker.wanted = wanted;
         let not_now = leased.into_iter().chain(asker.deferred.keys().copied()).collect::<Vec<_>>();
         for chunk in not_now {
@@ -265,6 +266,9 @@ impl Serving {
 
     fn choose(&self, stock: &Stock, budget: &Budget, to: &NodeId, rng: &mut SmallRng) -> Vec<(u32, Kind)> {
         let Some(asker) = self.askers.get(to) else { return Vec::new() };
+        if !budget.fits(1, Kind::First) {
+            return Vec::new();
+        }
         let room = asker.credit_bytes - asker.leased_bytes;
         let rarity = |c: u32| self.copies[c as usize] + self.leased[c as usize];
         let salt: u32 = rng.random();

@@ -270,6 +270,9 @@ impl Seat {
             Ok(span) => span,
             Err(refusal) => return Ok(stream.write_all(&Header { answer: Err(refusal), chunk, len }.encode())?),
         };
+        if !span.is_writable() {
+            span.prefault(); // a file: its pages are read from the disk while the first are sent
+        }
         send_before(stream, &Header { answer: Ok(()), chunk, len }.encode())?;
         self.send_payload(stream, peer, &span)?;
         let valid = self.holder.grants.still_valid(peer, lease, chunk);

@@ -3,13 +3,12 @@
 //! A read is in exactly one place at any time: in the queue of its peer, in the hands of one
 //! connection's thread, or completed. Whoever takes it out completes it, and no lock is held then.
 
-use super::socket::{is_timeout, read_exact_by, receive};
-use super::wire::{
-    CHALLENGE_BYTES, CONFIRM_BYTES, Challenge, Confirm, HEADER_BYTES, Handshake, Header, Hello, Request, Transcript,
-};
+use super::greeting::handshake;
+use super::socket::{is_timeout, receive};
+use super::wire::{HEADER_BYTES, Header, Request};
 use super::{Counters, TcpConfig};
 use crate::limits::{CONNECTIONS_PER_PEER_MAX, PIPELINE_DEPTH, RECEIVE_PIECE_BYTES, RETRIES_MAX, THREAD_STACK_BYTES};
-use crate::{Completion, OpId, ReadDone, ReadError, ReadOp, Refusal};
+use crate::{Completion, OpId, ReadDone, ReadError, ReadOp};
 use aquifer_core::{Access, ChunkHash, Hash, NodeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -176,9 +175,7 @@ impl Reader {
         let name = format!("aquifer-read-{connection}");
         let started = thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(move || worker.work());
         if let Err(error) = started {
-            // The worker was dropped with the closure, and has left the state as it should be.
-            let queue = self.lock().drain_unserved(peer);
-            self.fail(queue, &ReadError::Landing(format!("cannot start a thread: {error}")));
+            tracing::error!("cannot start a thread to read with: {error}"); // and the worker was dropped
         }
     }
 }
@@ -587,55 +584,19 @@ fn verdict(flight: &Flight, first: bool, connection: &Connection, loss: &Loss) -
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // Only a panic leaves reads here: a completion's or our own.
+        // A thread that ended as it should has left nothing to do here.
         let flights = std::mem::take(&mut self.under_way);
         let mut state = self.reader.lock();
         flights.iter().for_each(|f| {
             state.ops.remove(&f.read.op.id);
         });
         self.leave(&mut state);
+        let queued = state.drain_unserved(self.peer);
+        state.forget_if_idle(self.peer);
         drop(state);
-        let error = ReadError::Landing("a thread of the transport panicked".into());
-        self.reader.fail(flights.into_iter().map(|f| f.read), &error);
+        let error = ReadError::Landing("a thread of the transport could not start, or panicked".into());
+        self.reader.fail(flights.into_iter().map(|f| f.read).chain(queued), &error);
         self.reader.lock().threads -= 1;
         self.reader.ended.notify_all();
-    }
-}
-
-fn handshake(mut stream: &TcpStream, access: &Access, timeout: Duration) -> Result<(), ReadError> {
-    let failed = |error: io::Error| match is_timeout(&error) {
-        true => ReadError::Unreachable("it did not finish the handshake in time".into()),
-        false => ReadError::Unreachable(format!("handshake: {error}")),
-    };
-    let malformed = |reason: &str| ReadError::Unreachable(format!("handshake: {reason}"));
-    let deadline = Instant::now() + timeout;
-    stream.set_nodelay(true).map_err(failed)?;
-    stream.set_write_timeout(Some(timeout)).map_err(failed)?;
-    let hello = Hello::new(access.ticket, rand::random());
-    stream.write_all(&hello.encode()).map_err(failed)?;
-
-    let mut bytes = [0; CHALLENGE_BYTES];
-    read_exact_by(stream, &mut bytes, deadline).map_err(failed)?;
-    let challenge = Challenge::decode(&bytes).map_err(malformed)?;
-    check_status(challenge.status)?;
-    let transcript = Transcript { ticket: access.ticket, reader: hello.nonce, holder: challenge.nonce };
-    stream.write_all(transcript.reader_proof(&access.secret).as_bytes()).map_err(failed)?;
-
-    let mut bytes = [0; CONFIRM_BYTES];
-    read_exact_by(stream, &mut bytes, deadline).map_err(failed)?;
-    let confirm = Confirm::decode(&bytes).map_err(malformed)?;
-    check_status(confirm.status)?;
-    match transcript.holder_proof(&access.secret) == blake3::Hash::from_bytes(confirm.proof) {
-        true => Ok(()),
-        false => Err(malformed("it does not know the secret of the ticket: another node has this address now")),
-    }
-}
-
-fn check_status(status: Handshake) -> Result<(), ReadError> {
-    match status {
-        Handshake::Good => Ok(()),
-        Handshake::Ticket => Err(ReadError::Refused(Refusal::Ticket)),
-        Handshake::Version => Err(ReadError::Unreachable("it speaks another version of the data protocol".into())),
-        Handshake::Busy => Err(ReadError::Unreachable("it has too many data connections already".into())),
     }
 }

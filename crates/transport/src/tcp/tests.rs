@@ -396,6 +396,25 @@ fn shutting_down_completes_everything() {
 }
 
 #[test]
+fn a_panic_in_a_completion_loses_no_other_read() {
+    let holding = Holding::start(plain, HOLDER);
+    holding.book.put(1, b"x");
+    holding.book.hold(1);
+    let (sender, completions) = channel();
+    let sender = Mutex::new(sender);
+    let transport = start(TcpConfig::default(), book(), move |completion| {
+        sender.lock().unwrap_or_else(std::sync::PoisonError::into_inner).send(completion.id).unwrap();
+        assert_ne!(completion.id, 0, "on purpose");
+    });
+    (0..8).for_each(|id| transport.submit(Operation::Read(ReadOp { id, ..holding.read(1, 1) })));
+    holding.book.release();
+    let mut ids: Vec<OpId> = completions.iter().take(8).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [0, 1, 2, 3, 4, 5, 6, 7]);
+    transport.shutdown();
+}
+
+#[test]
 fn dropping_completes_everything() {
     let holding = Holding::start(plain, HOLDER);
     holding.book.put(1, b"late");
