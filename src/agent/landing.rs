@@ -8,6 +8,7 @@ use aquifer_memory::{Reservation, Span, StoreError};
 use aquifer_proto::limits::READ_STALL;
 use aquifer_proto::{EngineInput, Input, OpId, ReadOutcome};
 use aquifer_transport::{Completion, Operation, ReadError, ReadOp, Transport};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 /// A read under way, and where it lands. While it is committed, `landing` is taken.
@@ -212,15 +213,22 @@ impl Agent {
         Some((chunk.hash, chunk.len.into()))
     }
 
-    /// Where the peer's data plane listens; a missing host is the one we know it by.
+    /// Where the peer's data plane listens. A missing host is one the peer is known by: where its
+    /// connection comes from, and, since that need not be where it listens, those it names itself.
     fn endpoints(&self, peer: &NodeId) -> Vec<SocketAddr> {
-        let known: Option<IpAddr> = self.addresses.get(peer).copied();
-        let member = self.node.members().find(|m| m.status.node == *peer);
-        let parse = |text: &String| match text.strip_prefix(':') {
-            Some(port) => Some(SocketAddr::new(known?, port.parse().ok()?)),
-            None => text.parse().ok(),
+        let Some(member) = self.node.members().find(|m| m.status.node == *peer) else { return Vec::new() };
+        let named = member.status.addresses.iter().filter_map(|a| host_of(a));
+        let mut hosts: Vec<IpAddr> = self.addresses.get(peer).copied().into_iter().chain(named).collect();
+        let mut seen = BTreeSet::new();
+        hosts.retain(|host| seen.insert(*host));
+        let at = |text: &String| -> Vec<SocketAddr> {
+            match text.strip_prefix(':').map(str::parse) {
+                Some(Ok(port)) => hosts.iter().map(|host| SocketAddr::new(*host, port)).collect(),
+                Some(Err(_)) => Vec::new(),
+                None => text.parse().into_iter().collect(),
+            }
         };
-        member.map(|m| m.status.data_endpoints.iter().filter_map(parse).collect()).unwrap_or_default()
+        member.status.data_endpoints.iter().flat_map(at).collect()
     }
 
     /// Something that a person must mend keeps a release from completing.
@@ -247,4 +255,9 @@ impl Agent {
             }
         }
     }
+}
+
+/// The address in a multiaddress such as `/ip4/10.0.0.1/tcp/7401`.
+fn host_of(multiaddress: &str) -> Option<IpAddr> {
+    multiaddress.split('/').nth(2)?.parse().ok()
 }

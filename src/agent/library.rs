@@ -186,6 +186,7 @@ impl Agent {
             self.next_tree = Some(hash);
             return self.turn_tree();
         }
+        self.start_check(hash);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! `aquifer agent`: the daemon.
 
-use super::stop_signal;
+use super::StopSignal;
 use crate::agent;
 use crate::options::{self, AgentOptions, NodeOptions};
 use anyhow::{Result, bail};
@@ -23,10 +23,10 @@ pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOp
         bail!("nobody is trusted to publish {channel}: give the publisher's public key with --trust");
     }
     tracing::info!("node {} ({})", config.name, config.identity.public());
+    let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
     tokio::select! {
-        stopped = stop_signal() => {
-            stopped?;
+        () = stop.wait() => {
             tracing::info!("leaving the mesh");
             running.stop().await?;
         }

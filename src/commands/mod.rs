@@ -12,7 +12,7 @@ mod status;
 use crate::cli::{Cli, Command};
 use anyhow::Result;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Not done in the time given.
 pub(crate) const EXIT_TIMEOUT: u8 = 3;
@@ -33,12 +33,23 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
-/// Waits for Ctrl-C or a request to terminate.
-async fn stop_signal() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        result = tokio::signal::ctrl_c() => result?,
-        _ = terminate.recv() => {}
+/// Ctrl-C, or a request to terminate. Made once: from then on neither ends the process by itself,
+/// and one that comes while nobody waits is kept.
+#[derive(Debug)]
+struct StopSignal {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl StopSignal {
+    fn new() -> Result<Self> {
+        Ok(StopSignal { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
-    Ok(())
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! `aquifer publish`: hash a checkpoint, announce it, and go on serving it.
 
-use super::{agent::ended, stop_signal};
+use super::{StopSignal, agent::ended};
 use crate::agent::view::View;
 use crate::agent::{self, Publish as Publication};
 use crate::cli::Publish;
@@ -47,13 +47,13 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
     say(args.json, &summary, &text);
     let manifest = source.hash.to_string();
     config.publish = Some(Publication { channel, secret, note: args.note.clone(), source });
+    let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
     let mut view = running.view.clone();
     let mut told = Told::default();
     loop {
         tokio::select! {
-            stopped = stop_signal() => {
-                stopped?;
+            () = stop.wait() => {
                 tracing::info!("leaving the mesh");
                 running.stop().await?;
                 return Ok(ExitCode::SUCCESS);

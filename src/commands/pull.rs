@@ -1,6 +1,6 @@
 //! `aquifer pull`: a release as files, bit for bit.
 
-use super::{EXIT_TIMEOUT, stop_signal};
+use super::{EXIT_TIMEOUT, StopSignal};
 use crate::agent::view::{ChannelView, View};
 use crate::agent::{self, Ended, Pull as Pulling, PullWhat};
 use crate::cli::Pull;
@@ -35,14 +35,14 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
     config.pull = Some(Pulling { what, dir: args.to.clone() });
     let started = Instant::now();
     let deadline = args.timeout.map(|s| started + Duration::from_secs(s));
+    let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
     let mut view = running.view.clone();
     let progress = Progress::new("pulling", 0, args.json);
     let mut problem = None;
     while !running.has_ended() {
         tokio::select! {
-            stopped = stop_signal() => {
-                stopped?;
+            () = stop.wait() => {
                 running.stop().await?;
                 bail!("interrupted; what has arrived is kept in {} and will not be fetched again", args.to.display());
             }

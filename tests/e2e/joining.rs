@@ -129,7 +129,7 @@ fn a_crowd_that_starts_at_once() {
     let mut agents = Vec::new();
     for i in 0..AGENTS {
         let own = free_address();
-        let launch = site.agent(&format!("agent-{i:02}")).flag("--hold", "all").peer(&peer).listen(&own.to_string());
+        let launch = site.agent(&format!("agent-{i:02}")).flag("--hold", "all").peer(&peer).listen(own);
         agents.push(launch.begin());
         peer = own.to_string();
     }

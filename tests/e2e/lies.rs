@@ -78,8 +78,9 @@ fn a_published_file_that_is_truncated() {
 
 fn published_file_changed(spoil: impl Fn(&Path)) {
     let site = Site::new();
-    let checkpoint = site.checkpoint("model", 16 * MIB, 1);
-    let spoilt = site.checkpoint("spoilt", 16 * MIB, 1);
+    // Larger than what may wait between sockets, and so cannot be spoilt any more.
+    let checkpoint = site.checkpoint("model", 64 * MIB, 1);
+    let spoilt = site.checkpoint("spoilt", 64 * MIB, 1);
     let proxy = Proxy::new();
     proxy.allow(3 * MIB);
     let publisher = site.publish("publisher", &spoilt.dir).behind(&proxy).publisher();

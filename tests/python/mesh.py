@@ -43,7 +43,10 @@ def python_with(module):
     """A Python that has ``module``, or ``None``."""
     chosen = os.environ.get("AQUIFER_PYTHON")
     for python in [chosen] if chosen else [sys.executable, "/usr/bin/python3"]:
-        if os.path.exists(python) and subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0:
+        if (
+            os.path.exists(python)
+            and subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0
+        ):
             return python
     return None
 
@@ -145,7 +148,9 @@ class Process:
 class Publisher(Process):
     def __init__(self, site, name, checkpoint, peers, *options):
         keys = ("--channel", CHANNEL, "--json", "--publisher-key", site.publisher_key)
-        super().__init__(site, name, site.node("publish", checkpoint, *keys, *options, name=name, peers=peers), site.environment)
+        super().__init__(
+            site, name, site.node("publish", checkpoint, *keys, *options, name=name, peers=peers), site.environment
+        )
         published = self.event("published")
         self.manifest, self.seq = published["manifest"], published["seq"]
         self.address = published["addresses"][0]
@@ -296,7 +301,10 @@ class Site:
         file = os.path.join(target, "model.safetensors")
         options = ["--model", model_directory(), "--to", file, "--change", str(change), "--layers", *map(str, layers)]
         done = subprocess.run(
-            [python_with("torch"), ENGINE_MINILM, "variant", *options], capture_output=True, timeout=PATIENCE, check=True
+            [python_with("torch"), ENGINE_MINILM, "variant", *options],
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
         )
         return target, json.loads(done.stdout)["changed"]
 

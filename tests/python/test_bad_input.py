@@ -61,7 +61,11 @@ class BadInput(MeshTest):
         rows, columns = self.file.shape(WORDS)
         cases = [
             ("shape", dict(name=WORDS, shape=[columns, rows], tensor_shape=[columns, rows]), [WORDS, str(rows)]),
-            ("dtype", dict(name=WORDS, shape=[rows, columns], tensor_shape=[rows, columns], dtype="F16"), [WORDS, "F32"]),
+            (
+                "dtype",
+                dict(name=WORDS, shape=[rows, columns], tensor_shape=[rows, columns], dtype="F16"),
+                [WORDS, "F32"],
+            ),
             ("tensor", dict(name="words", shape=[4, 4], tensor_shape=[4, 4]), ["words"]),
         ]
         for name, what, words in cases:

@@ -22,7 +22,9 @@ class Pull(MeshTest):
         self.assertEqual(pulled["manifest"], publisher.manifest)
         self.assertEqual(pulled["bytes_in"], self.site.manifest(source)["distinct_bytes"])
         self.site.run("manifest", "verify", source, first)
-        self.assertEqual(self.site.manifest(first)["manifest"], publisher.manifest, "the same content has the same manifest")
+        self.assertEqual(
+            self.site.manifest(first)["manifest"], publisher.manifest, "the same content has the same manifest"
+        )
 
         # By the manifest's hash alone, and what is there is not fetched again.
         pulled = self.pull(publisher.manifest, first, publisher)

@@ -93,7 +93,9 @@ class Slices(MeshTest):
 
         publisher = self.site.publisher("publisher-2", second, peers=[holder.address])
         for engine in engines:
-            engine.expect(lambda e: e.get("event") == "resumed" and e["manifest"] == publisher.manifest, "that it resumed")
+            engine.expect(
+                lambda e: e.get("event") == "resumed" and e["manifest"] == publisher.manifest, "that it resumed"
+            )
             self.assertEqual(engine.tell("sums"), {"release": publisher.manifest, "sums": parts.expected(engine, new)})
         again = self.chunk_bytes(second, parts.tensors())
         self.assertEqual(node.bytes_in(), fetched + again)

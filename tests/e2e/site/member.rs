@@ -59,10 +59,6 @@ impl Member {
         until("the member is connected", || self.heard(|h| h.connected.contains(&to)).then_some(()));
     }
 
-    pub(crate) fn until_disconnected(&self, from: NodeId) {
-        until("the member is disconnected", || (!self.heard(|h| h.connected.contains(&from))).then_some(()));
-    }
-
     pub(crate) fn send(&self, to: NodeId, message: PeerMessage) {
         self.mesh.send(to, message);
     }

@@ -4,6 +4,7 @@ use super::{CHANNEL, Checkpoint, Process, Site, Status, until};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// A command about to be started on loopback, on ports of the system's choosing.
@@ -116,8 +117,10 @@ impl<'s> Launch<'s> {
         self.flag("--data-advertise", proxy.address().to_string())
     }
 
-    pub(crate) fn listen(mut self, address: &str) -> Self {
+    /// Listens for the mesh at `address`, and for readers on another port of the same host.
+    pub(crate) fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = address.to_string();
+        self.data_listen = SocketAddr::new(address.ip(), 0).to_string();
         self
     }
 

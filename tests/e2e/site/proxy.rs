@@ -4,6 +4,7 @@
 //! It knows the frames' lengths (see the transport's `wire` module), so that it can tell payload
 //! from protocol, and nothing of what they prove.
 
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -13,6 +14,7 @@ const HANDSHAKE_BYTES: [usize; 2] = [40, 36];
 const HEADER_BYTES: usize = 16;
 /// Small, so that a stop is inside a chunk.
 const PIECE_BYTES: u64 = 4096;
+const BUFFER_BYTES: usize = 64 << 10;
 
 pub(crate) struct Proxy {
     address: SocketAddr,
@@ -89,6 +91,8 @@ impl Proxy {
 impl Wire {
     fn carry(&self, reader: &TcpStream) -> io::Result<()> {
         let holder = TcpStream::connect(self.target)?;
+        // What waits here has left the holder, and its file: not much may.
+        set_socket_recv_buffer_size(&holder, BUFFER_BYTES)?;
         holder.set_nodelay(true)?;
         reader.set_nodelay(true)?;
         let (mut requests, mut to_holder) = (reader.try_clone()?, holder.try_clone()?);
