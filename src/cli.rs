@@ -1,6 +1,7 @@
 //! The command line.
 
 use crate::options::{AgentOptions, NodeOptions};
+use crate::output::tell;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -211,7 +212,7 @@ pub(crate) struct DemoEngine {
 /// Logs go to the error stream; programs' output stays clean.
 pub(crate) fn init_logging(filter: Option<&str>) {
     let filter = EnvFilter::try_new(filter.unwrap_or("info,libp2p=warn")).unwrap_or_else(|e| {
-        eprintln!("aquifer: --log is not understood ({e}); logging at 'info'");
+        tell(&format!("aquifer: --log is not understood ({e}); logging at 'info'"));
         EnvFilter::new("info,libp2p=warn")
     });
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
@@ -220,5 +221,7 @@ pub(crate) fn init_logging(filter: Option<&str>) {
         .with_writer(std::io::stderr)
         .with_ansi(colours)
         .with_target(false)
+        // It would tell of a closed error stream on that stream, and panic.
+        .log_internal_errors(false)
         .init();
 }

@@ -10,6 +10,7 @@ mod commands;
 mod errors;
 mod keys;
 mod options;
+mod output;
 mod progress;
 mod state;
 mod units;
@@ -27,7 +28,7 @@ fn main() -> ExitCode {
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("aquifer: cannot start: {error}");
+            output::tell(&format!("aquifer: cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("aquifer: {}", errors::reasons(&error));
+            output::tell(&format!("aquifer: {}", errors::reasons(&error)));
             ExitCode::FAILURE
         }
     }

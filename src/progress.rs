@@ -1,5 +1,6 @@
 //! Progress for people: a bar on a terminal, a line now and then elsewhere.
 
+use crate::output::tell;
 use crate::units;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -74,6 +75,6 @@ impl Progress {
         let left = plain.total.saturating_sub(plain.done).checked_div(rate);
         let left = left.map_or(String::new(), |s| format!(", {s} s left"));
         let (done, total) = (units::bytes(plain.done), units::bytes(plain.total));
-        eprintln!("{}: {done} of {total}, {}/s{left}", self.what, units::bytes(rate));
+        tell(&format!("{}: {done} of {total}, {}/s{left}", self.what, units::bytes(rate)));
     }
 }

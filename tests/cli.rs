@@ -1,8 +1,10 @@
 //! The program from outside: what it prints, and the code it ends with. Nothing here leaves this
 //! machine, and nothing of the user's own configuration is read.
 
+use std::io::Read;
+use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// A home of its own for each test.
@@ -105,4 +107,70 @@ fn what_others_would_not_take_is_refused_at_the_start() {
     let note = ["publish", "model", "--channel", "c", "--publisher-key", "none", "--note", &"n".repeat(1025)];
     refused(&note, "--note has 1025 bytes");
     refused(&["pull", &"ab".repeat(31), "--to", "here"], "62 digits");
+}
+
+/// A checkpoint with one tensor of four bytes and a name of its own.
+fn safetensors(name: &str) -> Vec<u8> {
+    let header = serde_json::json!({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).to_string();
+    let length = u64::try_from(header.len()).expect("it is short").to_le_bytes();
+    [&length, header.as_bytes(), &[0; 4]].concat()
+}
+
+#[test]
+fn a_reader_that_goes_is_no_failure() {
+    let home = Home::new();
+    for i in 0..100 {
+        home.write(&format!("model/{i}.txt"), &"x".repeat(i));
+    }
+    std::fs::write(home.path("model/model.safetensors"), safetensors("t")).expect("a checkpoint");
+    std::fs::write(home.path("other.safetensors"), safetensors("u")).expect("a checkpoint");
+    for (args, code) in [
+        (vec!["manifest", "show", "model"], 0),
+        (vec!["manifest", "diff", "model", "other.safetensors"], 4),
+        (vec!["keygen", "mesh"], 0),
+        (vec!["--help"], 0),
+    ] {
+        let mut child = home.aquifer(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a child");
+        drop(child.stdout.take());
+        let mut err = String::new();
+        child.stderr.take().expect("a pipe").read_to_string(&mut err).expect("text");
+        assert!(!err.contains("panic") && !err.contains("aquifer:"), "{err}");
+        assert_eq!(child.wait().expect("it ends").code(), Some(code), "{args:?}");
+    }
+}
+
+#[test]
+fn a_publisher_that_nobody_listens_to_goes_on_serving() {
+    let home = Home::new();
+    home.run(&["keygen", "mesh", "--out", "mesh.key"]);
+    let public = home.run(&["keygen", "publisher", "--out", "publisher.key", "--json"]);
+    let public: serde_json::Value = serde_json::from_str(&public.out).expect("JSON");
+    std::fs::write(home.path("model.safetensors"), safetensors("t")).expect("a checkpoint");
+    // A port that was free a moment ago.
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").to_string();
+    let mesh = ["--mesh-key", "mesh.key", "--data-listen", "127.0.0.1:0", "--listen"];
+    let publish = ["publish", "model.safetensors", "--channel", "c", "--publisher-key", "publisher.key"];
+    let mut publisher = home.aquifer(&[&publish[..], &mesh[..], &[&address]].concat());
+    let mut publisher = publisher.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a child");
+    drop((publisher.stdout.take(), publisher.stderr.take()));
+
+    let trust = public["public"].as_str().expect("a key");
+    let pull = ["pull", "c", "--to", "copy", "--trust", trust, "--timeout", "60", "--peer", &address];
+    let pulled = home.run(&[&pull[..], &mesh[..], &["127.0.0.1:0"]].concat());
+    let pid = i32::try_from(publisher.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
+    let ended = publisher.wait().expect("it ends");
+    assert_eq!(pulled.code, Some(0), "{}", pulled.err);
+    assert_eq!(ended.code(), Some(0));
+}
+
+#[test]
+fn output_that_is_lost_is_a_failure() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a disk that is full");
+    let home = Home::new();
+    let mut child = home.aquifer(&["keygen", "mesh"]).stdout(full).stderr(Stdio::piped()).spawn().expect("a child");
+    let mut err = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut err).expect("text");
+    assert!(err.starts_with("aquifer: cannot write the output: No space left"), "{err}");
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
 }

@@ -4,9 +4,9 @@
 //! It answers JSON lines on its output: `hydrated` and `switched` events as they come, and, for
 //! every line on its input, `memory`: the BLAKE3 hash of each tensor's bytes as they lie there.
 
-use super::print_json;
 use crate::cli::DemoEngine;
 use crate::errors::reasons;
+use crate::output;
 use anyhow::{Context, Result};
 use aquifer_core::ChannelName;
 use aquifer_engine::{BindingSpec, ClientError, EngineClient, Failure, ReleaseInfo, Switch, TensorInfo, layout_for};
@@ -30,13 +30,18 @@ pub(crate) fn run(args: DemoEngine) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Whoever started this engine and does not listen any more is about to end it.
+fn say(value: &Value) {
+    let _ = output::print_json(value);
+}
+
 /// Answers each line of input until the input ends, and then ends the process: whoever started
 /// this engine is gone.
 fn answer(memory: &Span, tensors: &[TensorInfo], bindings: &[BindingSpec]) {
     for _ in std::io::stdin().lock().lines().map_while(Result::ok) {
         match hashes(memory, tensors, bindings) {
-            Ok(tensors) => print_json(&json!({"event": "memory", "tensors": tensors})),
-            Err(error) => print_json(&json!({"event": "error", "message": reasons(&error)})),
+            Ok(tensors) => say(&json!({"event": "memory", "tensors": tensors})),
+            Err(error) => say(&json!({"event": "error", "message": reasons(&error)})),
         }
     }
     std::process::exit(0);
@@ -54,7 +59,7 @@ struct Reporter;
 
 impl Reporter {
     fn tell(event: &str, release: &ReleaseInfo) {
-        print_json(&json!({"event": event, "manifest": release.manifest.to_string(), "seq": release.seq}));
+        say(&json!({"event": event, "manifest": release.manifest.to_string(), "seq": release.seq}));
     }
 }
 
@@ -74,7 +79,7 @@ impl Switch for Reporter {
     }
 
     fn failed(&mut self, failure: &Failure) {
-        print_json(&json!({"event": "failed", "code": failure.code, "message": failure.message}));
+        say(&json!({"event": "failed", "code": failure.code, "message": failure.message}));
     }
 
     fn lost(&mut self, error: &ClientError) {

@@ -1,7 +1,8 @@
 //! `aquifer manifest`: look inside, compare, verify.
 
-use super::{EXIT_DIFFERENT, print_json, print_line};
+use super::EXIT_DIFFERENT;
 use crate::cli::ManifestCommand;
+use crate::output::{print_json, print_line};
 use crate::progress::Progress;
 use crate::units;
 use anyhow::{Context, Result};
@@ -61,10 +62,10 @@ fn show(target: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
         print_json(&json!({
             "manifest": hash.to_string(), "bytes": manifest.bytes(), "chunks": layout.len(),
             "distinct_bytes": layout.bytes(), "files": files, "tensors": tensors,
-        }));
+        }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    print_line(&format!("manifest {hash}"));
+    print_line(&format!("manifest {hash}"))?;
     print_line(&format!(
         "{} in {} files, {} tensors, {} distinct chunks of {} together",
         units::bytes(manifest.bytes()),
@@ -72,12 +73,12 @@ fn show(target: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
         manifest.tensors().len(),
         layout.len(),
         units::bytes(layout.bytes())
-    ));
-    print_line("\nfiles");
+    ))?;
+    print_line("\nfiles")?;
     for file in manifest.files() {
-        print_line(&format!("  {:>12}  {}", units::bytes(manifest.file_bytes(file)), file.path));
+        print_line(&format!("  {:>12}  {}", units::bytes(manifest.file_bytes(file)), file.path))?;
     }
-    print_line("\ntensors");
+    print_line("\ntensors")?;
     for t in manifest.tensors() {
         let shape = t.shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x");
         let chunks = t.chunks.len();
@@ -86,7 +87,7 @@ fn show(target: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
             units::bytes(t.bytes()),
             t.dtype,
             t.name
-        ));
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -113,10 +114,12 @@ fn diff(old: &Path, new: &Path, json: bool) -> Result<ExitCode> {
             "same": same, "old": old_hash.to_string(), "new": new_hash.to_string(),
             "tensors_added": added, "tensors_removed": removed, "tensors_changed": changed,
             "chunks_to_move": moved.len(), "bytes_to_move": moved_bytes, "bytes": new.bytes(),
-        }));
+        }))?;
     } else {
         for (sign, names) in [("+", &added), ("-", &removed), ("~", &changed)] {
-            names.iter().for_each(|n| print_line(&format!("{sign} {n}")));
+            for name in names {
+                print_line(&format!("{sign} {name}"))?;
+            }
         }
         print_line(&format!(
             "{} added, {} removed, {} changed of {} tensors; {} chunks, {} of {} would move",
@@ -127,7 +130,7 @@ fn diff(old: &Path, new: &Path, json: bool) -> Result<ExitCode> {
             moved.len(),
             units::bytes(moved_bytes),
             units::bytes(new.bytes())
-        ));
+        ))?;
     }
     Ok(if same { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DIFFERENT) })
 }
@@ -165,14 +168,16 @@ fn verify(manifest: &Path, dir: &Path, json: bool) -> Result<ExitCode> {
     progress.finish();
     if json {
         let wrong: Vec<Value> = wrong.iter().map(|(f, r)| json!({"file": f, "reason": r})).collect();
-        print_json(&json!({"manifest": hash.to_string(), "files": manifest.files().len(), "wrong": wrong}));
+        print_json(&json!({"manifest": hash.to_string(), "files": manifest.files().len(), "wrong": wrong}))?;
     } else {
-        wrong.iter().for_each(|(file, reason)| print_line(&format!("{file}: {reason}")));
+        for (file, reason) in &wrong {
+            print_line(&format!("{file}: {reason}"))?;
+        }
         let (files, bytes) = (manifest.files().len(), units::bytes(manifest.bytes()));
         print_line(&match wrong.len() {
             0 => format!("all {files} files, {bytes}, are those of manifest {}", hash.short()),
             n => format!("{n} of {files} files are not those of manifest {}", hash.short()),
-        });
+        })?;
     }
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_DIFFERENT) })
 }

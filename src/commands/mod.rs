@@ -53,15 +53,3 @@ impl StopSignal {
         }
     }
 }
-
-/// One line of JSON on the output.
-#[expect(clippy::print_stdout, reason = "what the user asked for")]
-fn print_json(value: &serde_json::Value) {
-    println!("{value}");
-}
-
-/// Text on the output.
-#[expect(clippy::print_stdout, reason = "what the user asked for")]
-fn print_line(text: &str) {
-    println!("{text}");
-}

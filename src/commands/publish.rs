@@ -1,17 +1,19 @@
 //! `aquifer publish`: hash a checkpoint, announce it, and go on serving it.
 
-use super::{StopSignal, agent::ended, print_json, print_line};
+use super::{StopSignal, agent::ended};
 use crate::agent::view::View;
 use crate::agent::{self, Publish as Publication};
 use crate::cli::Publish;
+use crate::errors::reasons;
 use crate::options;
+use crate::output::{print_json, print_line};
 use crate::progress::Progress;
 use crate::{keys, units};
 use anyhow::{Context, Result, bail};
 use aquifer_core::ChannelName;
 use aquifer_core::limits::RELEASE_NOTE_BYTES_MAX;
 use aquifer_memory::{Published, Source};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -34,17 +36,15 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
         "tensors": source.manifest.tensors().len(),
         "chunks": source.layout.len(),
     });
-    match args.json {
-        true => print_json(&summary),
-        false => print_line(&format!(
-            "manifest {}\n{} files, {} tensors, {} in {} chunks",
-            source.hash,
-            source.manifest.files().len(),
-            source.manifest.tensors().len(),
-            units::bytes(source.manifest.bytes()),
-            source.layout.len()
-        )),
-    }
+    let text = format!(
+        "manifest {}\n{} files, {} tensors, {} in {} chunks",
+        source.hash,
+        source.manifest.files().len(),
+        source.manifest.tensors().len(),
+        units::bytes(source.manifest.bytes()),
+        source.layout.len()
+    );
+    say(args.json, &summary, &text);
     let manifest = source.hash.to_string();
     config.publish = Some(Publication { channel, secret, note: args.note.clone(), source });
     let mut stop = StopSignal::new()?;
@@ -89,6 +89,14 @@ fn hash(args: &Publish) -> Result<Arc<Published>> {
     Ok(Arc::new(published))
 }
 
+/// Tells programs or people. Serving goes on, whether or not anybody can be told.
+fn say(json: bool, event: &Value, text: &str) {
+    let said = if json { print_json(event) } else { print_line(text) };
+    if let Err(error) = said {
+        tracing::warn!("{}", reasons(&error));
+    }
+}
+
 /// What has been told, so that each change is told once.
 #[derive(Debug, Default)]
 struct Told {
@@ -102,24 +110,21 @@ impl Told {
         let Some(channel) = view.channel(&args.channel).filter(|c| c.seq > 0) else { return };
         if !self.released && channel.manifest == manifest {
             self.released = true;
-            match args.json {
-                true => print_json(&json!({
-                    "event": "published", "channel": args.channel, "seq": channel.seq, "manifest": manifest,
-                    "publisher": channel.publisher, "addresses": view.addresses,
-                })),
-                false => print_line(&format!(
-                    "{} is at release {}, signed by {}\nserving it; Ctrl-C to stop",
-                    args.channel, channel.seq, channel.publisher
-                )),
-            }
+            let event = json!({
+                "event": "published", "channel": args.channel, "seq": channel.seq, "manifest": manifest,
+                "publisher": channel.publisher, "addresses": view.addresses,
+            });
+            let text = format!(
+                "{} is at release {}, signed by {}\nserving it; Ctrl-C to stop",
+                args.channel, channel.seq, channel.publisher
+            );
+            say(args.json, &event, &text);
         }
         if self.released && !self.superseded && channel.manifest != manifest {
             self.superseded = true;
+            let event = json!({"event": "superseded", "seq": channel.seq, "manifest": channel.manifest});
             let text = format!("{} has moved on to release {}; this one is still served", args.channel, channel.seq);
-            match args.json {
-                true => print_json(&json!({"event": "superseded", "seq": channel.seq, "manifest": channel.manifest})),
-                false => print_line(&text),
-            }
+            say(args.json, &event, &text);
         }
         let whole = |(name, seq, have, wanted): &(String, u64, u32, u32)| {
             *name == args.channel && *seq == channel.seq && *wanted > 0 && have >= wanted
@@ -128,10 +133,8 @@ impl Told {
         if holders != self.holders && !self.superseded {
             self.holders = holders;
             let sent = view.traffic.bytes_out;
-            match args.json {
-                true => print_json(&json!({"event": "held", "nodes": holders, "bytes_out": sent})),
-                false => print_line(&format!("held by {holders} other nodes; {} sent from here", units::bytes(sent))),
-            }
+            let event = json!({"event": "held", "nodes": holders, "bytes_out": sent});
+            say(args.json, &event, &format!("held by {holders} other nodes; {} sent from here", units::bytes(sent)));
         }
     }
 }

@@ -1,10 +1,11 @@
 //! `aquifer pull`: a release as files, bit for bit.
 
-use super::{EXIT_TIMEOUT, StopSignal, print_json, print_line};
+use super::{EXIT_TIMEOUT, StopSignal};
 use crate::agent::view::{ChannelView, View};
 use crate::agent::{self, Ended, Pull as Pulling, PullWhat};
 use crate::cli::Pull;
 use crate::options;
+use crate::output::{Reader, print_json, print_line, tell};
 use crate::progress::Progress;
 use crate::units;
 use anyhow::{Result, bail};
@@ -48,7 +49,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
             () = passed(deadline) => {
                 let now = view.borrow().clone();
                 running.stop().await?;
-                eprintln!("aquifer: not done within {} s: {}", args.timeout.unwrap_or(0), why(&now));
+                tell(&format!("aquifer: not done within {} s: {}", args.timeout.unwrap_or(0), why(&now)));
                 return Ok(ExitCode::from(EXIT_TIMEOUT));
             }
             changed = view.changed() => {
@@ -69,7 +70,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
     let Ended::Pulled(manifest) = running.ended().await? else {
         bail!("the node stopped before the pull was done");
     };
-    report(&args, manifest, &last, started.elapsed());
+    report(&args, manifest, &last, started.elapsed())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -85,28 +86,27 @@ fn meant(text: &str) -> Result<PullWhat> {
     }
 }
 
-fn report(args: &Pull, manifest: ManifestHash, view: &View, elapsed: Duration) {
+fn report(args: &Pull, manifest: ManifestHash, view: &View, elapsed: Duration) -> Result<Reader> {
     let traffic = view.traffic;
-    match args.json {
-        true => print_json(&json!({
+    if args.json {
+        return print_json(&json!({
             "event": "pulled", "manifest": manifest.to_string(), "dir": args.to,
             "bytes_in": traffic.bytes_in, "chunks_fetched": traffic.chunks_verified,
             "chunks_found": traffic.chunks_found, "chunks_corrupt": traffic.chunks_corrupt,
             "sources": traffic.sources, "seconds": elapsed.as_secs_f64(),
-        })),
-        false => {
-            print_line(&format!("{} is in {}", args.what, args.to.display()));
-            print_line(&format!("manifest {manifest}, every byte verified"));
-            print_line(&format!(
-                "{} in {} chunks from {} nodes in {:.1?}; {} chunks were here already",
-                units::bytes(traffic.bytes_in),
-                traffic.chunks_verified,
-                traffic.sources,
-                elapsed,
-                traffic.chunks_found
-            ));
-        }
+        }));
     }
+    print_line(&format!(
+        "{} is in {}\nmanifest {manifest}, every byte verified\n\
+        {} in {} chunks from {} nodes in {:.1?}; {} chunks were here already",
+        args.what,
+        args.to.display(),
+        units::bytes(traffic.bytes_in),
+        traffic.chunks_verified,
+        traffic.sources,
+        elapsed,
+        traffic.chunks_found
+    ))
 }
 
 fn show(view: &View, progress: &Progress) {

@@ -1,8 +1,8 @@
 //! `aquifer status`: this machine's agent, for people and programs.
 
-use super::{print_json, print_line};
 use crate::agent::view::View;
 use crate::options::{self, AgentOptions, NodeOptions};
+use crate::output::{Reader, print_json, print_line};
 use crate::units;
 use anyhow::{Context, Result};
 use std::fmt::Write;
@@ -21,14 +21,14 @@ pub(crate) async fn run(config: Option<&Path>, socket: Option<PathBuf>, watch: b
             let socket = socket.clone();
             tokio::task::spawn_blocking(move || aquifer_engine::request_status(&socket)).await??
         };
-        if json {
-            print_json(&value);
+        let reader = if json {
+            print_json(&value)?
         } else {
             let view: View = serde_json::from_value(value).context("the agent is of another version")?;
             let clear = if watch { "\x1b[2J\x1b[H" } else { "" };
-            print_line(&format!("{clear}{}", text(&view)));
-        }
-        if !watch {
+            print_line(&format!("{clear}{}", text(&view)))?
+        };
+        if !watch || reader == Reader::Gone {
             return Ok(ExitCode::SUCCESS);
         }
         tokio::time::sleep(WATCH_INTERVAL).await;

@@ -8,9 +8,9 @@ mod checkpoint;
 mod process;
 mod show;
 
-use super::{print_json, print_line};
 use crate::agent::view::View;
 use crate::cli::Demo;
+use crate::output::{print_json, print_line, tell};
 use crate::{keys, units};
 use anyhow::{Context, Result, bail};
 use checkpoint::TensorHashes;
@@ -41,7 +41,7 @@ pub(crate) fn run(args: Demo) -> Result<ExitCode> {
     if args.keep {
         // The directory is the user's now.
         let _ = temporary.keep();
-        eprintln!("working directory: {}", dir.display());
+        tell(&format!("working directory: {}", dir.display()));
         return demo(&args, &dir);
     }
     let result = demo(&args, &dir);
@@ -53,7 +53,7 @@ fn demo(args: &Demo, dir: &Path) -> Result<ExitCode> {
     if args.nodes == 0 {
         bail!("--nodes must be at least 1");
     }
-    let say = |text: &str| eprintln!("{text}");
+    let say = tell;
     let (checkpoint, updated, modified) = prepare(args, dir, &say)?;
     let site = make_keys(dir)?;
 
@@ -101,17 +101,17 @@ fn demo(args: &Demo, dir: &Path) -> Result<ExitCode> {
     let moved: u64 = update_rows.iter().map(|r| r.bytes).max().unwrap_or(0);
     say(&format!("   {} moved to each node, of a checkpoint of {}", units::bytes(moved), units::bytes(first.bytes())));
     if args.json {
-        print_json(&serde_json::json!({"hydration": first_rows, "update": update_rows, "wrong_tensors": wrong}));
+        print_json(&serde_json::json!({"hydration": first_rows, "update": update_rows, "wrong_tensors": wrong}))?;
     } else {
-        print_line(&format!("\nhydration\n{}", show::table(&first_rows)));
-        print_line(&format!("\nupdate\n{}", show::table(&update_rows)));
+        print_line(&format!("\nhydration\n{}", show::table(&first_rows)))?;
+        print_line(&format!("\nupdate\n{}", show::table(&update_rows)))?;
     }
     if wrong > 0 {
-        eprintln!("{wrong} tensors in engines' memory are not the checkpoint's");
+        tell(&format!("{wrong} tensors in engines' memory are not the checkpoint's"));
         return Ok(ExitCode::FAILURE);
     }
     if !args.json {
-        print_line("\nevery byte of every engine's memory is the checkpoint's");
+        print_line("\nevery byte of every engine's memory is the checkpoint's")?;
     }
     Ok(ExitCode::SUCCESS)
 }

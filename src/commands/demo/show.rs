@@ -3,6 +3,7 @@
 use super::process::{Engine, Node};
 use super::seconds;
 use crate::agent::view::View;
+use crate::output::tell;
 use crate::units;
 use anyhow::{Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -67,7 +68,7 @@ impl Watch {
             if waiting.is_empty() {
                 bars.iter().for_each(ProgressBar::finish_and_clear);
                 if !self.quiet {
-                    eprintln!("   {} engines serve it after {:.2} s", nodes.len(), seconds(start));
+                    tell(&format!("   {} engines serve it after {:.2} s", nodes.len(), seconds(start)));
                 }
                 return Ok(());
             }
@@ -79,7 +80,7 @@ impl Watch {
                 let share = |b: &ProgressBar| (b.position() * 100).checked_div(b.length().unwrap_or(0)).unwrap_or(0);
                 let shares: Vec<String> =
                     nodes.iter().zip(&bars).map(|((n, _), b)| format!("{} {} %", n.name, share(b))).collect();
-                eprintln!("   {}", shares.join("  "));
+                tell(&format!("   {}", shares.join("  ")));
             }
             std::thread::sleep(POLL);
         }
