@@ -155,6 +155,8 @@ struct Agent {
     mesh: Mesh,
     transport: Arc<TcpTransport>,
     grants: Arc<GrantTable>,
+    /// Where engines find this node.
+    socket: Option<PathBuf>,
     engines: Option<Engines>,
     sessions: BTreeMap<ConnId, EngineConn>,
     /// Chunks that an engine's memory held once, and does not any more: the engine wrote there.
@@ -279,6 +281,7 @@ impl Agent {
             mesh,
             transport,
             grants,
+            socket: config.socket,
             engines,
             sessions: BTreeMap::new(),
             state: config.state,
@@ -340,6 +343,11 @@ impl Agent {
         // Whoever watches sees how it ended, not how it was at the last tick.
         self.renew_view();
         self.leave().await;
+        if let Some(socket) = &self.socket {
+            // The server removes it when its task ends, but the process may be faster. Until then its
+            // lock is held, so it is ours.
+            let _ = std::fs::remove_file(socket);
+        }
         Ok(self.ended.take().unwrap_or(Ended::Stopped))
     }
 
