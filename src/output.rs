@@ -27,6 +27,25 @@ pub(crate) fn tell(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Text from elsewhere, such as a name in a checkpoint or another node's, as it may be shown: a
+/// terminal would obey control characters, and believe marks that turn the writing's direction.
+pub(crate) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_control() || is_invisible(c) {
+            true => plain.extend(c.escape_default()),
+            false => plain.push(c),
+        }
+    }
+    plain
+}
+
+/// The marks of Unicode's "Trojan Source" (CVE-2021-42574), separators of lines, and characters
+/// without width.
+fn is_invisible(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
 fn write_line(to: &mut impl Write, text: &str) -> io::Result<Reader> {
     match writeln!(to, "{text}").and_then(|()| to.flush()) {
         Ok(()) => Ok(Reader::There),
@@ -38,6 +57,12 @@ fn write_line(to: &mut impl Write, text: &str) -> io::Result<Reader> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_from_elsewhere_is_obeyed() {
+        assert_eq!(plain("a\x1b[2J\r\nb\u{9b}c\u{202e}d\x7f"), r"a\u{1b}[2J\r\nb\u{9b}c\u{202e}d\u{7f}");
+        assert_eq!(plain("Gewicht 'ä' \\ 重み"), "Gewicht 'ä' \\ 重み");
+    }
 
     #[test]
     fn a_reader_may_go() {

@@ -5,7 +5,7 @@ use crate::agent::view::{ChannelView, View};
 use crate::agent::{self, Ended, Pull as Pulling, PullWhat};
 use crate::cli::Pull;
 use crate::options;
-use crate::output::{Reader, print_json, print_line, tell};
+use crate::output::{Reader, plain, print_json, print_line, tell};
 use crate::progress::Progress;
 use crate::units;
 use anyhow::{Result, bail};
@@ -119,7 +119,7 @@ fn show(view: &View, progress: &Progress) {
 fn why(view: &View) -> String {
     let connected = view.peers.iter().filter(|p| p.connected).count();
     let of = |channel: &ChannelView| match (&channel.problem, channel.state.as_str()) {
-        (Some(problem), _) => problem.clone(),
+        (Some(problem), _) => plain(problem),
         (None, "waiting") if connected == 0 => {
             "no node of the mesh could be reached: check --peer and the mesh key (--log debug tells more)".into()
         }
