@@ -11,6 +11,7 @@ use crate::units;
 use anyhow::{Result, bail};
 use aquifer_core::{ChannelName, ManifestHash};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
     let running = agent::start(config).await?;
     let mut view = running.view.clone();
     let progress = Progress::new("pulling", 0, args.json);
-    let mut problem = None;
+    let mut told = BTreeSet::new();
     while !running.has_ended() {
         tokio::select! {
             () = stop.wait() => {
@@ -58,9 +59,9 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
                 }
                 let now = view.borrow_and_update().clone();
                 show(&now, &progress);
-                let trouble = now.channels.first().and_then(|c| c.problem.clone());
-                if trouble.is_some() && trouble != problem {
-                    problem = trouble;
+                // The log tells as much, where it is not silenced.
+                if let Some(problem) = new_problem(&now, &mut told) && !tracing::enabled!(tracing::Level::WARN) {
+                    tell(&format!("aquifer: {}", plain(problem)));
                 }
             }
         }
@@ -115,6 +116,12 @@ fn show(view: &View, progress: &Progress) {
     }
 }
 
+/// What hinders the pull, if that has not been told.
+fn new_problem<'a>(view: &'a View, told: &mut BTreeSet<String>) -> Option<&'a str> {
+    let problem = view.channels.first()?.problem.as_deref()?;
+    told.insert(problem.to_string()).then_some(problem)
+}
+
 /// What a pull that does not end is waiting for, in words.
 fn why(view: &View) -> String {
     let connected = view.peers.iter().filter(|p| p.connected).count();
@@ -149,6 +156,25 @@ async fn passed(deadline: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_is_told_once() {
+        let with = |problem: Option<&str>| View {
+            channels: vec![ChannelView { problem: problem.map(str::to_string), ..ChannelView::default() }],
+            ..View::default()
+        };
+        let mut told = BTreeSet::new();
+        for (problem, expected) in [
+            (None, None),
+            (Some("a"), Some("a")),
+            (Some("a"), None),
+            (None, None),
+            (Some("b"), Some("b")),
+            (Some("a"), None),
+        ] {
+            assert_eq!(new_problem(&with(problem), &mut told), expected);
+        }
+    }
 
     #[test]
     fn a_hash_that_lost_digits_is_no_channel() {
