@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::options::{AgentOptions, NodeOptions};
-use crate::output::{plain, tell};
+use crate::output::{ErrorStream, plain, tell};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -226,7 +226,7 @@ pub(crate) fn init_logging(filter: Option<&str>) {
     tracing_subscriber::fmt()
         .fmt_fields(fields.delimited(" "))
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| ErrorStream)
         .with_ansi(colours)
         .with_target(false)
         // It would tell of a closed error stream on that stream, and panic.

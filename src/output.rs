@@ -2,8 +2,11 @@
 //! that goes away, as `head` does, is no failure.
 
 use anyhow::{Context, Result};
+use indicatif::{MultiProgress, ProgressDrawTarget};
 use serde_json::Value;
+use std::fmt;
 use std::io::{self, ErrorKind, Write};
+use std::sync::LazyLock;
 
 /// Whether somebody still reads the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +27,29 @@ pub(crate) fn print_line(text: &str) -> Result<Reader> {
 
 /// Text on the error stream. If that fails there is nobody left to be told.
 pub(crate) fn tell(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(ErrorStream, "{text}");
+}
+
+/// The progress bars on the terminal: one place, so that other text can make them step aside.
+pub(crate) static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(8)));
+
+/// The error stream above the progress bars.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ErrorStream;
+
+impl Write for ErrorStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> io::Result<()> {
+        BARS.suspend(|| io::stderr().write_fmt(text))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 /// Text from elsewhere, such as a name in a checkpoint or another node's, as it may be shown: a

@@ -112,7 +112,11 @@ fn report(args: &Pull, manifest: ManifestHash, view: &View, elapsed: Duration) -
 
 fn show(view: &View, progress: &Progress) {
     if let Some(channel) = view.channels.first() {
-        progress.set(channel.bytes_have, channel.bytes_wanted, &format!("from {} nodes", channel.sources));
+        let message = match channel.bytes_wanted {
+            0 => format!("waiting, {} nodes known", view.peers.len()),
+            _ => format!("from {} nodes", channel.sources),
+        };
+        progress.set(channel.bytes_have, channel.bytes_wanted, &message);
     }
 }
 
