@@ -1,11 +1,13 @@
 //! The command line.
 
 use crate::options::{AgentOptions, NodeOptions};
-use crate::output::tell;
+use crate::output::{ErrorStream, plain, tell};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format;
 
 /// A peer-to-peer mesh that keeps the weights of a fleet of inference engines current.
 ///
@@ -216,9 +218,15 @@ pub(crate) fn init_logging(filter: Option<&str>) {
         EnvFilter::new("info,libp2p=warn")
     });
     let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // A line of the log stays one line, whatever names it tells of.
+    let fields = format::debug_fn(|writer, field, value| match (field.name(), plain(&format!("{value:?}"))) {
+        ("message", text) => writer.write_str(&text),
+        (name, text) => write!(writer, "{name}={text}"),
+    });
     tracing_subscriber::fmt()
+        .fmt_fields(fields.delimited(" "))
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| ErrorStream)
         .with_ansi(colours)
         .with_target(false)
         // It would tell of a closed error stream on that stream, and panic.

@@ -1,9 +1,10 @@
-//! Errors as people read them: each reason once.
+//! Errors as people read them: each reason once, and nothing that a terminal would obey.
 
+use crate::output::plain;
 use anyhow::Error;
 
-/// The error and its causes in one line, outermost first. Many errors name their cause in their
-/// own text, as a library's callers want them to; here such a cause is not said again.
+/// The error and its causes, outermost first. Many errors name their cause in their own text, as a
+/// library's callers want them to; here such a cause is not said again.
 pub(crate) fn reasons(error: &Error) -> String {
     let mut said = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -14,7 +15,8 @@ pub(crate) fn reasons(error: &Error) -> String {
             false => said = format!("{said}: {cause}"),
         }
     }
-    said
+    // Names of files and the like may hold anything; lines are our own, as in what a log ends with.
+    said.lines().map(plain).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -37,5 +39,6 @@ mod tests {
         let error = Err::<(), _>(anyhow!("b")).context("not done").context("not begun").expect_err("it is one");
         assert_eq!(reasons(&error), "not begun: not done: b");
         assert_eq!(reasons(&anyhow!("alone\n")), "alone");
+        assert_eq!(reasons(&anyhow!("cannot read \x1b[2J")), "cannot read \\u{1b}[2J");
     }
 }

@@ -1,8 +1,8 @@
 //! Progress for people: a bar on a terminal, a line now and then elsewhere.
 
-use crate::output::tell;
+use crate::output::{BARS, tell};
 use crate::units;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -31,16 +31,17 @@ impl Progress {
     pub(crate) fn new(what: &str, total: u64, quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = match terminal && !quiet {
-            true => ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(8)),
+            true => BARS.add(ProgressBar::no_length()),
             false => ProgressBar::hidden(),
         };
         let style = ProgressStyle::with_template(
-            "{prefix:>10} {bar:32} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left {msg}",
+            "{prefix:>10} {bar:16} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left {msg}",
         );
         if let Ok(style) = style {
             bar.set_style(style);
         }
         bar.set_prefix(what.to_string());
+        set_length(&bar, total);
         let now = Instant::now();
         let plain = (!terminal && !quiet).then(|| Mutex::new(Plain { total, done: 0, started: now, told: now }));
         Progress { what: what.to_string(), bar, plain }
@@ -52,14 +53,15 @@ impl Progress {
     }
 
     pub(crate) fn set(&self, done: u64, total: u64, message: &str) {
-        self.bar.set_length(total);
-        self.bar.set_position(done);
         self.bar.set_message(message.to_string());
+        set_length(&self.bar, total);
+        self.bar.set_position(done);
         self.tell(|plain| (plain.done, plain.total) = (done, total));
     }
 
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
+        BARS.remove(&self.bar);
     }
 
     fn tell(&self, change: impl FnOnce(&mut Plain)) {
@@ -76,5 +78,12 @@ impl Progress {
         let left = left.map_or(String::new(), |s| format!(", {s} s left"));
         let (done, total) = (units::bytes(plain.done), units::bytes(plain.total));
         tell(&format!("{}: {done} of {total}, {}/s{left}", self.what, units::bytes(rate)));
+    }
+}
+
+/// A bar of length zero would be full.
+fn set_length(bar: &ProgressBar, total: u64) {
+    if total > 0 {
+        bar.set_length(total);
     }
 }

@@ -140,6 +140,19 @@ fn a_reader_that_goes_is_no_failure() {
 }
 
 #[test]
+fn names_cannot_command_the_terminal() {
+    let home = Home::new();
+    std::fs::write(home.path("a.safetensors"), safetensors("\x1b[2Jt\nu")).expect("a checkpoint");
+    std::fs::write(home.path("b.safetensors"), safetensors("b")).expect("a checkpoint");
+    let shown = home.run(&["manifest", "show", "a.safetensors"]);
+    assert!(shown.out.contains(r"\u{1b}[2Jt\nu") && !shown.out.contains('\x1b'), "{}", shown.out);
+    let compared = home.run(&["manifest", "diff", "a.safetensors", "b.safetensors"]);
+    assert!(compared.out.contains(r"- \u{1b}[2Jt\nu") && !compared.out.contains('\x1b'), "{}", compared.out);
+    let refused = home.run(&["manifest", "show", "\x1b[2J"]);
+    assert!(refused.err.contains(r"cannot read \u{1b}[2J: No such file"), "{}", refused.err);
+}
+
+#[test]
 fn a_publisher_that_nobody_listens_to_goes_on_serving() {
     let home = Home::new();
     home.run(&["keygen", "mesh", "--out", "mesh.key"]);

@@ -2,7 +2,7 @@
 
 use super::EXIT_DIFFERENT;
 use crate::cli::ManifestCommand;
-use crate::output::{print_json, print_line};
+use crate::output::{plain, print_json, print_line};
 use crate::progress::Progress;
 use crate::units;
 use anyhow::{Context, Result};
@@ -76,7 +76,7 @@ fn show(target: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
     ))?;
     print_line("\nfiles")?;
     for file in manifest.files() {
-        print_line(&format!("  {:>12}  {}", units::bytes(manifest.file_bytes(file)), file.path))?;
+        print_line(&format!("  {:>12}  {}", units::bytes(manifest.file_bytes(file)), plain(&file.path)))?;
     }
     print_line("\ntensors")?;
     for t in manifest.tensors() {
@@ -85,8 +85,8 @@ fn show(target: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
         print_line(&format!(
             "  {:>12}  {:<8} {shape:<20} {chunks:>5} chunks  {}",
             units::bytes(t.bytes()),
-            t.dtype,
-            t.name
+            plain(t.dtype.name()),
+            plain(&t.name)
         ))?;
     }
     Ok(ExitCode::SUCCESS)
@@ -118,7 +118,7 @@ fn diff(old: &Path, new: &Path, json: bool) -> Result<ExitCode> {
     } else {
         for (sign, names) in [("+", &added), ("-", &removed), ("~", &changed)] {
             for name in names {
-                print_line(&format!("{sign} {name}"))?;
+                print_line(&format!("{sign} {}", plain(name)))?;
             }
         }
         print_line(&format!(
@@ -171,7 +171,7 @@ fn verify(manifest: &Path, dir: &Path, json: bool) -> Result<ExitCode> {
         print_json(&json!({"manifest": hash.to_string(), "files": manifest.files().len(), "wrong": wrong}))?;
     } else {
         for (file, reason) in &wrong {
-            print_line(&format!("{file}: {reason}"))?;
+            print_line(&format!("{}: {}", plain(file), plain(reason)))?;
         }
         let (files, bytes) = (manifest.files().len(), units::bytes(manifest.bytes()));
         print_line(&match wrong.len() {

@@ -5,12 +5,13 @@ use crate::agent::view::{ChannelView, View};
 use crate::agent::{self, Ended, Pull as Pulling, PullWhat};
 use crate::cli::Pull;
 use crate::options;
-use crate::output::{Reader, print_json, print_line, tell};
+use crate::output::{Reader, plain, print_json, print_line, tell};
 use crate::progress::Progress;
 use crate::units;
 use anyhow::{Result, bail};
 use aquifer_core::{ChannelName, ManifestHash};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -39,7 +40,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
     let running = agent::start(config).await?;
     let mut view = running.view.clone();
     let progress = Progress::new("pulling", 0, args.json);
-    let mut problem = None;
+    let mut told = BTreeSet::new();
     while !running.has_ended() {
         tokio::select! {
             () = stop.wait() => {
@@ -58,9 +59,9 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
                 }
                 let now = view.borrow_and_update().clone();
                 show(&now, &progress);
-                let trouble = now.channels.first().and_then(|c| c.problem.clone());
-                if trouble.is_some() && trouble != problem {
-                    problem = trouble;
+                // The log tells as much, where it is not silenced.
+                if let Some(problem) = new_problem(&now, &mut told) && !tracing::enabled!(tracing::Level::WARN) {
+                    tell(&format!("aquifer: {}", plain(problem)));
                 }
             }
         }
@@ -111,15 +112,25 @@ fn report(args: &Pull, manifest: ManifestHash, view: &View, elapsed: Duration) -
 
 fn show(view: &View, progress: &Progress) {
     if let Some(channel) = view.channels.first() {
-        progress.set(channel.bytes_have, channel.bytes_wanted, &format!("from {} nodes", channel.sources));
+        let message = match channel.bytes_wanted {
+            0 => format!("waiting, {} nodes known", view.peers.len()),
+            _ => format!("from {} nodes", channel.sources),
+        };
+        progress.set(channel.bytes_have, channel.bytes_wanted, &message);
     }
+}
+
+/// What hinders the pull, if that has not been told.
+fn new_problem<'a>(view: &'a View, told: &mut BTreeSet<String>) -> Option<&'a str> {
+    let problem = view.channels.first()?.problem.as_deref()?;
+    told.insert(problem.to_string()).then_some(problem)
 }
 
 /// What a pull that does not end is waiting for, in words.
 fn why(view: &View) -> String {
     let connected = view.peers.iter().filter(|p| p.connected).count();
     let of = |channel: &ChannelView| match (&channel.problem, channel.state.as_str()) {
-        (Some(problem), _) => problem.clone(),
+        (Some(problem), _) => plain(problem),
         (None, "waiting") if connected == 0 => {
             "no node of the mesh could be reached: check --peer and the mesh key (--log debug tells more)".into()
         }
@@ -149,6 +160,25 @@ async fn passed(deadline: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_is_told_once() {
+        let with = |problem: Option<&str>| View {
+            channels: vec![ChannelView { problem: problem.map(str::to_string), ..ChannelView::default() }],
+            ..View::default()
+        };
+        let mut told = BTreeSet::new();
+        for (problem, expected) in [
+            (None, None),
+            (Some("a"), Some("a")),
+            (Some("a"), None),
+            (None, None),
+            (Some("b"), Some("b")),
+            (Some("a"), None),
+        ] {
+            assert_eq!(new_problem(&with(problem), &mut told), expected);
+        }
+    }
 
     #[test]
     fn a_hash_that_lost_digits_is_no_channel() {

@@ -3,10 +3,10 @@
 use super::process::{Engine, Node};
 use super::seconds;
 use crate::agent::view::View;
-use crate::output::tell;
+use crate::output::{BARS, tell};
 use crate::units;
 use anyhow::{Result, bail};
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -19,7 +19,6 @@ const LINE_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Watch {
     patience: Duration,
-    bars: MultiProgress,
     terminal: bool,
     quiet: bool,
 }
@@ -38,8 +37,7 @@ pub(super) struct Row {
 impl Watch {
     pub(super) fn new(patience: Duration, quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal() && !quiet;
-        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Watch { patience, bars: MultiProgress::with_draw_target(target), terminal, quiet }
+        Watch { patience, terminal, quiet }
     }
 
     /// Returns once every engine serves `manifest`.
@@ -54,7 +52,7 @@ impl Watch {
                 engine.update()?;
                 let view = node.view()?;
                 if let Some(channel) = view.channels.first().filter(|c| c.manifest == manifest) {
-                    bar.set_length(channel.bytes_wanted);
+                    bar.set_length(channel.bytes_wanted.max(1));
                     bar.set_position(channel.bytes_have);
                     if let Some(problem) = &channel.problem {
                         bail!("{}: {problem}", node.name);
@@ -87,9 +85,12 @@ impl Watch {
     }
 
     fn bar(&self, name: &str) -> ProgressBar {
-        let bar = self.bars.add(ProgressBar::new(0));
+        let bar = match self.terminal {
+            true => BARS.add(ProgressBar::no_length()),
+            false => ProgressBar::hidden(),
+        };
         let template =
-            "   {prefix:<12} {bar:32} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left {msg}";
+            "   {prefix:<12} {bar:16} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left {msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style);
         }
