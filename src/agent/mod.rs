@@ -194,7 +194,6 @@ struct Agent {
     jobs: mpsc::UnboundedSender<Event>,
     view: watch::Sender<View>,
     ended: Option<Ended>,
-    leaving: bool,
 }
 
 /// Starts a node. Errors are those of starting: a port taken, a directory in use, a bad address.
@@ -312,7 +311,6 @@ impl Agent {
             jobs,
             view,
             ended: None,
-            leaving: false,
         })
     }
 
@@ -505,7 +503,6 @@ impl Agent {
     }
 
     async fn leave(&mut self) {
-        self.leaving = true;
         self.input(Input::Leave);
         while let Some(output) = self.node.poll_output() {
             // The rest is of no more use to a node that goes.
