@@ -44,7 +44,7 @@ impl StateDir {
     pub(crate) fn next_incarnation(&self) -> Result<u64> {
         let path = self.dir.join("incarnation");
         let last: u64 = fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
-        let next = unix_ms().max(last + 1);
+        let next = unix_ms().max(last.saturating_add(1));
         self.replace(&path, next.to_string().as_bytes())?;
         Ok(next)
     }

@@ -434,14 +434,13 @@ impl Agent {
             | Tell::Failed { manifest, .. } => *manifest,
         };
         let name = self.sessions.get(&conn).map(|c| c.name.clone()).unwrap_or_default();
-        let release = self.channels.get(channel).and_then(|c| c.release.clone());
-        // The newest release may be ahead of the one the engine takes; then its number is not
-        // known here any more, and the manifest is what counts.
-        let Some((mut release, publisher)) = release else { return };
-        if release.manifest != about {
-            release.manifest = about;
-            release.seq = release.seq.saturating_sub(1);
-        }
+        // The newest release may be ahead of the one the engine takes.
+        let told = self.channels.get(channel).and_then(|c| c.history.iter().rev().find(|(r, _)| r.manifest == about));
+        // One so old that it is not remembered is told under the newest's number: the engine must
+        // hear of it all the same.
+        let newest = || self.channels.get(channel).and_then(|c| c.release.as_ref());
+        let Some((mut release, publisher)) = told.or_else(newest).cloned() else { return };
+        release.manifest = about;
         let release = ReleaseInfo::new(&release, publisher);
         let news = match tell {
             Tell::Hydrated { manifest } => {

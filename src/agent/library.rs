@@ -12,14 +12,19 @@ use aquifer_engine::ConnId;
 use aquifer_engine::protocol::{Event as EngineNews, ReleaseInfo};
 use aquifer_memory::{FileTree, Published, Span};
 use aquifer_proto::Input;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Releases of a channel that are remembered. Guess: an engine is rarely two behind.
+const HISTORY_MAX: usize = 16;
 
 /// A followed channel.
 #[derive(Debug, Default)]
 pub(super) struct Channel {
     pub(super) release: Option<(Release, PublisherKey)>,
+    /// It and those before it, oldest first: an engine may still be on its way to one of them.
+    pub(super) history: VecDeque<(Release, PublisherKey)>,
     /// Why the newest release cannot be had, if a person must mend it.
     pub(super) problem: Option<String>,
 }
@@ -78,6 +83,8 @@ impl Agent {
         let manifest = release.manifest;
         let bytes = release.manifest_bytes;
         let entry = self.channels.entry(channel.clone()).or_default();
+        entry.history.push_back((release.clone(), signed.publisher));
+        entry.history.drain(..entry.history.len().saturating_sub(HISTORY_MAX));
         let before = entry.release.replace((release, signed.publisher));
         entry.problem = None;
         let superseded = before.map(|(r, _)| r.manifest).filter(|m| !self.manifests.contains_key(m));

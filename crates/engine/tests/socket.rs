@@ -8,6 +8,7 @@ use aquifer_engine::protocol::code;
 use aquifer_engine::*;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use serde_json::{Value, json};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Agent {
     engines: Engines,
     events: Receiver<EngineEvent>,
+    /// Events that came before one that was waited for.
+    early: VecDeque<EngineEvent>,
 }
 
 /// Directory and path of a socket that nobody listens on.
@@ -38,10 +41,17 @@ fn place() -> (TempDir, PathBuf) {
 impl Agent {
     fn start(path: &Path) -> Agent {
         let (engines, events) = EngineServer::bind(path).unwrap().run();
-        Agent { engines, events }
+        Agent { engines, events, early: VecDeque::new() }
     }
 
     async fn next(&mut self) -> EngineEvent {
+        match self.early.pop_front() {
+            Some(event) => event,
+            None => self.receive().await,
+        }
+    }
+
+    async fn receive(&mut self) -> EngineEvent {
         tokio::time::timeout(PATIENCE, self.events.recv()).await.expect("an event").expect("a server")
     }
 
@@ -58,10 +68,25 @@ impl Agent {
         (conn, id, request, fd)
     }
 
+    /// Waits for the end of a connection. The engine may be back on another before it is told;
+    /// what that one says is kept for later.
     async fn closed(&mut self, expected: ConnId) {
-        let event = self.next().await;
-        let EngineEvent::Closed { conn } = event else { panic!("{event:?}") };
-        assert_eq!(conn, expected);
+        let mut others = VecDeque::new();
+        loop {
+            let event = self.next().await;
+            match &event {
+                EngineEvent::Closed { conn } => {
+                    assert_eq!(*conn, expected);
+                    break;
+                }
+                EngineEvent::Opened { conn, .. } | EngineEvent::Request { conn, .. } => {
+                    assert_ne!(*conn, expected, "{event:?}");
+                    others.push_back(event);
+                }
+            }
+        }
+        others.append(&mut self.early);
+        self.early = others;
     }
 
     /// Takes the next request, which must be `expected`, and answers it with nothing.
@@ -348,7 +373,7 @@ async fn a_waiting_engine_finds_the_next_agent() {
         }
     };
     let (engines, events) = tokio::time::timeout(PATIENCE, bound).await.unwrap().run();
-    let mut agent = Agent { engines, events };
+    let mut agent = Agent { engines, events, early: VecDeque::new() };
     let (conn, _fd) = agent.registered().await;
     agent.engines.event(conn, &Event::Hydrated { release: release(1) });
     engine.hear("hydrated 1");

@@ -14,6 +14,8 @@ pub(crate) struct Trust {
 pub(crate) struct Record {
     /// Chunks in all that did not hash to their name.
     pub(crate) corrupt: u32,
+    /// How often it was avoided for that: chunks that were under way together count once.
+    lies: u32,
     /// Reads failed in a row.
     failed: u32,
     avoid_until: Time,
@@ -49,8 +51,12 @@ impl Trust {
 
     pub(crate) fn on_corrupt_read(&mut self, node: NodeId, now: Time) -> Duration {
         let record = self.entry(node);
-        let avoid = doubled(AVOID_CORRUPT, record.corrupt, AVOID_CORRUPT_MAX);
         record.corrupt = record.corrupt.saturating_add(1);
+        if record.lies > 0 && record.avoid_until > now {
+            return record.avoid_until.since(now);
+        }
+        let avoid = doubled(AVOID_CORRUPT, record.lies, AVOID_CORRUPT_MAX);
+        record.lies = record.lies.saturating_add(1);
         record.avoid_until = record.avoid_until.max(now + avoid);
         avoid
     }
@@ -77,6 +83,8 @@ mod tests {
     fn a_liar_is_avoided_longer_each_time_and_has_a_way_back() {
         let (mut trust, node) = (Trust::default(), NodeId([1; 32]));
         assert_eq!(trust.on_corrupt_read(node, Time::ZERO), AVOID_CORRUPT);
+        assert_eq!(trust.on_corrupt_read(node, Time::ZERO), AVOID_CORRUPT, "it was under way with the first");
+        assert_eq!(trust.record(&node).corrupt, 2);
         assert!(trust.is_avoided(&node, Time::ZERO + AVOID_CORRUPT / 2));
         let later = Time::ZERO + AVOID_CORRUPT;
         assert!(!trust.is_avoided(&node, later));
