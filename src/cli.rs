@@ -11,18 +11,23 @@ use tracing_subscriber::fmt::format;
 
 /// A peer-to-peer mesh that keeps the weights of a fleet of inference engines current.
 ///
-/// Start with `aquifer demo`: a whole mesh on this machine, in one command.
+/// Start with `aquifer demo`: a whole mesh on this machine, in one command. For a mesh of your own:
+/// `keygen mesh` and `keygen publisher` make the keys, `publish` announces and serves a checkpoint,
+/// `agent` runs on every node beside its engines, `status` shows what it does.
 ///
 /// Exit codes: 0 done; 1 failed, with the reason on the error stream; 2 wrong usage; 3 not done in
 /// the time given; 4 what was compared or verified differs.
 #[derive(Debug, Parser)]
 #[command(name = "aquifer", version, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// What to log: error, warn, info, debug, or a filter such as aquifer_mesh=debug
-    #[arg(long, global = true, env = "AQUIFER_LOG", value_name = "LEVEL")]
+    /// What to log, on the error stream: error, warn, info, debug, or a filter such as
+    /// aquifer_mesh=debug [default: info]
+    #[arg(long, global = true, env = "AQUIFER_LOG", value_name = "LEVEL", help_heading = "General")]
     pub(crate) log: Option<String>,
-    /// File with options [default: ~/.config/aquifer/aquifer.toml or /etc/aquifer/aquifer.toml, if there]
-    #[arg(long, global = true, env = "AQUIFER_CONFIG", value_name = "FILE")]
+    /// TOML file with options of an agent, named like its flags; `publish` and `pull` take the mesh
+    /// key, peers, name, labels and trusted publishers from it [default:
+    /// ~/.config/aquifer/aquifer.toml or /etc/aquifer/aquifer.toml, if there]
+    #[arg(long, global = true, env = "AQUIFER_CONFIG", value_name = "FILE", help_heading = "General")]
     pub(crate) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -48,37 +53,52 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
         .mut_subcommands(without_empty_variables)
 }
 
+const AGENT_EXAMPLE: &str = "Example:
+  aquifer agent --channel prod/model --trust PUBLIC_KEY \\
+      --mesh-key mesh.key --peer HOST:7401";
+
+const PUBLISH_EXAMPLE: &str = "Example:
+  aquifer publish ./checkpoint --channel prod/model \\
+      --mesh-key mesh.key --publisher-key publisher.key --listen 0.0.0.0:7401";
+
+const PULL_EXAMPLE: &str = "Example:
+  aquifer pull prod/model --to ./copy --trust PUBLIC_KEY \\
+      --mesh-key mesh.key --peer HOST:7401";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run this node's daemon: follow channels, hydrate engines, serve others
+    /// Run this node's daemon: follow channels, fill the memory of engines, serve other nodes
+    #[command(after_help = AGENT_EXAMPLE)]
     Agent {
         #[command(flatten)]
         node: NodeOptions,
         #[command(flatten)]
         agent: AgentOptions,
     },
-    /// Cut, hash, sign and announce a checkpoint, and go on serving it
+    /// Hash, sign and announce a checkpoint, and go on serving it
+    #[command(after_help = PUBLISH_EXAMPLE)]
     Publish(Publish),
     /// Rebuild a release's files in a directory, bit for bit
+    #[command(after_help = PULL_EXAMPLE)]
     Pull(Pull),
     /// Show this machine's agent: engines, peers, progress
     Status {
-        /// The agent's socket
+        /// The agent's socket [default: the one `aquifer agent` takes by default]
         #[arg(long, env = "AQUIFER_SOCKET", value_name = "PATH")]
         socket: Option<PathBuf>,
-        /// Renew the picture until interrupted
+        /// Renew the picture until interrupted, also while the agent restarts
         #[arg(long)]
         watch: bool,
-        /// Print JSON
+        /// Print JSON; with --watch, one line each time
         #[arg(long)]
         json: bool,
     },
-    /// Look inside a manifest, compare two, check files against one
+    /// Look inside a checkpoint's manifest, compare two, check files against one
     Manifest {
         #[command(subcommand)]
         command: ManifestCommand,
     },
-    /// Make keys
+    /// Make the keys of a mesh and of publishers
     Keygen {
         #[command(subcommand)]
         command: KeygenCommand,
@@ -94,16 +114,16 @@ pub(crate) enum Command {
 pub(crate) struct Publish {
     /// A .safetensors file, or a directory with a checkpoint
     pub(crate) path: PathBuf,
-    /// The channel to publish to
+    /// The channel to publish to: a name of your choice, such as prod/model
     #[arg(long)]
     pub(crate) channel: String,
     /// File with the publisher's secret key (`aquifer keygen publisher`)
     #[arg(long, env = "AQUIFER_PUBLISHER_KEY", value_name = "FILE")]
     pub(crate) publisher_key: PathBuf,
     /// A note for people, carried in the release
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) note: String,
-    /// Leave out files that match, such as 'optimizer*'. May be repeated
+    /// Leave out files and directories that match, such as 'optimizer*'. May be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(crate) exclude: Vec<String>,
     /// Stop serving once this many other nodes hold all of it
@@ -118,7 +138,7 @@ pub(crate) struct Publish {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Pull {
-    /// A channel, for its newest release, or a manifest's hash
+    /// A channel, for its newest release, or the hash of a manifest
     pub(crate) what: String,
     /// The directory to rebuild the files in
     #[arg(long, value_name = "DIR")]
@@ -142,21 +162,28 @@ pub(crate) enum ManifestCommand {
         /// Also write the manifest to this file
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
+        /// Print JSON, with every chunk's hash
         #[arg(long)]
         json: bool,
     },
-    /// Compare two checkpoints or manifests: what changed, and how much would move
+    /// Compare two checkpoints or manifests: what changed, and how much would move. Exit code 4 if
+    /// they differ
     Diff {
+        /// A checkpoint (file or directory), or a manifest file
         old: PathBuf,
+        /// The same, of the later one
         new: PathBuf,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Check the files in a directory against a manifest
+    /// Check the files in a directory against a manifest. Exit code 4 if they differ
     Verify {
         /// A manifest file, or another checkpoint to compare with
         manifest: PathBuf,
+        /// The directory that the manifest's files lie in
         dir: PathBuf,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -164,22 +191,26 @@ pub(crate) enum ManifestCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeygenCommand {
-    /// The secret every node of a mesh shares
+    /// Make the secret that every node of a mesh shares
     Mesh {
         /// Write it to this file [default: print it]
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// The secret a publisher signs releases with; prints the public key to give to --trust
+    /// Make the secret that a publisher signs releases with; prints the public key for --trust
     Publisher {
         /// Write the secret to this file
         #[arg(long, value_name = "FILE")]
         out: PathBuf,
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// The public key of a publisher's secret
-    Public { secret: PathBuf },
+    /// Print the public key of a publisher's secret
+    Public {
+        /// The file that `keygen publisher` wrote
+        secret: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]

@@ -23,19 +23,20 @@ pub(crate) struct NodeOptions {
     /// addresses, or a multiaddress. One that answers is enough. May be repeated
     #[arg(long, env = "AQUIFER_PEER", value_name = "ADDRESS", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) peer: Vec<String>,
-    /// Where to listen for the mesh [default: 0.0.0.0:7401 for an agent, else any port]
+    /// Where to listen for the mesh. May be repeated [default: 0.0.0.0:7401 for an agent, else any
+    /// port]
     #[arg(long, env = "AQUIFER_LISTEN", value_name = "ADDRESS", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) listen: Vec<String>,
     /// Addresses to tell others besides those found: host:port, or a multiaddress. May be repeated
     #[arg(long, env = "AQUIFER_EXTERNAL", value_name = "ADDRESS", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) external: Vec<String>,
-    /// Find nodes on the local network by multicast DNS
-    #[arg(long, env = "AQUIFER_MDNS", help_heading = "Mesh", num_args = 0..=1, default_missing_value = "true")]
+    /// Find nodes on the local network by multicast DNS: true, as without a value, or false
+    #[arg(long, env = "AQUIFER_MDNS", value_name = "BOOL", help_heading = "Mesh", num_args = 0..=1, default_missing_value = "true", hide_possible_values = true)]
     pub(crate) mdns: Option<bool>,
     /// Where to serve chunks over TCP [default: 0.0.0.0:7402 for an agent, else any port]
     #[arg(long, env = "AQUIFER_DATA_LISTEN", value_name = "ADDRESS", help_heading = "Mesh")]
     pub(crate) data_listen: Option<SocketAddr>,
-    /// Where others reach that, if not at this node's address and the same port: ip:port
+    /// Where others reach --data-listen, if not at this node's address and the same port: ip:port
     #[arg(long, env = "AQUIFER_DATA_ADVERTISE", value_name = "ADDRESS", help_heading = "Mesh")]
     pub(crate) data_advertise: Option<String>,
     /// What to call this node [default: the host's name]
@@ -44,7 +45,8 @@ pub(crate) struct NodeOptions {
     /// Labels such as zone=a or rack=12. May be repeated
     #[arg(long, env = "AQUIFER_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) label: Vec<String>,
-    /// A publisher to believe: its public key, for all channels, or CHANNEL=KEY. May be repeated
+    /// A publisher to believe: its public key (`aquifer keygen public`), for all channels, or
+    /// CHANNEL=KEY for one. May be repeated
     #[arg(long, env = "AQUIFER_TRUST", value_name = "KEY", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) trust: Vec<String>,
     /// Directory for identity, accepted releases and manifests: what makes a restart remember
@@ -60,7 +62,7 @@ pub(crate) struct NodeOptions {
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct AgentOptions {
-    /// A channel to follow. May be repeated
+    /// A channel to follow, such as prod/model. May be repeated
     #[arg(long, env = "AQUIFER_CHANNEL", value_name = "CHANNEL", value_delimiter = ',')]
     pub(crate) channel: Vec<String>,
     /// Socket for engines on this machine [default: $XDG_RUNTIME_DIR/aquifer.sock or /tmp/aquifer-UID.sock]

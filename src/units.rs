@@ -35,9 +35,23 @@ pub(crate) fn bytes(n: u64) -> String {
     format!("{n} B")
 }
 
+/// `12 s`, `34 min`, `5 h` or `6 d`: two digits say enough.
+pub(crate) fn seconds(seconds: f64) -> String {
+    const UNITS: [(&str, f64); 4] = [("s", 1.0), ("min", 60.0), ("h", 3600.0), ("d", 86400.0)];
+    let (unit, length) = UNITS.into_iter().rfind(|(_, length)| seconds >= 2.0 * length).unwrap_or(UNITS[0]);
+    format!("{:.0} {unit}", (seconds / length).floor())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times() {
+        for (given, expected) in [(0.4, "0 s"), (119.9, "119 s"), (120.0, "2 min"), (7200.0, "2 h"), (1e6, "11 d")] {
+            assert_eq!(seconds(given), expected);
+        }
+    }
 
     #[test]
     fn sizes() {

@@ -1,11 +1,16 @@
 //! The program from outside: what it prints, and the code it ends with. Nothing here leaves this
 //! machine, and nothing of the user's own configuration is read.
 
-use std::io::Read;
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A home of its own for each test.
 struct Home {
@@ -43,6 +48,22 @@ impl Home {
     fn run(&self, args: &[&str]) -> Ran {
         Ran::of(&mut self.aquifer(args))
     }
+}
+
+/// A child that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // Either call fails only if it has ended and been waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn signal(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, signal).expect("it is there");
 }
 
 /// How a run ended.
@@ -164,17 +185,56 @@ fn a_publisher_that_nobody_listens_to_goes_on_serving() {
     let mesh = ["--mesh-key", "mesh.key", "--data-listen", "127.0.0.1:0", "--listen"];
     let publish = ["publish", "model.safetensors", "--channel", "c", "--publisher-key", "publisher.key"];
     let mut publisher = home.aquifer(&[&publish[..], &mesh[..], &[&address]].concat());
-    let mut publisher = publisher.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a child");
-    drop((publisher.stdout.take(), publisher.stderr.take()));
+    let mut publisher = Killed(publisher.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a child"));
+    drop((publisher.0.stdout.take(), publisher.0.stderr.take()));
 
     let trust = public["public"].as_str().expect("a key");
     let pull = ["pull", "c", "--to", "copy", "--trust", trust, "--timeout", "60", "--peer", &address];
     let pulled = home.run(&[&pull[..], &mesh[..], &["127.0.0.1:0"]].concat());
-    let pid = i32::try_from(publisher.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
-    let ended = publisher.wait().expect("it ends");
+    signal(&publisher.0, Signal::TERM);
+    let ended = publisher.0.wait().expect("it ends");
     assert_eq!(pulled.code, Some(0), "{}", pulled.err);
     assert_eq!(ended.code(), Some(0));
+}
+
+#[test]
+fn watching_outlasts_the_agent_and_ends_when_asked() {
+    let home = Home::new();
+    home.run(&["keygen", "mesh", "--out", "mesh.key"]);
+    let trust = "ab".repeat(32);
+    let listen = ["--listen", "127.0.0.1:0", "--data-listen", "127.0.0.1:0", "--socket", "agent.sock"];
+    let agent = ["agent", "--channel", "c", "--trust", &trust, "--mesh-key", "mesh.key", "--name", "n"];
+    let status = ["status", "--socket", "agent.sock"];
+    let absent = home.run(&[&status[..], &["--watch"]].concat());
+    assert_eq!(absent.code, Some(1));
+    assert!(absent.err.contains("no agent is listening on agent.sock"), "{}", absent.err);
+
+    let mut agent = home.aquifer(&[&agent[..], &listen[..]].concat());
+    let mut agent = Killed(agent.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a child"));
+    let deadline = Instant::now() + PATIENCE;
+    while home.run(&status).code != Some(0) {
+        assert!(Instant::now() < deadline, "the agent did not start");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let watch = |json: &[&str]| {
+        let mut command = home.aquifer(&[&status[..], &["--watch"], json].concat());
+        Killed(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a child"))
+    };
+    let mut unread = watch(&[]);
+    drop(unread.0.stdout.take());
+    assert_eq!(unread.0.wait().expect("it ends").code(), Some(0));
+
+    let mut watching = watch(&["--json"]);
+    let mut lines = BufReader::new(watching.0.stdout.take().expect("a pipe")).lines();
+    let state: serde_json::Value = serde_json::from_str(&lines.next().expect("a line").expect("text")).expect("JSON");
+    assert_eq!(state["name"], "n");
+    signal(&agent.0, Signal::TERM);
+    assert_eq!(agent.0.wait().expect("it ends").code(), Some(0));
+    let mut told = BufReader::new(watching.0.stderr.take().expect("a pipe")).lines();
+    let told = told.next().expect("a line").expect("text");
+    assert!(told.starts_with("aquifer: the agent is away ("), "{told}");
+    signal(&watching.0, Signal::INT);
+    assert_eq!(watching.0.wait().expect("it ends").code(), Some(0));
 }
 
 #[test]

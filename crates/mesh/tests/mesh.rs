@@ -561,7 +561,7 @@ async fn a_taken_port_is_an_error() {
     assert!(matches!(error, MeshError::Listen { .. }), "{error}");
     let nonsense = MeshConfig { bootstrap: vec!["nonsense".into()], ..config(2, &[]) };
     let error = aquifer_mesh::start(nonsense).await.expect_err("not an address");
-    assert!(matches!(error, MeshError::Address { option: "bootstrap", .. }), "{error}");
+    assert!(matches!(error, MeshError::Address { option: "peer", .. }), "{error}");
 }
 
 #[tokio::test]

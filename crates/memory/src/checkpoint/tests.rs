@@ -167,7 +167,9 @@ fn what_travels_and_what_does_not() {
 fn unreadable_files_are_named() {
     let d = dir(&[("config.json", b"{}".to_vec())]);
     symlink(d.path().join("gone"), d.path().join("dangling")).unwrap();
-    assert!(refusal(d.path()).contains("dangling"));
+    let dangling = refusal(d.path());
+    assert!(dangling.contains("dangling: links to") && dangling.contains("--exclude 'dangling'"), "{dangling}");
+    assert!(Source::open(d.path(), &["dangling".into()]).is_ok());
     assert!(refusal(&d.path().join("nowhere")).contains("nowhere"));
     let empty = tempfile::tempdir().unwrap();
     assert!(refusal(empty.path()).contains("no file"));

@@ -2,6 +2,7 @@
 
 use super::{CHECKPOINT_DEPTH_MAX, CHECKPOINT_FILES_MAX, PublishError, in_path, refused};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -54,7 +55,7 @@ impl Walk<'_> {
             return Ok(());
         }
         let path = self.root.join(&relative);
-        let kind = fs::metadata(&path).map_err(in_path("read", &path))?.file_type();
+        let kind = fs::metadata(&path).map_err(|error| unreadable(&path, &relative, error))?.file_type();
         if kind.is_dir() {
             return match SKIPPED_DIRS.contains(&name) {
                 true => Ok(()),
@@ -73,6 +74,17 @@ impl Walk<'_> {
         }
         self.found.push(relative);
         Ok(())
+    }
+}
+
+/// A link that leads nowhere is common, as where a part of a cache was deleted.
+fn unreadable(path: &Path, relative: &str, error: io::Error) -> PublishError {
+    match fs::read_link(path) {
+        Ok(target) => {
+            let target = target.display();
+            refused(path, format!("links to {target}: {error}; mend it, or leave it out with --exclude '{relative}'"))
+        }
+        Err(_) => in_path("read", path)(error),
     }
 }
 
