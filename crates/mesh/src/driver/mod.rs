@@ -91,7 +91,7 @@ impl Driver {
         let mut swarm = behaviour::swarm(&config)?;
         let now = Instant::now();
         let listeners = Listeners::open(&mut swarm, &config.listen, &config.external).await?;
-        let bootstrap = Bootstrap::new(places("bootstrap", &config.bootstrap)?, now);
+        let bootstrap = Bootstrap::new(places("peer", &config.bootstrap)?, now);
         let waiting = listeners.external().map(|address| MeshEvent::Listening { address }).collect();
         info!(node = %config.identity.public().short(), mesh_key = config.mesh_key.fingerprint(), "mesh started");
         Ok(Driver {
