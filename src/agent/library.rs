@@ -2,6 +2,7 @@
 
 use super::jobs::Job;
 use super::{Agent, Hold, PullWhat};
+use crate::errors::reasons;
 use anyhow::{Context, Result};
 use aquifer_core::limits::MANIFEST_PIECE_BYTES;
 use aquifer_core::{
@@ -73,7 +74,9 @@ impl Agent {
             && let Err(error) = state.save_release(&release.channel, &signed)
         {
             // Engines go on being served; what is lost is the memory of it after a restart.
-            self.tell_once("state".into(), || tracing::warn!("a restart will not remember this release: {error:#}"));
+            self.tell_once("state".into(), || {
+                tracing::warn!("a restart will not remember this release: {}", reasons(&error))
+            });
         }
         self.release_again_if_overtaken(&release);
         tracing::info!("{} is at release {}: manifest {}", release.channel, release.seq, release.manifest.short());
@@ -113,7 +116,7 @@ impl Agent {
         if let Some(state) = &self.state
             && let Err(error) = state.save_manifest(&manifest, &bytes)
         {
-            tracing::warn!("the manifest will be fetched again after a restart: {error:#}");
+            tracing::warn!("the manifest will be fetched again after a restart: {}", reasons(&error));
         }
         self.take_in(manifest, bytes)
     }
@@ -122,15 +125,14 @@ impl Agent {
     /// the end of a pull.
     fn take_in(&mut self, manifest: ManifestHash, bytes: Vec<u8>) -> Result<()> {
         let channels = self.channels_at(&manifest);
-        let pulled = matches!(self.pull.as_ref().map(|p| &p.what), Some(PullWhat::Manifest(m)) if *m == manifest);
-        if channels.is_empty() && !pulled {
+        if channels.is_empty() && !self.is_pulled_by_hash(&manifest) {
             return Ok(());
         }
         let Err(error) = self.load(channels.clone(), manifest, bytes, None) else { return Ok(()) };
         if self.pull.is_some() {
             return Err(error);
         }
-        let problem = format!("{error:#}");
+        let problem = reasons(&error);
         tracing::warn!("manifest {}: {problem}", manifest.short());
         for channel in channels {
             if let Some(entry) = self.channels.get_mut(&channel) {
@@ -394,10 +396,7 @@ impl Agent {
     /// if it is wanted.
     pub(super) fn discard(&mut self, manifest: ManifestHash, chunk: u32) {
         let Some(hash) = self.manifests.get(&manifest).map(|l| l.layout.chunk(chunk).hash) else { return };
-        self.memory.remove(&hash);
-        if let Some(disk) = &self.disk {
-            disk.remove(&hash);
-        }
+        self.remove_stored(&hash);
         if let Some(tree) = self.tree.as_ref().filter(|t| t.manifest == manifest) {
             tree.files.forget(chunk);
         }
@@ -463,9 +462,12 @@ impl Agent {
             let is = |t: Option<&aquifer_proto::Target>| t.is_some_and(|t| t.manifest == *hash);
             c.session.serving() == Some(*hash) || is(c.session.target()) || is(c.session.aim())
         };
-        let pulled = matches!(self.pull.as_ref().map(|p| &p.what), Some(PullWhat::Manifest(m)) if m == hash);
         let in_tree = self.tree.as_ref().is_some_and(|t| t.manifest == *hash) || self.next_tree == Some(*hash);
-        self.sessions.values().any(of_session) || pulled || in_tree
+        self.sessions.values().any(of_session) || self.is_pulled_by_hash(hash) || in_tree
+    }
+
+    fn is_pulled_by_hash(&self, hash: &ManifestHash) -> bool {
+        matches!(self.pull.as_ref().map(|p| &p.what), Some(PullWhat::Manifest(m)) if m == hash)
     }
 
     /// Forgets a manifest, and removes the chunks that no other one names.
@@ -474,10 +476,7 @@ impl Agent {
         let Some(loaded) = self.manifests.remove(&manifest) else { return };
         let named = |hash: &ChunkHash| self.manifests.values().any(|l| l.layout.index_of(hash).is_some());
         for chunk in loaded.layout.chunks.iter().filter(|c| !named(&c.hash)) {
-            self.memory.remove(&chunk.hash);
-            if let Some(disk) = &self.disk {
-                disk.remove(&chunk.hash);
-            }
+            self.remove_stored(&chunk.hash);
         }
         // Chunks of releases of earlier lives, once every channel knows what it is at.
         let settled = |c: &Channel| {
@@ -487,6 +486,14 @@ impl Agent {
             for (hash, _) in disk.hashes_with_len().into_iter().filter(|(h, _)| !named(h)) {
                 disk.remove(&hash);
             }
+        }
+    }
+
+    /// Removes a chunk from this node's stores, whichever has it.
+    fn remove_stored(&self, hash: &ChunkHash) {
+        self.memory.remove(hash);
+        if let Some(disk) = &self.disk {
+            disk.remove(hash);
         }
     }
 
@@ -501,10 +508,7 @@ impl Agent {
         let chunks: Vec<ChunkHash> = drop.iter().flat_map(|(_, l)| l.layout.chunks.iter().map(|c| c.hash)).collect();
         let touched: Vec<ManifestHash> = drop.iter().map(|(m, _)| **m).collect();
         for hash in chunks.iter().filter(|h| !named(h)) {
-            self.memory.remove(hash);
-            if let Some(disk) = &self.disk {
-                disk.remove(hash);
-            }
+            self.remove_stored(hash);
         }
         for manifest in touched {
             self.refresh_held(manifest);

@@ -84,8 +84,7 @@ impl Pulling {
         // Half of the places go to those who have most, the other half to anybody: newcomers
         // must be asked before they have something, or they would be asked too late.
         candidates.sort_by_key(|c| std::cmp::Reverse(c.have));
-        let rest = candidates.split_off(candidates.len().min(ASKS_MAX / 2));
-        let mut rest = rest;
+        let mut rest = candidates.split_off(candidates.len().min(ASKS_MAX / 2));
         rest.shuffle(rng);
         candidates.extend(rest);
         candidates.retain(|c| !self.asks.contains_key(&c.node));
