@@ -5,6 +5,7 @@
 //! Each run ends in an [`outcome::Outcome`], and the report shows those. A seed repeats a run.
 #![forbid(unsafe_code)]
 
+pub mod baselines;
 pub mod network;
 pub mod outcome;
 pub mod report;

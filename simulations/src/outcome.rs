@@ -113,6 +113,20 @@ impl Outcome {
         }
     }
 
+    /// A strategy that was not run here: a row without figures.
+    pub fn skipped(e: &Expanded, strategy: &str) -> Self {
+        Outcome {
+            scenario: e.scenario.clone(),
+            strategy: strategy.to_string(),
+            seed: e.seed,
+            pullers: e.pullers().count(),
+            chunks: e.chunks,
+            checkpoint_bytes: e.checkpoint_bytes(),
+            lower_bound_s: lower_bound(e),
+            ..Outcome::default()
+        }
+    }
+
     /// Bytes that measured nodes downloaded over those they needed.
     pub fn bytes_ratio(&self) -> f64 {
         let healthy = || self.nodes.iter().filter(|n| n.healthy);

@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-pub const WIDTH: f64 = 860.0;
-pub const PANEL_HEIGHT: f64 = 320.0;
+pub(crate) const WIDTH: f64 = 860.0;
+pub(crate) const PANEL_HEIGHT: f64 = 320.0;
 const LEFT: f64 = 80.0;
 const RIGHT: f64 = 210.0;
 const TOP: f64 = 44.0;
@@ -11,13 +11,13 @@ const BOTTOM: f64 = 52.0;
 /// Wong, "Points of view: Color blindness", Nature Methods 8 (2011): told apart by everyone.
 const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666"];
 
-pub fn colour(i: usize) -> &'static str {
+pub(crate) fn colour(i: usize) -> &'static str {
     COLOURS[i % COLOURS.len()]
 }
 
 /// One diagram of a picture; `y0` is its upper edge.
 #[derive(Debug)]
-pub struct Panel {
+pub(crate) struct Panel {
     body: String,
     y0: f64,
     x_max: f64,
@@ -26,7 +26,7 @@ pub struct Panel {
 }
 
 impl Panel {
-    pub fn new(row: u32, title: &str, x_label: &str, y_label: &str, x_max: f64, y_max: f64) -> Self {
+    pub(crate) fn new(row: u32, title: &str, x_label: &str, y_label: &str, x_max: f64, y_max: f64) -> Self {
         let y0 = f64::from(row) * PANEL_HEIGHT;
         let mut panel = Panel { body: String::new(), y0, x_max, y_max, legends: 0 };
         panel.text(LEFT, y0 + 24.0, "start", "title", title);
@@ -42,7 +42,7 @@ impl Panel {
     }
 
     /// Ticks along x; a panel of bars has none.
-    pub fn x_ticks(&mut self) {
+    pub(crate) fn x_ticks(&mut self) {
         for (value, label) in ticks(self.x_max) {
             let (x, y) = (self.x(value), self.y(0.0));
             self.push(&format!(r#"<path class="axis" d="M{x:.1} {y:.1}v5"/>"#));
@@ -50,19 +50,19 @@ impl Panel {
         }
     }
 
-    pub fn line(&mut self, points: &[(f64, f64)], colour: &str) {
+    pub(crate) fn line(&mut self, points: &[(f64, f64)], colour: &str) {
         let path = self.path(points.iter().copied());
         self.push(&format!(r#"<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>"#));
     }
 
     /// Between two lines over the same x: (x, low, high).
-    pub fn band(&mut self, points: &[(f64, f64, f64)], colour: &str) {
+    pub(crate) fn band(&mut self, points: &[(f64, f64, f64)], colour: &str) {
         let low = points.iter().map(|p| (p.0, p.1));
         let path = self.path(low.chain(points.iter().rev().map(|p| (p.0, p.2))));
         self.push(&format!(r#"<path d="M{path}Z" fill="{colour}" fill-opacity="0.2"/>"#));
     }
 
-    pub fn vertical(&mut self, x: f64, label: &str) {
+    pub(crate) fn vertical(&mut self, x: f64, label: &str) {
         let (x, top, bottom) = (self.x(x), self.y(self.y_max), self.y(0.0));
         self.push(&format!(
             r##"<path d="M{x:.1} {top:.1}V{bottom:.1}" stroke="#222" stroke-width="1.5" stroke-dasharray="6 4"/>"##
@@ -71,19 +71,19 @@ impl Panel {
     }
 
     /// Bar `i` of `of`, stacked from `from` to `until`.
-    pub fn bar(&mut self, i: usize, of: usize, from: f64, until: f64, colour: &str) {
+    pub(crate) fn bar(&mut self, i: usize, of: usize, from: f64, until: f64, colour: &str) {
         let slot = (WIDTH - LEFT - RIGHT) / of as f64;
         let (x, width) = (LEFT + slot * (i as f64 + 0.2), slot * 0.6);
         let (y, height) = (self.y(until), self.y(from) - self.y(until));
         self.push(&format!(r#"<rect x="{x:.1}" y="{y:.1}" width="{width:.1}" height="{height:.1}" fill="{colour}"/>"#));
     }
 
-    pub fn bar_label(&mut self, i: usize, of: usize, label: &str) {
+    pub(crate) fn bar_label(&mut self, i: usize, of: usize, label: &str) {
         let slot = (WIDTH - LEFT - RIGHT) / of as f64;
         self.text(LEFT + slot * (i as f64 + 0.5), self.y(0.0) + 18.0, "middle", "tick", label);
     }
 
-    pub fn legend(&mut self, label: &str, colour: &str) {
+    pub(crate) fn legend(&mut self, label: &str, colour: &str) {
         self.legend_with(label, &format!(r#"stroke="{colour}" stroke-width="4""#));
     }
 
@@ -129,7 +129,7 @@ impl Panel {
     }
 }
 
-pub fn picture(panels: &[Panel]) -> String {
+pub(crate) fn picture(panels: &[Panel]) -> String {
     let height = PANEL_HEIGHT * panels.len() as f64;
     let mut svg = format!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">

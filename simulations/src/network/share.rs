@@ -162,7 +162,8 @@ impl Links {
         }
         let mut free = self.others.len();
         let mut left = capacity;
-        // Each round takes out the flows that are limited below the level, which only rises.
+        // Each round takes out the flows that are limited below the level, which only rises; a round
+        // that takes out none more, or by a rounding error fewer, is the last.
         loop {
             if free == 0 {
                 return f64::INFINITY;
@@ -173,7 +174,7 @@ impl Links {
                 limited += 1;
                 used += other;
             }
-            if limited == self.others.len() - free {
+            if limited <= self.others.len() - free {
                 return level;
             }
             free = self.others.len() - limited;

@@ -27,7 +27,7 @@ fn textbook(capacity: &[f64], ways: &[Vec<usize>]) -> Vec<f64> {
                 free[link] += u32::from(!frozen[i]);
             }
         }
-        let share = |l: usize| if free[l] == 0 { f64::INFINITY } else { left[l] / f64::from(free[l]) };
+        let share = |l: usize| if free[l] == 0 { f64::INFINITY } else { left[l].max(0.0) / f64::from(free[l]) };
         let level = (0..capacity.len()).map(share).fold(f64::INFINITY, f64::min);
         for (i, way) in ways.iter().enumerate() {
             if !frozen[i] && way.iter().any(|&l| share(l) <= level * (1.0 + 1e-12)) {
