@@ -21,9 +21,9 @@ pub enum Baseline {
     Chain,
     /// As the chain, each node passing on to two.
     BinaryTree,
-    /// See [`random`](self).
+    /// BitTorrent-style: random neighbours, pullers that choose.
     Random,
-    /// See [`lockstep`](self).
+    /// Bucket after bucket to all ranks, as checkpoint-engine's broadcast.
     Lockstep,
 }
 

@@ -1,7 +1,8 @@
 //! BitTorrent-style: random neighbours, and pullers that choose.
 //!
 //! - Each puller draws 20 neighbours; being neighbours is mutual. Complete holders are drawn like
-//!   anyone, and each also gets 20 of its own.
+//!   anyone, and each also gets 20 of its own. Where nodes want different parts, complete holders
+//!   are everyone's neighbours, or a node could be left with nobody who has its part.
 //! - A node unchokes 4 of the neighbours that need something it has, at random, and draws again
 //!   when one of them has nothing left to get from it. There is no tit-for-tat and no
 //!   ten-second round: rates are alike here, and slow rounds would only cost time.
@@ -155,13 +156,15 @@ impl<'a> Swarm<'a> {
 }
 
 fn draw_neighbours(e: &Expanded, rng: &mut SmallRng) -> Vec<Vec<u32>> {
-    let (_, pullers) = sides(e);
+    let (holders, pullers) = sides(e);
+    let partial = e.nodes.iter().any(|n| !n.wants.is_full());
     let mut all: Vec<u32> = e.nodes.iter().map(|n| n.index).collect();
     let mut lists = vec![Vec::new(); all.len()];
     for node in 0..index(lists.len()) {
         let pool = if pullers.contains(&node) { &mut all } else { &mut pullers.clone() };
         let (drawn, _) = pool.partial_shuffle(rng, NEIGHBOURS);
-        for &mut other in drawn {
+        let always = holders.iter().filter(|_| partial);
+        for &other in drawn.iter().chain(always) {
             if other != node && !lists[node as usize].contains(&other) {
                 lists[node as usize].push(other);
                 lists[other as usize].push(node);
