@@ -12,3 +12,6 @@ pub mod report;
 pub mod scenario;
 mod svg;
 pub mod world;
+
+#[cfg(test)]
+mod tests;

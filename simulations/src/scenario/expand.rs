@@ -243,7 +243,7 @@ fn time_crashes(nodes: &mut [NodePlan], faults: &Faults, bound: f64, rng: &mut S
     }
 }
 
-/// The nearest whole part of `count`; a float's product may be a hair below the whole number.
+/// Rounded down; a float's product may be a hair below the whole number that is meant.
 fn part(count: u32, fraction: f64) -> u32 {
     u32::try_from(whole(f64::from(count) * fraction + 1e-9)).unwrap_or(u32::MAX)
 }
