@@ -10,6 +10,9 @@ const COLUMNS: [&str; 12] = [
     "scenario", "strategy", "seed", "N", "chunks", "bound s", "last s", "ratio", "seed/F", "uplink", "events", "wall s",
 ];
 
+/// Baselines up to this many times the bound are shown to their end in pictures; a guess.
+const IN_VIEW_RATIO_MAX: f64 = 4.0;
+
 /// One row per run, aligned; "-" where there is no figure.
 pub fn table(runs: &[Outcome]) -> String {
     let mut rows = vec![COLUMNS.map(str::to_string)];
@@ -59,8 +62,10 @@ pub fn write(dir: &Path, runs: &[Outcome]) -> Result<()> {
 /// Three diagrams of runs of the same case; the first run is the one the band is drawn for.
 pub fn svg(runs: &[Outcome]) -> String {
     let runs: Vec<&Outcome> = runs.iter().filter(|r| r.last_healthy_s.is_some()).collect();
-    let x_max =
-        runs.iter().flat_map(|r| [r.last_healthy_s.unwrap_or(0.0), r.lower_bound_s]).fold(1e-6, f64::max) * 1.05;
+    // A strategy that takes many times the bound would squeeze the others: its line leaves the picture.
+    let shown = runs.iter().filter(|r| r.ratio.is_some_and(|ratio| ratio <= IN_VIEW_RATIO_MAX));
+    let bound = runs.first().map_or(1e-6, |r| r.lower_bound_s.max(1e-6));
+    let x_max = shown.filter_map(|r| r.last_healthy_s).fold(bound, f64::max) * 1.05;
     picture(&[held(&runs, x_max), hydrated(&runs, x_max), classes(&runs)])
 }
 
@@ -72,7 +77,12 @@ fn held(runs: &[&Outcome], x_max: f64) -> Panel {
     let mut panel = Panel::new(0, &title, "seconds since the release", "wanted chunks per node", x_max, y_max);
     panel.x_ticks();
     if let Some(run) = runs.first() {
-        let band: Vec<_> = run.samples.iter().map(|s| (s.at_s, f64::from(s.min), f64::from(s.max))).collect();
+        let band: Vec<_> = run
+            .samples
+            .iter()
+            .filter(|s| s.at_s <= x_max)
+            .map(|s| (s.at_s, f64::from(s.min), f64::from(s.max)))
+            .collect();
         panel.band(&band, colour(0));
     }
     for (i, run) in runs.iter().enumerate() {

@@ -51,7 +51,11 @@ impl Panel {
     }
 
     pub(crate) fn line(&mut self, points: &[(f64, f64)], colour: &str) {
-        let path = self.path(points.iter().copied());
+        let inside: Vec<_> = points.iter().copied().filter(|p| p.0 <= self.x_max).collect();
+        if inside.is_empty() {
+            return;
+        }
+        let path = self.path(inside.into_iter());
         self.push(&format!(r#"<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2"/>"#));
     }
 
