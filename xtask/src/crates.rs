@@ -63,6 +63,12 @@ const ROOMS: &[Room] = &[
         ],
         may_unsafe: false,
     },
+    Room {
+        name: "simulations",
+        purpose: "thousands of nodes in one process: `proto` on a modelled network",
+        may_know: &["aquifer-core", "aquifer-proto"],
+        may_unsafe: false,
+    },
     Room { name: "xtask", purpose: "developer commands", may_know: &[], may_unsafe: false },
 ];
 

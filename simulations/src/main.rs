@@ -1,0 +1,172 @@
+//! Runs scenarios and reports them.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout)] // The table is what the program is for.
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use simulations::baselines::Baseline;
+use simulations::outcome::{Outcome, growth_failures};
+use simulations::report;
+use simulations::scenario::{Case, Expanded, Scenario};
+use simulations::world::{self, RunOptions};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Thousands of Aquifer nodes in one process, on a modelled network.
+#[derive(Debug, Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run one scenario
+    Run {
+        scenario: PathBuf,
+        /// Use this seed instead of the scenario's
+        #[arg(long)]
+        seed: Option<u64>,
+        /// Use this number of pullers instead of the scenario's
+        #[arg(long)]
+        nodes: Option<u32>,
+        /// Run the baselines too
+        #[arg(long)]
+        baselines: bool,
+        /// Run the baselines without the swarm
+        #[arg(long, conflicts_with = "baselines")]
+        only_baselines: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Run every committed scenario
+    All {
+        /// Only check that the scenarios can be read and expanded
+        #[arg(long)]
+        check: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Write runs.csv, a CSV of nodes for each run, and a picture for each case here
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The smaller sizes that CI runs
+    #[arg(long)]
+    quick: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Strategies {
+    swarm: bool,
+    baselines: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(failures) if failures.is_empty() => ExitCode::SUCCESS,
+        Ok(failures) => {
+            failures.iter().for_each(|f| eprintln!("not accepted: {f}"));
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("simulations: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns what was not accepted.
+fn run(cli: Cli) -> Result<Vec<String>> {
+    match cli.command {
+        Command::Run { scenario, seed, nodes, baselines, only_baselines, common } => {
+            let mut scenario = read(&scenario, &common)?;
+            scenario.seeds = seed.map_or(scenario.seeds, |s| vec![s]);
+            scenario.sweep.nodes = nodes.map_or(scenario.sweep.nodes, |n| vec![n]);
+            let strategies = Strategies { swarm: !only_baselines, baselines: baselines || only_baselines };
+            report_on(&[scenario], strategies, &common)
+        }
+        Command::All { check, common } => {
+            let scenarios: Vec<_> = committed()?.iter().map(|path| read(path, &common)).collect::<Result<_>>()?;
+            if check {
+                return scenarios.iter().try_for_each(expand_all).map(|()| Vec::new());
+            }
+            report_on(&scenarios, Strategies { swarm: true, baselines: false }, &common)
+        }
+    }
+}
+
+fn read(path: &Path, common: &Common) -> Result<Scenario> {
+    let scenario = Scenario::read(path)?;
+    Ok(if common.quick { scenario.quick() } else { scenario })
+}
+
+/// The scenarios beside this program's source, by name.
+fn committed() -> Result<Vec<PathBuf>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let entries = std::fs::read_dir(&dir).with_context(|| format!("cannot list {}", dir.display()))?;
+    let mut paths: Vec<PathBuf> = entries.map(|e| Ok(e?.path())).collect::<Result<_>>()?;
+    paths.retain(|p| p.extension().is_some_and(|e| e == "toml"));
+    paths.sort();
+    if paths.is_empty() {
+        bail!("no scenario in {}", dir.display());
+    }
+    Ok(paths)
+}
+
+fn expand_all(scenario: &Scenario) -> Result<()> {
+    for case in scenario.cases() {
+        scenario.expand(scenario.seeds[0], case).with_context(|| scenario.name.clone())?;
+    }
+    Ok(())
+}
+
+fn report_on(scenarios: &[Scenario], strategies: Strategies, common: &Common) -> Result<Vec<String>> {
+    let (mut runs, mut failures) = (Vec::new(), Vec::new());
+    for scenario in scenarios {
+        let (swarm, others) = run_scenario(scenario, strategies)?;
+        failures.extend(swarm.iter().flat_map(|r| r.failures(&scenario.accept)));
+        failures.extend(growth_failures(&swarm, &scenario.accept).iter().map(|f| format!("{}: {f}", scenario.name)));
+        runs.extend(swarm);
+        runs.extend(others);
+    }
+    // A case's runs side by side, as they were run otherwise.
+    runs.sort_by_key(|r| (place(scenarios, r), r.seed, r.pullers, r.chunks));
+    println!("{}", report::table(&runs));
+    if let Some(dir) = &common.out {
+        report::write(dir, &runs)?;
+    }
+    Ok(failures)
+}
+
+fn place(scenarios: &[Scenario], run: &Outcome) -> Option<usize> {
+    scenarios.iter().position(|s| s.name == run.scenario)
+}
+
+/// The swarm's runs and the baselines'.
+fn run_scenario(scenario: &Scenario, strategies: Strategies) -> Result<(Vec<Outcome>, Vec<Outcome>)> {
+    let (mut swarm, mut others) = (Vec::new(), Vec::new());
+    for &seed in &scenario.seeds {
+        for case in scenario.cases() {
+            let expanded = scenario.expand(seed, case).with_context(|| scenario.name.clone())?;
+            if strategies.swarm {
+                progress(&expanded, case, "swarm");
+                swarm.push(world::run(&expanded, &RunOptions { progress: true })?);
+            }
+            for baseline in Baseline::ALL.into_iter().filter(|_| strategies.baselines) {
+                progress(&expanded, case, baseline.name());
+                let skipped = || Outcome::skipped(&expanded, baseline.name());
+                others.push(baseline.run(&expanded)?.unwrap_or_else(skipped));
+            }
+        }
+    }
+    Ok((swarm, others))
+}
+
+fn progress(e: &Expanded, case: Case, strategy: &str) {
+    let nodes = case.nodes.map_or_else(|| e.pullers().count().to_string(), |n| n.to_string());
+    eprintln!("{}: {strategy}, N={nodes}, {} chunks, seed {}", e.scenario, e.chunks, e.seed);
+}
