@@ -3,6 +3,7 @@
 use crate::baselines::Baseline;
 use crate::report;
 use crate::scenario::{Case, Expanded, Scenario};
+use crate::world::{self, RunOptions};
 use std::path::Path;
 
 fn committed(name: &str) -> Scenario {
@@ -59,4 +60,25 @@ fn baselines_repeat_and_lose_no_byte() {
         let svg = report::svg(&[one]);
         assert!(svg.ends_with("</svg>\n") && !svg.contains("NaN") && !svg.contains("inf"));
     }
+}
+
+#[test]
+fn a_swarm_of_real_nodes_finishes_and_replays_alike() {
+    let e = small();
+    let run = || world::run(&e, &RunOptions::default()).unwrap();
+    let (one, two) = (run(), run());
+    assert_eq!(one.violations, Vec::<String>::new());
+    assert!(one.ratio.is_some_and(|r| r >= 1.0), "nobody is faster than the bound: {:?}", one.ratio);
+    assert_eq!((&one.nodes, &one.samples, one.events), (&two.nodes, &two.samples, two.events));
+}
+
+#[test]
+fn a_swarm_among_liars_and_crashes_finishes_whole() {
+    let mut scenario = committed("adversarial.toml");
+    scenario.faults.corrupt_fraction = 0.1;
+    scenario.faults.crash_fraction = 0.1;
+    let e = scenario.expand(2, Case { nodes: Some(20), chunks: Some(64) }).unwrap();
+    let outcome = world::run(&e, &RunOptions::default()).unwrap();
+    assert_eq!(outcome.violations, Vec::<String>::new());
+    assert!(outcome.last_healthy_s.is_some());
 }

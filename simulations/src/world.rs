@@ -1,17 +1,16 @@
-//! The agent's own decisions on the modelled network.
+//! The agent's own decisions on the modelled network: one `aquifer_proto::Node` per node.
+//!
+//! What is modelled besides the network of [`crate::network`]: every control message takes the
+//! network's latency and then its turn at the receiver, which spends `message_us` on each; gossip
+//! reaches every node once, after a few hops; a link between two nodes takes three latencies to
+//! make, and a crash is seen by its neighbours one latency later, as a reset connection is.
+//!
+//! What is left out: control messages use no bandwidth and are never held up by bulk data; the
+//! mesh is formed before the run begins, everybody knowing everybody; signatures cost nothing in
+//! virtual time; a manifest is one message.
 
-use crate::outcome::Outcome;
-use crate::scenario::Expanded;
-use anyhow::{Result, bail};
+mod events;
+mod peer;
+mod run;
 
-/// What a run may be told besides its scenario.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RunOptions {
-    /// Say on stderr how far a long run is.
-    pub progress: bool,
-}
-
-/// Runs one node of `aquifer_proto` for each node of the scenario.
-pub fn run(_expanded: &Expanded, _options: &RunOptions) -> Result<Outcome> {
-    bail!("the swarm is not simulated yet")
-}
+pub use run::{RunOptions, run};
