@@ -40,7 +40,11 @@ pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);
 pub const ASKS_MAX: usize = 16;
 
 /// A peer that granted nothing for this long gives its place to another, if there is one.
-pub const ASK_PATIENCE: Duration = Duration::from_secs(5);
+pub const ASK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A peer that a link was wanted to is not counted on again for this long, unless it comes up.
+/// Guess: a TCP connection over a lossy path takes a second or three.
+pub const DIAL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A standing ask is repeated whole this often, in case a correction was lost with a connection.
 pub const ASK_REFRESH: Duration = Duration::from_secs(10);

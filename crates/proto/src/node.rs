@@ -1,7 +1,7 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
-use crate::limits::{LEASE_TTL, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING};
+use crate::limits::{ASKERS_MAX, LEASE_TTL, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING};
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members, jittered};
 use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
@@ -46,6 +46,8 @@ pub struct Node {
     manifests: Manifests,
     trust: Trust,
     swarms: BTreeMap<ManifestHash, Swarm>,
+    /// Asks about manifests that are still on their way here.
+    early_asks: BTreeMap<ManifestHash, BTreeMap<NodeId, EarlyAsk>>,
     budget: Budget,
     ops: BTreeMap<OpId, Op>,
     next_op: OpId,
@@ -68,6 +70,9 @@ struct Op {
     holder: NodeId,
     lease: u64,
 }
+
+/// An ask as it came: chunks wanted, chunks held, credits.
+type EarlyAsk = (ChunkSet, ChunkSet, u16);
 
 /// How far one manifest is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -93,6 +98,7 @@ impl Node {
             manifests: Manifests::default(),
             trust: Trust::default(),
             swarms: BTreeMap::new(),
+            early_asks: BTreeMap::new(),
             budget: Budget::new(config.leased_bytes_max),
             ops: BTreeMap::new(),
             next_op: 1,
@@ -142,7 +148,10 @@ impl Node {
             }
             Input::ManifestLoaded { manifest, chunk_bytes } => {
                 self.manifests.forget(&manifest);
-                self.swarms.entry(manifest).or_insert_with(|| Swarm::new(chunk_bytes));
+                let swarm = self.swarms.entry(manifest).or_insert_with(|| Swarm::new(chunk_bytes));
+                for (from, (wanted, have, credits)) in self.early_asks.remove(&manifest).unwrap_or_default() {
+                    swarm.serving.on_ask(&swarm.stock, from, wanted, have, credits);
+                }
             }
             Input::Wanted { manifest, chunks } => self.on_wanted(now, manifest, chunks),
             Input::Held { manifest, chunks } => self.on_held(now, manifest, &chunks),
@@ -257,6 +266,7 @@ impl Node {
     fn on_disconnected(&mut self, now: Time, node: NodeId) {
         self.grants_due = true;
         self.members.on_disconnected(&node);
+        self.early_asks.values_mut().for_each(|early| drop(early.remove(&node)));
         for swarm in self.swarms.values_mut() {
             swarm.pulling.on_disconnected(&node);
             let freed = swarm.serving.on_gone(&swarm.stock, &mut self.budget, &node);
@@ -290,6 +300,11 @@ impl Node {
                 self.grants_due = true;
                 if let Some(swarm) = self.swarms.get_mut(&manifest) {
                     swarm.serving.on_ask(&swarm.stock, from, wanted, have, credits);
+                } else if self.manifests.wanted().any(|m| m == manifest) {
+                    let early = self.early_asks.entry(manifest).or_default();
+                    if early.len() < ASKERS_MAX || early.contains_key(&from) {
+                        early.insert(from, (wanted, have, credits));
+                    }
                 }
             }
             PeerMessage::Progress { manifest, got, credits } => {
@@ -426,6 +441,7 @@ impl Node {
     fn on_forget(&mut self, manifest: ManifestHash) {
         self.grants_due = true;
         self.manifests.forget(&manifest);
+        self.early_asks.remove(&manifest);
         let Some(mut swarm) = self.swarms.remove(&manifest) else { return };
         swarm.pulling.stop(manifest, &swarm.stock, &mut self.out);
         let everybody: Vec<NodeId> = self.members.connected().copied().collect();
@@ -580,7 +596,9 @@ impl Node {
 
     fn candidates(&self, now: Time, manifest: &ManifestHash) -> Vec<swarm::Candidate> {
         let of = |(node, member): (&NodeId, &Member)| {
-            let channel = member.status.channels.iter().find(|c| c.manifest == *manifest && c.chunks_wanted > 0)?;
+            // Whoever has heard of the release is asked, also before it has read the manifest: it
+            // keeps the ask, and its next status record would come too late.
+            let channel = member.status.channels.iter().find(|c| c.manifest == *manifest)?;
             (!self.trust.is_avoided(node, now)).then(|| swarm::Candidate {
                 node: *node,
                 connected: self.members.is_connected(node),

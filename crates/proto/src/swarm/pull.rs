@@ -3,7 +3,7 @@
 use super::Stock;
 use crate::io::{OpId, Output};
 use crate::limits::{
-    ASK_PATIENCE, ASK_REFRESH, ASKS_MAX, CREDITS_MAX, FLIGHT_BYTES_MAX, LEASE_TTL, PROGRESS_CHUNKS_MAX,
+    ASK_PATIENCE, ASK_REFRESH, ASKS_MAX, CREDITS_MAX, DIAL_PATIENCE, FLIGHT_BYTES_MAX, LEASE_TTL, PROGRESS_CHUNKS_MAX,
     PROGRESS_INTERVAL,
 };
 use aquifer_core::limits::CHUNK_BYTES_TARGET;
@@ -16,6 +16,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 #[derive(Debug, Default)]
 pub(crate) struct Pulling {
     asks: BTreeMap<NodeId, Ask>,
+    /// Candidates that a link was wanted to, and when: one that does not come up must not keep a
+    /// place from others, as a publisher that died does.
+    dialled: BTreeMap<NodeId, Time>,
     flights: BTreeMap<u32, Flight>,
     flight_bytes: u64,
     /// Verified since the last progress message, and when that is due.
@@ -87,7 +90,8 @@ impl Pulling {
         let mut rest = candidates.split_off(candidates.len().min(ASKS_MAX / 2));
         rest.shuffle(rng);
         candidates.extend(rest);
-        candidates.retain(|c| !self.asks.contains_key(&c.node));
+        self.dialled.retain(|_, at| now.since(*at) < DIAL_PATIENCE);
+        candidates.retain(|c| !self.asks.contains_key(&c.node) && (c.connected || !self.dialled.contains_key(&c.node)));
         if !candidates.is_empty() && self.asks.len() >= ASKS_MAX {
             self.drop_most_silent(manifest, stock, now, out);
         }
@@ -97,7 +101,9 @@ impl Pulling {
             self.asks.insert(candidate.node, Ask { sent_at: now, last_grant: now });
         }
         self.send_asks(manifest, stock, now, out);
-        candidates.into_iter().filter(|c| !c.connected).map(|c| c.node).collect()
+        let strangers: Vec<NodeId> = candidates.into_iter().filter(|c| !c.connected).map(|c| c.node).collect();
+        self.dialled.extend(strangers.iter().map(|n| (*n, now)));
+        strangers
     }
 
     /// What is wanted changed: say so to everybody asked, and stop what is no longer wanted.
@@ -260,4 +266,31 @@ impl Pulling {
 
 pub(crate) fn returned(to: NodeId, manifest: ManifestHash, lease: u64, chunk: u32, outcome: Outcome) -> Output {
     Output::Send { to, message: PeerMessage::Return { manifest, lease, chunk, outcome } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use std::time::Duration;
+
+    #[test]
+    fn a_peer_that_cannot_be_reached_keeps_no_place_from_others() {
+        let mut stock = Stock::new(vec![1; 4]);
+        stock.wanted = ChunkSet::full(4);
+        let (mut pulling, mut rng, mut out) = (Pulling::default(), SmallRng::seed_from_u64(1), VecDeque::new());
+        let peer = |n: usize| NodeId([u8::try_from(n).unwrap(); 32]);
+        let living = |n| Candidate { node: peer(n), connected: true, have: 0 };
+        let dead = Candidate { node: peer(200), connected: false, have: 4 };
+        let candidates: Vec<Candidate> = (0..ASKS_MAX).map(living).chain([dead]).collect();
+        let manifest = ManifestHash::of(b"m");
+        let mut review = |at: Duration, candidates: &[Candidate]| {
+            let now = Time::ZERO + at;
+            let dials = pulling.review(manifest, &stock, now, candidates.to_vec(), &mut rng, &mut out);
+            (dials, pulling.asks.len())
+        };
+        assert_eq!(review(Duration::ZERO, &candidates), (vec![peer(200)], ASKS_MAX - 1));
+        assert_eq!(review(Duration::from_millis(100), &candidates), (vec![], ASKS_MAX));
+        assert_eq!(review(DIAL_PATIENCE, &candidates), (vec![peer(200)], ASKS_MAX - 1), "it is tried again later");
+    }
 }
