@@ -82,7 +82,7 @@ pub const FLIGHT_UNITS: u64 = 16;
 pub const CREDIT_BYTES_MIN: u64 = 128 << 10;
 
 /// Longest chunks a holder lets be read at once.
-pub const SERVE_UNITS: u64 = 8;
+pub const SERVE_UNITS: u64 = 10;
 
 /// Under an upload cap, what may be granted at once after a pause.
 pub const UPLOAD_BURST: Duration = Duration::from_millis(10);
