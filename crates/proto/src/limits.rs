@@ -57,6 +57,9 @@ pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);
 /// neighbours BitTorrent unchokes by default, few enough to keep messages linear.
 pub const ASKS_MAX: usize = 16;
 
+/// Places among them for peers in other racks or zones, where there are enough near ones.
+pub const FAR_ASKS: usize = 4;
+
 /// Who has less under way than it could for this long replaces the ask that gave least. Guess: a
 /// few round trips of a data centre, and less than a round of gossip.
 pub const HUNGER_PATIENCE: Duration = Duration::from_millis(20);
