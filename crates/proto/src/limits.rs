@@ -87,6 +87,9 @@ pub const CREDIT_BYTES_MIN: u64 = 128 << 10;
 /// Longest chunks a holder lets be read at once.
 pub const SERVE_UNITS: u64 = 10;
 
+/// How many of those go to other racks before a holder's own rack.
+pub const FAR_SERVE_UNITS: u64 = 3;
+
 /// Under an upload cap, what may be granted at once after a pause.
 pub const UPLOAD_BURST: Duration = Duration::from_millis(10);
 

@@ -165,12 +165,14 @@ impl Node {
             Input::ManifestLoaded { manifest, chunk_bytes } => {
                 self.manifests.forget(&manifest);
                 self.ranked = 0;
+                let early = self.early_asks.remove(&manifest).unwrap_or_default();
+                let early: Vec<_> = early.into_iter().map(|(from, ask)| (from, self.is_far(&from), ask)).collect();
                 let swarm = self.swarms.entry(manifest).or_insert_with(|| Swarm::new(chunk_bytes));
                 self.grants_due = true;
                 // Nothing is refused as long as it is open what this node will want.
                 swarm.stock.wanted = ChunkSet::full(swarm.stock.len());
-                for (from, EarlyAsk { wanted, have, terms }) in self.early_asks.remove(&manifest).unwrap_or_default() {
-                    swarm.serving.on_ask(&swarm.stock, from, wanted, have, terms);
+                for (from, is_far, ask) in early {
+                    swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
                 }
                 swarm.stock.wanted = ChunkSet::empty(swarm.stock.len());
             }
@@ -496,8 +498,9 @@ impl Node {
 
     fn on_ask(&mut self, from: NodeId, manifest: ManifestHash, ask: EarlyAsk) {
         self.grants_due = true;
+        let is_far = self.is_far(&from);
         if let Some(swarm) = self.swarms.get_mut(&manifest) {
-            let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, ask.terms);
+            let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
             if let Some(refusal) = refusal {
                 self.send(from, PeerMessage::Refuse { manifest, refusal });
             }
@@ -696,6 +699,10 @@ impl Node {
         let channels: Vec<&ChannelName> = self.releases.channels_at(manifest).collect();
         let follows = move |m: &&Member| m.status.channels.iter().any(|c| channels.contains(&&c.channel));
         self.members.iter().map(|(_, m)| m).filter(follows)
+    }
+
+    fn is_far(&self, node: &NodeId) -> bool {
+        self.members.member(node).is_some_and(|m| self.distance(m) > 0)
     }
 
     fn distance(&self, member: &Member) -> u8 {

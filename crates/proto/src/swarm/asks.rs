@@ -81,14 +81,12 @@ impl Asks {
     ) -> (Vec<NodeId>, Vec<NodeId>) {
         self.dialled.retain(|_, at| now.since(*at) < DIAL_PATIENCE);
         self.passed_over.retain(|_, until| *until > now);
-        candidates.retain(|c| {
-            !self.asked.contains_key(&c.node)
-                && !self.passed_over.contains_key(&c.node)
-                && (c.connected || !self.dialled.contains_key(&c.node))
-        });
+        candidates.retain(|c| !self.asked.contains_key(&c.node) && !self.passed_over.contains_key(&c.node));
+        let near = candidates.iter().filter(|c| c.distance == 0).count();
+        candidates.retain(|c| c.connected || !self.dialled.contains_key(&c.node));
         candidates.shuffle(rng);
         candidates.sort_by_key(|c| !c.connected);
-        let chosen = self.share_places(candidates);
+        let chosen = self.share_places(candidates, near);
         let (near, strange): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| c.connected);
         let dials: Vec<NodeId> = strange.into_iter().map(|c| c.node).collect();
         for c in &near {
@@ -100,15 +98,17 @@ impl Asks {
         (asked, dials)
     }
 
-    /// Most places go to those that are near, the rest to those that are not, the outermost first.
-    fn share_places(&self, candidates: Vec<Candidate>) -> Vec<Candidate> {
+    /// Most places go to the `near_others` that are near and not asked yet, reached or not; the
+    /// rest go to those that are not, the outermost first.
+    fn share_places(&self, candidates: Vec<Candidate>, near_others: usize) -> Vec<Candidate> {
         let far_asked = self.asked.values().filter(|a| a.distance > 0).count();
+        let near_asked = self.asked.len() - far_asked;
         let (mut near, mut far): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.distance == 0);
         far.sort_by_key(|c| std::cmp::Reverse((c.distance, c.connected)));
+        let far_max = FAR_ASKS.max(ASKS_MAX.saturating_sub(near_asked + near_others));
         let free = ASKS_MAX.saturating_sub(self.asked.len());
-        let kept = if far.is_empty() { 0 } else { FAR_ASKS.saturating_sub(far_asked) };
-        near.truncate(free.saturating_sub(kept));
-        far.truncate(free - near.len());
+        far.truncate(far_max.saturating_sub(far_asked).min(free));
+        near.truncate(free - far.len());
         near.extend(far);
         near
     }
