@@ -207,7 +207,7 @@ impl Node {
         self.grants_due |= self.budget.next_timeout().is_some_and(|at| at <= now);
         for (manifest, swarm) in &mut self.swarms {
             self.grants_due |= swarm.serving.next_timeout().is_some_and(|at| at <= now);
-            swarm.pulling.on_timeout(now, &mut self.out);
+            swarm.pulling.on_timeout(*manifest, &swarm.stock, now, &mut self.out);
             for (reader, lease, chunk) in swarm.serving.on_timeout(&swarm.stock, &mut self.budget, now) {
                 self.out.push_back(Output::LeaseClosed { lease, chunk });
                 let message = PeerMessage::Revoke { manifest: *manifest, lease };
@@ -486,12 +486,7 @@ impl Node {
         };
         let welcome = !self.trust.is_avoided(&from, now);
         let (ops, next_op) = (&mut self.ops, &mut self.next_op);
-        let take_op = |chunk| {
-            let op = *next_op;
-            *next_op += 1;
-            ops.insert(op, Op { manifest, chunk, holder: from, lease });
-            op
-        };
+        let take_op = |chunk, holder, lease| take_op(ops, next_op, Op { manifest, chunk, holder, lease });
         let offer = swarm::Offer { from, lease, chunks, welcome };
         swarm.pulling.on_grant(manifest, &swarm.stock, now, offer, take_op, &mut self.out);
     }
@@ -550,7 +545,7 @@ impl Node {
             let returned = vec![Returned { lease, chunk, outcome: Outcome::Declined }];
             return self.send_returned(holder, manifest, returned);
         };
-        let Some(landed) = swarm.pulling.land(&swarm.stock, op, chunk) else { return };
+        let Some(landed) = swarm.pulling.land(&swarm.stock, now, op, chunk) else { return };
         let gave_up = landed.late && outcome == ReadOutcome::Declined;
         let outcome = if gave_up { ReadOutcome::Failed } else { outcome };
         let told = match outcome {
@@ -568,7 +563,7 @@ impl Node {
                 Outcome::Corrupt
             }
             ReadOutcome::Corrupt | ReadOutcome::Revoked => Outcome::Postponed,
-            ReadOutcome::Declined if swarm.stock.is_missing(chunk) => Outcome::Postponed,
+            ReadOutcome::Declined if swarm.stock.is_missing(chunk) && landed.successor.is_none() => Outcome::Postponed,
             ReadOutcome::Declined => Outcome::Declined,
             ReadOutcome::Failed => {
                 if let Some(avoid) = self.trust.on_failed_read(holder, now) {
@@ -577,6 +572,15 @@ impl Node {
                 Outcome::Failed
             }
         };
+        if let Some((holder, lease)) = landed.successor {
+            if swarm.stock.is_missing(chunk) {
+                let op = take_op(&mut self.ops, &mut self.next_op, Op { manifest, chunk, holder, lease });
+                swarm.pulling.begin(manifest, &swarm.stock, now, (op, chunk), (holder, lease), &mut self.out);
+            } else {
+                let returned = Returned { lease, chunk, outcome: Outcome::Declined };
+                swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
+            }
+        }
         let returned = Returned { lease, chunk, outcome: told };
         swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
         if told == Outcome::Verified {
@@ -811,6 +815,13 @@ impl EarlyAsk {
             self.wanted.insert(chunk);
         }
     }
+}
+
+fn take_op(ops: &mut BTreeMap<OpId, Op>, next: &mut OpId, op: Op) -> OpId {
+    let id = *next;
+    *next += 1;
+    ops.insert(id, op);
+    id
 }
 
 fn leases(bytes: u64) -> u32 {

@@ -202,7 +202,8 @@ impl Serving {
         now: Time,
         rng: &mut SmallRng,
     ) -> Option<Granted> {
-        if stock.have.is_empty() || !budget.fits(now, stock.unit_bytes(), stock.unit_bytes()) {
+        let credit = self.typical_credit(stock);
+        if stock.have.is_empty() || !budget.fits(now, stock.unit_bytes(), credit) {
             return None;
         }
         let from = rng.random_range(0..stock.len());
@@ -221,8 +222,15 @@ impl Serving {
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
         let (_, _, _, to) = waiting.filter_map(hungry).min()?;
-        let chunks = self.choose(stock, budget, now, &to, from);
+        let chunks = self.choose(stock, (budget, credit), now, &to, from);
         (!chunks.is_empty()).then(|| self.lease(stock, budget, now, to, chunks))
+    }
+
+    /// What one asker takes at a time, on average.
+    fn typical_credit(&self, stock: &Stock) -> u64 {
+        let credits = self.askers.values().map(|a| a.credit_bytes).filter(|c| *c > 0);
+        let (count, sum) = credits.fold((0u64, 0u64), |(n, sum), c| (n + 1, sum.saturating_add(c)));
+        (sum / count.max(1)).max(stock.unit_bytes())
     }
 
     /// Bytes that the tables take.
@@ -252,7 +260,14 @@ impl Serving {
     }
 
     /// One chunk, or as many small ones as make a grant worth its message.
-    fn choose(&mut self, stock: &Stock, budget: &mut Budget, now: Time, to: &NodeId, from: u32) -> Vec<u32> {
+    fn choose(
+        &mut self,
+        stock: &Stock,
+        (budget, credit): (&mut Budget, u64),
+        now: Time,
+        to: &NodeId,
+        from: u32,
+    ) -> Vec<u32> {
         let Some(asker) = self.askers.get_mut(to) else { return Vec::new() };
         let most = stock.unit_bytes().max(GRANT_BYTES_MIN);
         let mut chosen = Vec::new();
@@ -263,7 +278,7 @@ impl Serving {
             let more_fits = all <= most
                 && asker.leased_bytes + all <= asker.credit_bytes
                 && chosen.len() < GRANT_CHUNKS_MAX
-                && budget.fits(now, all, stock.unit_bytes());
+                && budget.fits(now, all, credit);
             if !chosen.is_empty() && !more_fits {
                 break;
             }
