@@ -37,6 +37,8 @@ pub struct Outcome {
     pub violations: Vec<String>,
     pub samples: Vec<Sample>,
     pub events: u64,
+    /// Of all decisions, in order: a run of the same seed has the same.
+    pub digest: u64,
     pub wall_s: f64,
 }
 

@@ -22,6 +22,7 @@ pub mod release;
 pub mod safetensors;
 pub mod status;
 pub mod time;
+mod verified;
 
 pub use binding::{Binding, BindingError, CheckedBinding, Run};
 pub use chunkset::ChunkSet;

@@ -52,6 +52,11 @@ impl Members {
         self.members.iter()
     }
 
+    /// How many are there, and how many that left are remembered.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.members.len(), self.gone.len())
+    }
+
     pub(crate) fn member(&self, node: &NodeId) -> Option<&Member> {
         self.members.get(node)
     }

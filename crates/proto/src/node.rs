@@ -1,5 +1,7 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
+pub(crate) mod audit;
+
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
 use crate::limits::{ASKERS_MAX, LEASE_TTL, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING};
 use crate::manifests::{Liar, Manifests};
@@ -485,6 +487,9 @@ impl Node {
 
     fn on_read_done(&mut self, now: Time, op: OpId, outcome: ReadOutcome) {
         let Some(Op { manifest, chunk, holder, lease }) = self.ops.remove(&op) else { return };
+        if cfg!(feature = "planted-bug") && outcome == ReadOutcome::Failed && !self.members.is_connected(&holder) {
+            return; // "Nobody is left to be told."
+        }
         let Some(swarm) = self.swarms.get_mut(&manifest) else {
             // Forgotten meanwhile; the holder wants its lease back all the same.
             self.out.push_back(swarm::returned(holder, manifest, lease, chunk, Outcome::Declined));

@@ -6,6 +6,7 @@ use crate::limits::{
     ASK_PATIENCE, ASK_REFRESH, ASKS_MAX, CREDITS_MAX, DIAL_PATIENCE, FLIGHT_BYTES_MAX, LEASE_TTL, PROGRESS_CHUNKS_MAX,
     PROGRESS_INTERVAL,
 };
+use crate::node::audit::ensure;
 use aquifer_core::limits::CHUNK_BYTES_TARGET;
 use aquifer_core::message::Outcome;
 use aquifer_core::{ChunkSet, ManifestHash, NodeId, PeerMessage, Time};
@@ -218,6 +219,27 @@ impl Pulling {
     /// Peers that chunks are coming from now.
     pub(crate) fn sources(&self) -> usize {
         self.flights.values().map(|f| f.holder).collect::<BTreeSet<_>>().len()
+    }
+
+    pub(crate) fn asked(&self) -> impl Iterator<Item = &NodeId> {
+        self.asks.keys()
+    }
+
+    pub(crate) fn flights(&self) -> impl Iterator<Item = (u32, OpId)> + '_ {
+        self.flights.iter().map(|(chunk, flight)| (*chunk, flight.op))
+    }
+
+    /// What is wrong with this half, if anything is.
+    pub(crate) fn audit(&self, stock: &Stock, now: Time) -> Result<(), String> {
+        let bytes: u64 = self.flights.keys().map(|c| stock.bytes_of(*c)).sum();
+        ensure(self.asks.len() <= ASKS_MAX, || format!("{} asks stand", self.asks.len()))?;
+        ensure(bytes == self.flight_bytes, || format!("{bytes} bytes fly, {} are counted", self.flight_bytes))?;
+        ensure(bytes <= FLIGHT_BYTES_MAX || self.flights.len() == 1, || format!("{bytes} bytes fly"))?;
+        let idle = self.flights.iter().find(|(c, f)| !stock.is_missing(**c) && !f.cancelled);
+        ensure(idle.is_none(), || format!("still reads what it does not need: {idle:?}"))?;
+        // One review may be late by as much as a driver is.
+        let late = self.flights.iter().find(|(_, f)| !f.cancelled && f.deadline + ASK_PATIENCE < now);
+        ensure(late.is_none(), || format!("a read outlasted its lease: {late:?}"))
     }
 
     fn send_asks(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {

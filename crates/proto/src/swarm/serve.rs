@@ -2,6 +2,7 @@
 
 use super::Stock;
 use crate::limits::{ASKERS_MAX, CREDITS_MAX, DECLINE_HOLD, GRANT_CHUNKS_MAX, LEASE_TTL, SPREAD_BYTES_MAX};
+use crate::node::audit::ensure;
 use aquifer_core::limits::CHUNK_BYTES_TARGET;
 use aquifer_core::message::Outcome;
 use aquifer_core::{ChunkSet, NodeId, Time};
@@ -251,17 +252,34 @@ impl Serving {
 
     #[cfg(test)]
     pub(crate) fn assert_invariants(&self, stock: &Stock) {
+        assert_eq!(self.audit(stock).err(), None);
+    }
+
+    pub(crate) fn askers(&self) -> impl Iterator<Item = &NodeId> {
+        self.askers.keys()
+    }
+
+    /// The bytes under lease, or what is wrong with this half.
+    pub(crate) fn audit(&self, stock: &Stock) -> Result<u64, String> {
+        ensure(self.askers.len() <= ASKERS_MAX, || format!("{} asks are kept", self.askers.len()))?;
         for (node, asker) in &self.askers {
             let leased: Vec<u32> = self.leases_of(*node).flat_map(|(_, l)| l.chunks.keys().copied()).collect();
-            assert_eq!(leased.iter().map(|c| stock.bytes_of(*c)).sum::<u64>(), asker.leased_bytes);
-            assert!(leased.iter().chain(asker.deferred.keys()).all(|c| !asker.wanted.contains(*c)));
+            let bytes: u64 = leased.iter().map(|c| stock.bytes_of(*c)).sum();
+            ensure(bytes == asker.leased_bytes, || format!("{node} reads {bytes} bytes: {}", asker.leased_bytes))?;
+            let disjoint = leased.iter().chain(asker.deferred.keys()).all(|c| !asker.wanted.contains(*c));
+            ensure(disjoint, || format!("{node} would be granted what it reads or declined"))?;
         }
         for chunk in 0..stock.len() {
             let has = self.askers.values().filter(|a| a.have.contains(chunk)).count();
-            assert_eq!(self.copies[chunk as usize] as usize, has);
+            let copies = self.copies[chunk as usize];
+            ensure(copies as usize == has, || format!("{has} have chunk {chunk}, {copies} are counted"))?;
             let leased = self.leases.values().filter(|l| l.chunks.contains_key(&chunk)).count();
-            assert_eq!(self.leased[chunk as usize] as usize, leased);
+            let counted = self.leased[chunk as usize];
+            ensure(counted as usize == leased, || format!("{leased} read chunk {chunk}, {counted} are counted"))?;
+            ensure(leased == 0 || stock.have.contains(chunk), || format!("{leased} read chunk {chunk}, not here"))?;
         }
+        let open = self.leases.values().flat_map(|l| l.chunks.keys());
+        Ok(open.map(|c| stock.bytes_of(*c)).sum())
     }
 
     fn choose(&self, stock: &Stock, budget: &Budget, to: &NodeId, rng: &mut SmallRng) -> Vec<(u32, Kind)> {
