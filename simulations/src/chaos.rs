@@ -81,7 +81,7 @@ pub fn scenario(seed: u64) -> Scenario {
         let count = dice.0.random_range(1..=2);
         nodes.push(dice.group(Role::Holder, count, gbit_per_s, faults_ms));
     }
-    let pullers: u32 = dice.0.random_range(4..=40);
+    let pullers = dice.log(4.0, 41.0) as u32;
     let first = if dice.chance(0.5) { pullers } else { dice.0.random_range(1..pullers) };
     for count in [first, pullers - first].into_iter().filter(|c| *c > 0) {
         nodes.push(dice.group(Role::Puller, count, gbit_per_s, faults_ms));
@@ -161,6 +161,7 @@ impl Dice {
     /// All of them end by `until_ms`, but for the nodes that are wrong for ever.
     fn faults(&mut self, until_ms: f64, seeds: u32) -> Faults {
         let crash_from = self.between(0.0, 1.0);
+        let dies = seeds > 1 && self.chance(0.3);
         let partition = self.chance(0.3).then(|| {
             let at_ms = self.between(0.0, until_ms);
             let for_ms = self.between(0.0, until_ms - at_ms);
@@ -180,15 +181,15 @@ impl Dice {
             mute_fraction: self.maybe(0.03, 0.15),
             mute: Some(self.span(until_ms)).filter(|_| self.chance(0.8)),
             partition,
-            seed_dies_after_uploads: (seeds > 1 && self.chance(0.3)).then(|| self.between(0.1, 2.0)),
+            seed_dies_after_uploads: dies.then(|| self.between(0.1, 2.0)),
             churn_per_s: self.maybe(0.2, 10.0),
             churn_away_ms: self.between(0.0, until_ms),
             overwrites_per_s: self.maybe(0.2, 10.0),
             until_ms: Some(until_ms),
             clock_skew_ms: self.maybe(1.0, 1e7),
             clock_drift_ppm: self.maybe(1.0, 200.0),
-            update: self
-                .chance(0.2)
+            // Whoever publishes and dies at once leaves nobody who has the release.
+            update: (!dies && self.chance(0.2))
                 .then(|| UpdateModel { at_ms: self.between(0.0, until_ms), changed_fraction: self.between(0.0, 1.0) }),
         }
     }

@@ -19,6 +19,9 @@ const SILENCE_NOTICED: Duration = Duration::from_secs(1);
 const OVERWRITTEN_CHUNKS_MAX: u32 = 4;
 const OVERWRITTEN_FOUND: Duration = Duration::from_millis(500);
 
+/// How long an agent takes to hash a chunk again: 4 MiB at 4 GByte/s.
+const RECHECK: Duration = Duration::from_millis(1);
+
 /// How often a node without any connection tries those it was told to start with.
 const BOOTSTRAP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -238,6 +241,13 @@ impl World<'_> {
         peer.overwritten = true;
         let (life, after) = (peer.life, OVERWRITTEN_FOUND.mul_f64(self.dice.random()));
         self.events.plan(self.now + after, Event::Fault(Fault::Found { node, life, chunks }));
+    }
+
+    /// A reader complained: the agent hashes the chunk, which takes a while.
+    pub(super) fn recheck(&mut self, node: u32, chunk: u32) {
+        let chunks = ChunkSet::from_indices(self.e.chunks, [chunk]);
+        let life = self.peers[node as usize].life;
+        self.events.plan(self.now + RECHECK, Event::Fault(Fault::Found { node, life, chunks }));
     }
 
     /// The agent has found that these chunks are not what they were.

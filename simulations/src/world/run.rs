@@ -372,7 +372,7 @@ impl<'a> World<'a> {
             Output::LeaseClosed { lease, chunk } => self.on_lease_closed(i, lease, chunk),
             Output::Recheck { manifest, chunk, .. } => {
                 if self.release_of(&manifest) == Some(self.peers[i as usize].release) {
-                    self.lose(i, &ChunkSet::from_indices(self.e.chunks, [chunk]));
+                    self.recheck(i, chunk);
                 }
             }
             Output::Notice(Notice::PeerBlamed { node, avoid, .. }) => self.check_blame(i, node, avoid),

@@ -262,22 +262,26 @@ impl Serving {
     /// The bytes under lease, or what is wrong with this half.
     pub(crate) fn audit(&self, stock: &Stock) -> Result<u64, String> {
         ensure(self.askers.len() <= ASKERS_MAX, || format!("{} asks are kept", self.askers.len()))?;
+        let (mut copies, mut leased) = (vec![0; self.copies.len()], vec![0; self.leased.len()]);
+        let mut reads: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for lease in self.leases.values() {
+            for &chunk in lease.chunks.keys() {
+                leased[chunk as usize] += 1;
+                *reads.entry(lease.reader).or_default() += stock.bytes_of(chunk);
+                let wanted = self.askers.get(&lease.reader).is_some_and(|a| a.wanted.contains(chunk));
+                ensure(!wanted, || format!("{} would be granted chunk {chunk}, which it reads", lease.reader))?;
+                ensure(stock.have.contains(chunk), || format!("chunk {chunk} is read, and not here"))?;
+            }
+        }
         for (node, asker) in &self.askers {
-            let leased: Vec<u32> = self.leases_of(*node).flat_map(|(_, l)| l.chunks.keys().copied()).collect();
-            let bytes: u64 = leased.iter().map(|c| stock.bytes_of(*c)).sum();
-            ensure(bytes == asker.leased_bytes, || format!("{node} reads {bytes} bytes: {}", asker.leased_bytes))?;
-            let disjoint = leased.iter().chain(asker.deferred.keys()).all(|c| !asker.wanted.contains(*c));
-            ensure(disjoint, || format!("{node} would be granted what it reads or declined"))?;
+            asker.have.iter().for_each(|c| copies[c as usize] += 1);
+            let (bytes, counted) = (reads.get(node).copied().unwrap_or(0), asker.leased_bytes);
+            ensure(bytes == counted, || format!("{node} reads {bytes} bytes, {counted} are counted"))?;
+            let disjoint = asker.deferred.keys().all(|c| !asker.wanted.contains(*c));
+            ensure(disjoint, || format!("{node} would be granted what it declined"))?;
         }
-        for chunk in 0..stock.len() {
-            let has = self.askers.values().filter(|a| a.have.contains(chunk)).count();
-            let copies = self.copies[chunk as usize];
-            ensure(copies as usize == has, || format!("{has} have chunk {chunk}, {copies} are counted"))?;
-            let leased = self.leases.values().filter(|l| l.chunks.contains_key(&chunk)).count();
-            let counted = self.leased[chunk as usize];
-            ensure(counted as usize == leased, || format!("{leased} read chunk {chunk}, {counted} are counted"))?;
-            ensure(leased == 0 || stock.have.contains(chunk), || format!("{leased} read chunk {chunk}, not here"))?;
-        }
+        ensure(copies == self.copies, || "copies of chunks are miscounted".to_string())?;
+        ensure(leased == self.leased, || "reads of chunks are miscounted".to_string())?;
         let open = self.leases.values().flat_map(|l| l.chunks.keys());
         Ok(open.map(|c| stock.bytes_of(*c)).sum())
     }
