@@ -69,7 +69,7 @@ fn words(panic: &(dyn std::any::Any + Send)) -> &str {
 /// The scenario that a seed stands for.
 pub fn scenario(seed: u64) -> Scenario {
     let mut dice = Dice(SmallRng::seed_from_u64(seed ^ 0xc4a0_5c4a));
-    let checkpoint = Checkpoint { chunks: dice.0.random_range(16..=256), chunk_kib: dice.log(64.0, 8192.0) as u64 };
+    let checkpoint = Checkpoint { chunks: dice.0.random_range(16..=256), chunk_kib: dice.log_whole(64, 8192).into() };
     let bytes = f64::from(checkpoint.chunks) * checkpoint.chunk_kib as f64 * 1024.0;
     // One seed's upload of everything takes from a blink to long enough for much to happen.
     let alone_s = dice.log(0.05, 3.0);
@@ -81,7 +81,7 @@ pub fn scenario(seed: u64) -> Scenario {
         let count = dice.0.random_range(1..=2);
         nodes.push(dice.group(Role::Holder, count, gbit_per_s, faults_ms));
     }
-    let pullers = dice.log(4.0, 41.0) as u32;
+    let pullers = dice.log_whole(4, 40);
     let first = if dice.chance(0.5) { pullers } else { dice.0.random_range(1..pullers) };
     for count in [first, pullers - first].into_iter().filter(|c| *c > 0) {
         nodes.push(dice.group(Role::Puller, count, gbit_per_s, faults_ms));
@@ -120,6 +120,11 @@ impl Dice {
     /// Small values are as likely as large ones.
     fn log(&mut self, from: f64, to: f64) -> f64 {
         (self.between(from.ln(), to.ln())).exp()
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "it lies between two of its kind")]
+    fn log_whole(&mut self, from: u32, to: u32) -> u32 {
+        self.log(f64::from(from), f64::from(to) + 1.0) as u32
     }
 
     /// Zero with one chance in two.

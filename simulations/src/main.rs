@@ -10,6 +10,7 @@ use simulations::outcome::{Outcome, growth_failures};
 use simulations::report;
 use simulations::scenario::{Case, Expanded, Scenario};
 use simulations::world::{self, RunOptions};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -135,6 +136,10 @@ fn chaos(from: u64, seeds: u64) -> Vec<String> {
         outcomes().flat_map(|o| &o.nodes).map(|n| n.bytes_down).sum::<u64>(),
         trials.len() as f64 / seconds
     );
+    let mut mishaps: BTreeMap<&str, u64> = BTreeMap::new();
+    outcomes().flat_map(|o| &o.mishaps).for_each(|(what, count)| *mishaps.entry(*what).or_default() += count);
+    let mishaps: Vec<String> = mishaps.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    println!("{}", mishaps.join(", "));
     let planted = if cfg!(feature = "planted-bug") { " --features planted-bug" } else { "" };
     let command = format!("cargo run -p simulations --release{planted} -- chaos --seed");
     failed.iter().map(|t| format!("seed {}, replayed by `{command} {}`", t.seed, t.seed)).collect()
@@ -147,6 +152,7 @@ fn replay(seed: u64) -> Vec<String> {
     if let Ok(o) = &trial.outcome {
         let ends = o.last_healthy_s.map_or("never".to_string(), |s| format!("after {s:.6} s"));
         println!("{} nodes, {} events; the last measured node finishes {ends}", o.nodes.len(), o.events);
+        println!("{:?}", o.mishaps);
         println!("digest {:016x}", o.digest);
     }
     trial.violations()

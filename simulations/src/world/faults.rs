@@ -155,6 +155,7 @@ impl World<'_> {
         if !on {
             return;
         }
+        self.mishap("partitions");
         let lasts = self.e.partition.map_or(Duration::ZERO, |p| p.until.since(p.from));
         let noticed = SILENCE_NOTICED.min(lasts);
         for (a, b) in self.links.pairs() {
@@ -183,6 +184,7 @@ impl World<'_> {
         if self.links.cut(a, b, self.now, noticed).is_none() {
             return;
         }
+        self.mishap("connections cut");
         for (to, other) in [(a, b), (b, a)] {
             let node = self.peers[other as usize].node.id();
             self.deliver(to, self.now + noticed, Input::Disconnected { node });
@@ -235,11 +237,12 @@ impl World<'_> {
             peer.wrong.insert(chunk, self.dice.random());
         }
         let chunks = ChunkSet::from_indices(self.e.chunks, hit);
+        let (life, after) = (peer.life, OVERWRITTEN_FOUND.mul_f64(self.dice.random()));
+        peer.overwritten |= !announced;
+        self.mishap("overwritings");
         if announced {
             return self.lose(node, &chunks);
         }
-        peer.overwritten = true;
-        let (life, after) = (peer.life, OVERWRITTEN_FOUND.mul_f64(self.dice.random()));
         self.events.plan(self.now + after, Event::Fault(Fault::Found { node, life, chunks }));
     }
 
@@ -274,6 +277,7 @@ impl World<'_> {
         let publishes = |p: &super::peer::Peer| p.alive && p.plan.role == Role::Seed;
         let Some(i) = self.peers.iter().position(publishes) else { return };
         let i = u32::try_from(i).expect("nodes are numbered in u32");
+        self.mishap("updates");
         self.newest = 1;
         self.take_up(i, 1);
         let peer = &mut self.peers[i as usize];

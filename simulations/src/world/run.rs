@@ -86,6 +86,7 @@ pub(super) struct World<'a> {
     pub(super) parted: bool,
     /// Since when a node uploads nothing.
     pub(super) stalled: Vec<Option<Time>>,
+    mishaps: BTreeMap<&'static str, u64>,
     /// Something changed that may end the run, and whether it may end.
     pub(super) unsettled: bool,
     pub(super) settled: bool,
@@ -136,6 +137,7 @@ impl<'a> World<'a> {
             has_faults: e.has_faults() || e.network.message_loss > 0.0,
             parted: false,
             stalled: vec![None; e.nodes.len()],
+            mishaps: BTreeMap::new(),
             unsettled: true,
             settled: false,
         }
@@ -290,13 +292,13 @@ impl<'a> World<'a> {
     fn receive(&mut self, i: u32, input: Input) {
         let peer = &mut self.peers[i as usize];
         if let Input::Message { from, message } = &input {
-            match message {
-                PeerMessage::Ask { .. } | PeerMessage::Progress { .. } if peer.mute => return,
-                PeerMessage::Grant { access, .. } => {
-                    let from = self.index.get(from).copied().unwrap_or(u32::MAX);
-                    peer.tickets.insert(from, u32::try_from(access.ticket).unwrap_or(u32::MAX));
-                }
-                _ => {}
+            let asks = matches!(message, PeerMessage::Ask { .. } | PeerMessage::Progress { .. });
+            if asks && peer.mute {
+                return;
+            }
+            if let PeerMessage::Grant { access, .. } = message {
+                let from = self.index.get(from).copied().unwrap_or(u32::MAX);
+                peer.tickets.insert(from, u32::try_from(access.ticket).unwrap_or(u32::MAX));
             }
         }
         self.input(i, input);
@@ -551,6 +553,12 @@ impl<'a> World<'a> {
         let Some(read) = self.reads.remove(&tag) else { return };
         self.by_op.remove(&(read.reader, read.op));
         self.by_lease.remove(&(read.holder, read.ticket, read.lease, read.chunk));
+        match outcome {
+            ReadOutcome::Verified | ReadOutcome::Declined => {}
+            ReadOutcome::Corrupt => self.mishap("corrupt reads"),
+            ReadOutcome::Revoked => self.mishap("revoked reads"),
+            ReadOutcome::Failed => self.mishap("failed reads"),
+        }
         self.checks.on_read_end(read.reader, read.release, read.chunk);
         self.deliver(read.reader, self.now, Input::ReadDone { op: read.op, outcome });
     }
@@ -568,6 +576,7 @@ impl<'a> World<'a> {
         if loses {
             peer.lose_everything();
         }
+        self.mishap("crashes and goodbyes");
         self.checks.on_end_of_life(i);
         self.unsettled = true;
         self.net.cancel_all(self.now, i);
@@ -582,6 +591,10 @@ impl<'a> World<'a> {
         if self.peers[i as usize].plan.fault.crashes {
             restart.into_iter().for_each(|at| self.events.plan(at, Event::Start { node: i }));
         }
+    }
+
+    pub(super) fn mishap(&mut self, what: &'static str) {
+        *self.mishaps.entry(what).or_default() += 1;
     }
 
     pub(super) fn lives(&self, i: u32, life: u32) -> bool {
@@ -604,6 +617,7 @@ impl<'a> World<'a> {
         let mut outcome = Outcome::new(self.e, "swarm", &finished, self.net.counters());
         outcome.samples = self.samples;
         outcome.cap_excess = self.checks.excess;
+        outcome.mishaps = self.mishaps;
         outcome.digest = self.checks.digest.value();
         outcome.violations = self.checks.into_violations();
         outcome.duplicate_bytes = self.duplicate_bytes;
