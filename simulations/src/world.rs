@@ -8,7 +8,7 @@
 //! is the end of one. What goes wrong besides, see `faults`; what is checked always, `checks`.
 //!
 //! What is left out: control messages use no bandwidth and are never held up by bulk data; the
-//! mesh is formed before the run begins, everybody knowing everybody; signatures cost nothing in
+//! mesh is formed before the run begins, each node knowing up to 128 others (see `mesh`); signatures cost nothing in
 //! virtual time; a manifest is one message.
 
 mod checks;
@@ -17,6 +17,7 @@ mod digest;
 mod events;
 mod faults;
 mod links;
+mod mesh;
 mod peer;
 mod run;
 

@@ -1,8 +1,9 @@
 //! What must hold in every run, whatever goes wrong in it.
 
 use super::digest::Digest;
-use super::run::World;
+use super::run::{TOLERANCE, World};
 use aquifer_core::{NodeId, Time};
+use aquifer_proto::limits::{GRANT_BYTES_MIN, UPLOAD_BURST};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -119,10 +120,12 @@ impl World<'_> {
         let excess = self.net.excess();
         self.checks.excess = self.checks.excess.max(excess);
         let elapsed = self.now.since(Time::ZERO).as_secs_f64();
-        let allowed = |cap: f64| cap * elapsed * (1.0 + 2.0 * super::run::TOLERANCE);
+        // What a life begins with, and the last grant, which may overdraw.
+        let burst = |cap: f64| cap * UPLOAD_BURST.as_secs_f64() + self.e.chunk_bytes.max(GRANT_BYTES_MIN) as f64;
         let over = self.peers.iter().find(|p| {
             let sent = self.net.counters().up[p.plan.index as usize] as f64;
-            p.plan.nic.upload_cap.is_some_and(|cap| sent > allowed(cap) + 1.0)
+            let allowed = |cap: f64| cap * elapsed * (1.0 + TOLERANCE) + burst(cap) * f64::from(p.life + 1);
+            p.plan.nic.upload_cap.is_some_and(|cap| sent > allowed(cap))
         });
         if let Some(node) = over.map(|p| p.plan.index) {
             self.violated(format!("node {node} has uploaded more than its cap"));

@@ -106,10 +106,15 @@ fn config(e: &Expanded, plan: &NodePlan, life: u32, accepted: Vec<SignedRelease>
         labels: plan.nic.rack.map(|r| ("rack".to_string(), r.to_string())).into_iter().collect(),
         channels: vec![(channel(), vec![publisher().public()])],
         accepted,
-        // The place for a cap of the scheduler's own on upload, beside the one in the network.
         leased_bytes_max: LEASED_CHUNKS_MAX * e.chunk_bytes,
+        upload_bytes_per_s: plan.nic.upload_cap.map(whole),
         seed: e.seed << 32 | u64::from(plan.index) << 8 | u64::from(life),
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "`as` saturates")]
+fn whole(value: f64) -> u64 {
+    value as u64
 }
 
 pub(super) fn channel() -> ChannelName {

@@ -3,10 +3,11 @@
 use super::checks::Checks;
 use super::events::{Event, Events};
 use super::links::Links;
+use super::mesh;
 use super::peer::{Peer, channel, publisher};
-use crate::network::{Done, Network};
+use crate::network::{Done, Network, Nic};
 use crate::outcome::{Outcome, SAMPLES, Sample};
-use crate::scenario::{Expanded, Role, lower_bound};
+use crate::scenario::{Expanded, NodePlan, Role, lower_bound};
 use anyhow::Result;
 use aquifer_core::{Access, ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease, Time};
 use aquifer_proto::limits::{CONNECTIONS_WANTED, READ_STALL};
@@ -110,6 +111,8 @@ pub(super) struct Read {
 
 impl<'a> World<'a> {
     fn new(e: &'a Expanded, options: RunOptions) -> Self {
+        // The cap is the node's own decision, see `Config`.
+        let uncapped = |n: &NodePlan| Nic { upload_cap: None, ..n.nic };
         let peers: Vec<Peer> = e.nodes.iter().map(|plan| Peer::new(e, plan)).collect();
         World {
             e,
@@ -121,7 +124,7 @@ impl<'a> World<'a> {
             unfinished: peers.iter().filter(|p| p.plan.is_measured()).count(),
             peers,
             links: Links::default(),
-            net: Network::new(e.nodes.iter().map(|n| n.nic).collect(), e.racks.clone(), TOLERANCE),
+            net: Network::new(e.nodes.iter().map(uncapped).collect(), e.racks.clone(), TOLERANCE),
             reads: BTreeMap::new(),
             by_op: HashMap::new(),
             by_lease: HashMap::new(),
@@ -144,9 +147,15 @@ impl<'a> World<'a> {
     }
 
     fn form_mesh(&mut self) {
+        let there: Vec<u32> = self.e.nodes.iter().filter(|p| p.join == Time::ZERO).map(|p| p.index).collect();
+        for i in &there {
+            self.peers[*i as usize].begin(self.e, Time::ZERO);
+        }
+        mesh::form(&mut self.peers, &there, &mut self.links, &mut self.rng);
         for plan in &self.e.nodes {
             let node = plan.index;
-            self.events.plan(plan.join, Event::Start { node });
+            let begin = if plan.join == Time::ZERO { Event::Begin { node } } else { Event::Start { node } };
+            self.events.plan(plan.join, begin);
             let crash = plan.fault.crash_at.map(|at| (at, Event::Crash { node }));
             crash.into_iter().for_each(|(at, event)| self.events.plan(at, event));
         }
@@ -201,6 +210,7 @@ impl<'a> World<'a> {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Start { node } => self.start(node),
+            Event::Begin { node } => self.begin(node),
             Event::Deliver { to, life, link, input } => {
                 let open = |(other, id)| self.links.find(to, other).is_some_and(|l| l.id == id);
                 if self.lives(to, life) && link.is_none_or(open) {
@@ -252,6 +262,11 @@ impl<'a> World<'a> {
             let other = others[self.rng.random_range(0..others.len())];
             self.connect(i, other);
         }
+        self.begin(i);
+    }
+
+    fn begin(&mut self, i: u32) {
+        self.drain(i);
         match self.peers[i as usize].plan.role {
             Role::Seed => self.publish(i),
             Role::Holder => self.load(i),
