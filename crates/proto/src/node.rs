@@ -200,7 +200,7 @@ impl Node {
         if self.swarms_at.is_some_and(|at| at <= now) || self.swarms.values().any(|s| s.pulling.is_starving(now)) {
             self.review_swarms(now);
         }
-        self.grants_due |= self.budget.next_timeout().is_some_and(|at| at <= now);
+        self.grants_due |= self.budget.on_timeout(now);
         for (manifest, swarm) in &mut self.swarms {
             self.grants_due |= swarm.serving.next_timeout().is_some_and(|at| at <= now);
             swarm.pulling.on_timeout(now, &mut self.out);

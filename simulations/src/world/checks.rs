@@ -10,6 +10,10 @@ use std::time::Duration;
 /// Violations that are told; one cause often shows many times.
 const TOLD_MAX: usize = 20;
 
+/// Events per node in one millisecond that no work explains: a message takes a microsecond or more
+/// to receive. Guess.
+const FRANTIC_EVENTS: u64 = 2000;
+
 #[derive(Debug, Default)]
 pub(super) struct Checks {
     violations: Vec<String>,
@@ -162,6 +166,27 @@ impl World<'_> {
                 self.violated(format!("node {i} ends with {lacking} chunks missing or wrong"));
             }
         }
+    }
+
+    /// Whether more happens in a millisecond than can mean anything: nodes that wake each other or
+    /// themselves without end.
+    pub(super) fn is_frantic(&mut self) -> bool {
+        let (since, from) = self.lull;
+        if self.now.since(since) >= Duration::from_millis(1) {
+            self.lull = (self.now, self.handled);
+            return false;
+        }
+        self.handled - from > FRANTIC_EVENTS * self.peers.len() as u64
+    }
+
+    pub(super) fn report_frantic(&mut self) {
+        let due = |p: &super::peer::Peer| {
+            let (at, why) = p.node.poll_timeout()?;
+            let due = p.alive && p.clock.world(at) <= self.now + Duration::from_millis(1);
+            due.then(|| format!("node {} wakes for {why}", p.plan.index))
+        };
+        let told: Vec<String> = self.peers.iter().filter_map(due).take(4).collect();
+        self.violated(format!("nothing but events happens: {}", told.join(", ")));
     }
 
     pub(super) fn report_stuck(&mut self) {

@@ -73,7 +73,7 @@ pub(super) struct World<'a> {
     by_lease: HashMap<(u32, u32, u64, u32), u64>,
     next_tag: u64,
     pub(super) events: Events,
-    handled: u64,
+    pub(super) handled: u64,
     /// Measured nodes that have not finished.
     unfinished: usize,
     bound: f64,
@@ -88,6 +88,8 @@ pub(super) struct World<'a> {
     /// Since when a node uploads nothing.
     pub(super) stalled: Vec<Option<Time>>,
     mishaps: BTreeMap<&'static str, u64>,
+    /// When the events of one millisecond were begun to count, and at which of them.
+    pub(super) lull: (Time, u64),
     /// Something changed that may end the run, and whether it may end.
     pub(super) unsettled: bool,
     pub(super) settled: bool,
@@ -141,6 +143,7 @@ impl<'a> World<'a> {
             parted: false,
             stalled: vec![None; e.nodes.len()],
             mishaps: BTreeMap::new(),
+            lull: (Time::ZERO, 0),
             unsettled: true,
             settled: false,
         }
@@ -172,6 +175,9 @@ impl<'a> World<'a> {
             };
             self.now = at;
             self.step(at);
+            if self.is_frantic() {
+                return self.report_frantic();
+            }
             if self.options.progress && said.elapsed() > Duration::from_secs(10) {
                 said = Instant::now();
                 let held: u64 = self.peers.iter().map(|p| u64::from(p.has.count())).sum();
