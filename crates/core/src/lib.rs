@@ -8,6 +8,7 @@
 
 pub mod binding;
 pub mod blueprint;
+mod checked;
 pub mod chunkset;
 pub mod codec;
 pub mod cut;
@@ -22,7 +23,6 @@ pub mod release;
 pub mod safetensors;
 pub mod status;
 pub mod time;
-mod verified;
 
 pub use binding::{Binding, BindingError, CheckedBinding, Run};
 pub use chunkset::ChunkSet;

@@ -1,10 +1,10 @@
 //! Status records: what a node says of itself, signed with its identity.
 
+use crate::checked::Checked;
 use crate::codec::{self, CodecError, Kind};
 use crate::hash::ManifestHash;
 use crate::id::{ChannelName, IdError, NodeId, NodeSecret, SIGNATURE_BYTES};
 use crate::limits::{RECORD_BYTES_MAX, STATUS_ADDRESSES_MAX, STATUS_CHANNELS_MAX, STATUS_LABELS_MAX};
-use crate::verified::Verified;
 use bincode::{Decode, Encode};
 use thiserror::Error;
 
@@ -64,7 +64,7 @@ impl ChannelStatus {
 pub struct SignedStatus {
     body: Vec<u8>,
     signature: [u8; SIGNATURE_BYTES],
-    verified: Verified,
+    checked: Checked,
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -81,7 +81,7 @@ impl SignedStatus {
     pub fn sign(status: &Status, secret: &NodeSecret) -> Self {
         let body = codec::encode(Kind::Status, status);
         let signature = secret.sign(CONTEXT, &body);
-        SignedStatus { body, signature, verified: Verified::default() }
+        SignedStatus { body, signature, checked: Checked::default() }
     }
 
     /// Bytes it takes in a message, about.
@@ -101,7 +101,7 @@ impl SignedStatus {
     /// The record, if the node it speaks of signed it.
     pub fn open(&self) -> Result<Status, StatusError> {
         let status: Status = codec::decode::<_, RECORD_BYTES_MAX>(Kind::Status, &self.body)?;
-        self.verified.or_check(|| status.node.verify(CONTEXT, &self.body, &self.signature))?;
+        self.checked.once(|| status.node.verify(CONTEXT, &self.body, &self.signature))?;
         let bounds = [
             ("addresses", status.addresses.len(), STATUS_ADDRESSES_MAX),
             ("data endpoints", status.data_endpoints.len(), STATUS_ADDRESSES_MAX),

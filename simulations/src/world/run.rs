@@ -274,12 +274,18 @@ impl<'a> World<'a> {
     fn begin(&mut self, i: u32) {
         self.drain(i);
         match self.peers[i as usize].plan.role {
-            Role::Seed => self.publish(i),
-            Role::Holder => self.load(i),
+            _ if Some(i) == self.announcer() && self.peers[i as usize].life == 0 => self.publish(i),
+            Role::Seed | Role::Holder => self.load(i),
             // What it has already is of the release that is to come.
             Role::Puller => {}
         }
         self.bootstrap(i);
+    }
+
+    /// Who tells the mesh of the release: the first seed, or the first node where there is none.
+    fn announcer(&self) -> Option<u32> {
+        let seed = self.e.nodes.iter().find(|n| n.role == Role::Seed);
+        seed.or(self.e.nodes.first()).map(|n| n.index)
     }
 
     pub(super) fn publish(&mut self, i: u32) {
