@@ -1,9 +1,11 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
+pub(crate) mod audit;
+
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
 use crate::limits::{
-    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROGRESS_STATUS_INTERVAL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL,
-    STATUS_SPACING,
+    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROGRESS_STATUS_INTERVAL, PROMPT_REVIEW, REMIND_INTERVAL,
+    REVIEW_INTERVAL, STATUS_SPACING,
 };
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members, jittered};
@@ -16,8 +18,8 @@ use aquifer_core::{
     ChannelName, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey,
     Release, SignedRelease, SignedStatus, Status, Time,
 };
-use rand::{Rng, SeedableRng};
 use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -204,7 +206,7 @@ impl Node {
         if self.swarms_at.is_some_and(|at| at <= now) || self.swarms.values().any(|s| s.pulling.is_starving(now)) {
             self.review_swarms(now);
         }
-        self.grants_due |= self.budget.next_timeout().is_some_and(|at| at <= now);
+        self.grants_due |= self.budget.on_timeout(now);
         for (manifest, swarm) in &mut self.swarms {
             self.grants_due |= swarm.serving.next_timeout().is_some_and(|at| at <= now);
             swarm.pulling.on_timeout(*manifest, &swarm.stock, now, &mut self.out);
@@ -329,7 +331,9 @@ impl Node {
                 }
                 self.review_manifests(now);
             }
-            PeerMessage::Ask { manifest, wanted, have, terms } => self.on_ask(from, manifest, EarlyAsk { wanted, have, terms }),
+            PeerMessage::Ask { manifest, wanted, have, terms } => {
+                self.on_ask(from, manifest, EarlyAsk { wanted, have, terms })
+            }
             PeerMessage::Progress { manifest, returned, taken, again, terms } => {
                 self.on_progress(now, from, manifest, returned, (taken, again, terms));
             }
@@ -540,6 +544,9 @@ impl Node {
 
     fn on_read_done(&mut self, now: Time, op: OpId, outcome: ReadOutcome) {
         let Some(Op { manifest, chunk, holder, lease }) = self.ops.remove(&op) else { return };
+        if cfg!(feature = "planted-bug") && outcome == ReadOutcome::Failed && !self.members.is_connected(&holder) {
+            return; // "Nobody is left to be told."
+        }
         let Some(swarm) = self.swarms.get_mut(&manifest) else {
             // Forgotten meanwhile; the holder wants its lease back all the same.
             let returned = vec![Returned { lease, chunk, outcome: Outcome::Declined }];

@@ -1,9 +1,7 @@
 //! Whom a puller asks: enough peers, and none that stays silent while others could give.
 
 use super::Stock;
-use crate::limits::{
-    ASKS_MAX, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, IDLE_TOLERATED,
-};
+use crate::limits::{ASKS_MAX, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, IDLE_TOLERATED};
 use aquifer_core::message::Terms;
 use aquifer_core::{NodeId, Time};
 use rand::rngs::SmallRng;
@@ -169,14 +167,16 @@ impl Asks {
     /// is as near or as far could have its place.
     pub(super) fn replaceable(&self, now: Time, patience: Duration, candidates: &[Candidate]) -> Option<NodeId> {
         let is_other = |c: &&Candidate| {
-            !self.asked.contains_key(&c.node) && !self.passed_over.contains_key(&c.node)
+            !self.asked.contains_key(&c.node)
+                && !self.passed_over.contains_key(&c.node)
                 && (c.connected || !self.dialled.contains_key(&c.node))
         };
         let others = |far: bool| candidates.iter().filter(is_other).any(|c| (c.distance > 0) == far);
         let (near, far) = (others(false), others(true));
-        let silent = self.asked.iter().filter(|(_, a)| {
-            now.since(a.last_grant) >= patience && if a.distance > 0 { far } else { near }
-        });
+        let silent = self
+            .asked
+            .iter()
+            .filter(|(_, a)| now.since(a.last_grant) >= patience && if a.distance > 0 { far } else { near });
         silent.min_by_key(|(_, a)| a.last_grant).map(|(n, _)| *n)
     }
 

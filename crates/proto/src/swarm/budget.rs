@@ -48,6 +48,13 @@ impl Budget {
         Some(pace.at + Duration::from_secs_f64(-pace.tokens / pace.bytes_per_s) + Duration::from_nanos(1))
     }
 
+    /// Whether the cap held grants back and allows more now. It is asked for no time that has
+    /// passed again, also when nobody is there to be granted anything.
+    pub(crate) fn on_timeout(&mut self, now: Time) -> bool {
+        let due = self.next_timeout().is_some_and(|at| at <= now);
+        due && self.pace.as_mut().is_some_and(|pace| pace.tokens_at(now) >= 0.0)
+    }
+
     pub(super) fn take(&mut self, bytes: u64) {
         self.leased_bytes += bytes;
         if let Some(pace) = &mut self.pace {

@@ -6,9 +6,10 @@ use super::news::{News, Told};
 use super::reach::Reach;
 use crate::io::{OpId, Output};
 use crate::limits::{
-    ASK_REFRESH, ASK_RETRY, ASKS_MAX, FLIGHT_BYTES_MAX, FLIGHT_WATCH, HUNGER_PATIENCE, LEASE_TTL, OVERDUE_FACTOR, PACE_BYTES_MIN,
-    PACE_SAMPLES, PROGRESS_INTERVAL, SILENT_PAUSE,
+    ASK_REFRESH, ASK_RETRY, ASKS_MAX, FLIGHT_BYTES_MAX, FLIGHT_WATCH, HUNGER_PATIENCE, LEASE_TTL, OVERDUE_FACTOR,
+    PACE_BYTES_MIN, PACE_SAMPLES, PROGRESS_INTERVAL, READ_STALL, SILENT_PAUSE,
 };
+use crate::node::audit::ensure;
 use aquifer_core::message::{Outcome, Returned};
 use aquifer_core::{ChunkSet, ManifestHash, NodeId, PeerMessage, Time};
 use rand::rngs::SmallRng;
@@ -220,13 +221,7 @@ impl Pulling {
 
     /// Looks over the flights: gives up those that outlast their lease, and lets others bring what
     /// takes many times as long as usual.
-    pub(crate) fn on_timeout(
-        &mut self,
-        manifest: ManifestHash,
-        stock: &Stock,
-        now: Time,
-        out: &mut VecDeque<Output>,
-    ) {
+    pub(crate) fn on_timeout(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {
         if self.watch_at.is_none_or(|at| at > now) {
             return;
         }
@@ -348,6 +343,27 @@ impl Pulling {
         self.flights.values().map(|f| f.holder).collect::<BTreeSet<_>>().len()
     }
 
+    pub(crate) fn asked(&self) -> Vec<NodeId> {
+        self.asks.nodes()
+    }
+
+    pub(crate) fn flights(&self) -> impl Iterator<Item = (u32, OpId)> + '_ {
+        self.flights.iter().map(|(chunk, flight)| (*chunk, flight.op))
+    }
+
+    /// What is wrong with this half, if anything is.
+    pub(crate) fn audit(&self, stock: &Stock, now: Time) -> Result<(), String> {
+        let bytes: u64 = self.flights.keys().map(|c| stock.bytes_of(*c)).sum();
+        ensure(self.asks.len() <= ASKS_MAX, || format!("{} asks stand", self.asks.len()))?;
+        ensure(bytes == self.flight_bytes, || format!("{bytes} bytes fly, {} are counted", self.flight_bytes))?;
+        ensure(bytes <= FLIGHT_BYTES_MAX || self.flights.len() == 1, || format!("{bytes} bytes fly"))?;
+        let idle = self.flights.iter().find(|(c, f)| !stock.is_missing(**c) && !f.cancelled);
+        ensure(idle.is_none(), || format!("still reads what it does not need: {idle:?}"))?;
+        // A driver may be late.
+        let late = self.flights.iter().find(|(_, f)| !f.cancelled && now.since(f.started) > LEASE_TTL + READ_STALL);
+        ensure(late.is_none(), || format!("a read outlasted its lease: {late:?}"))
+    }
+
     /// Whether nothing more could be got from those asked for a while.
     pub(crate) fn is_starving(&self, now: Time) -> bool {
         self.hungry_since.is_some_and(|since| now.since(since) >= HUNGER_PATIENCE)
@@ -364,14 +380,7 @@ impl Pulling {
         }
     }
 
-    fn ask(
-        &mut self,
-        manifest: ManifestHash,
-        stock: &Stock,
-        now: Time,
-        to: NodeId,
-        out: &mut VecDeque<Output>,
-    ) {
+    fn ask(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, to: NodeId, out: &mut VecDeque<Output>) {
         self.note_hunger(stock, now);
         let terms = self.asks.terms(stock, &to, self.flight_bytes);
         let end = self.news.end();
