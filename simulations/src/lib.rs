@@ -8,6 +8,7 @@
 pub mod baselines;
 pub mod network;
 pub mod outcome;
+pub mod replay;
 pub mod report;
 pub mod scenario;
 mod svg;

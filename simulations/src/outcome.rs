@@ -38,6 +38,8 @@ pub struct Outcome {
     pub samples: Vec<Sample>,
     pub events: u64,
     pub wall_s: f64,
+    /// What [`RunOptions::record_node`](crate::world::RunOptions::record_node) asked for.
+    pub recording: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -2,14 +2,14 @@
 
 use crate::scenario::{Expanded, NodePlan};
 use aquifer_core::{ChannelName, ChunkSet, NodeSecret, PublisherSecret, Time};
-use aquifer_proto::{Config, Node};
+use aquifer_proto::{Config, Recorded};
 
 /// Chunks a node lets others read at once: the agent's own default.
 const LEASED_CHUNKS_MAX: u64 = 64;
 
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) node: Node,
+    pub(super) node: Recorded,
     pub(super) plan: NodePlan,
     /// Counts starts; what was planned for an earlier life is void.
     pub(super) life: u32,
@@ -23,7 +23,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(e: &Expanded, plan: &NodePlan, life: u32, now: Time) -> Self {
+    pub(super) fn new(e: &Expanded, plan: &NodePlan, life: u32, now: Time, on_record: bool) -> Self {
         let mut seed = [0; 32];
         seed[..4].copy_from_slice(&plan.index.to_le_bytes());
         seed[4] = 1;
@@ -39,7 +39,7 @@ impl Peer {
             seed: e.seed << 32 | u64::from(plan.index) << 8 | u64::from(life),
         };
         Peer {
-            node: Node::new(config, now),
+            node: if on_record { Recorded::on_record(config, now) } else { Recorded::new(config, now) },
             plan: plan.clone(),
             life,
             alive: false,

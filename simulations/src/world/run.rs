@@ -29,6 +29,14 @@ const MANIFEST: &[u8] = b"manifest";
 pub struct RunOptions {
     /// Say on stderr how far a long run is.
     pub progress: bool,
+    /// The node whose last life is recorded in [`Outcome::recording`].
+    pub record_node: Option<u32>,
+}
+
+impl RunOptions {
+    fn records(&self, node: u32) -> bool {
+        self.record_node == Some(node)
+    }
 }
 
 /// Runs one node of `aquifer_proto` for each node of the scenario.
@@ -79,7 +87,8 @@ struct Read {
 
 impl<'a> World<'a> {
     fn new(e: &'a Expanded, options: RunOptions) -> Self {
-        let peers: Vec<Peer> = e.nodes.iter().map(|plan| Peer::new(e, plan, 0, Time::ZERO)).collect();
+        let peers: Vec<Peer> =
+            e.nodes.iter().map(|plan| Peer::new(e, plan, 0, Time::ZERO, options.records(plan.index))).collect();
         World {
             e,
             options,
@@ -186,7 +195,7 @@ impl<'a> World<'a> {
         let now = self.now;
         let peer = &mut self.peers[i as usize];
         if peer.life > 0 || peer.plan.join > Time::ZERO {
-            *peer = Peer::new(self.e, &peer.plan.clone(), peer.life, now);
+            *peer = Peer::new(self.e, &peer.plan.clone(), peer.life, now, self.options.records(i));
         }
         peer.alive = true;
         if peer.plan.fault.stall_at.is_some() {
@@ -445,10 +454,11 @@ impl<'a> World<'a> {
         self.samples.push(Sample::new(self.now.since(Time::ZERO).as_secs_f64(), &mut held));
     }
 
-    fn into_outcome(self) -> Outcome {
+    fn into_outcome(mut self) -> Outcome {
         let seconds = |p: &Peer| p.finished.map(|at| at.since(p.plan.join).as_secs_f64());
         let finished: Vec<Option<f64>> = self.peers.iter().map(seconds).collect();
         let mut outcome = Outcome::new(self.e, "swarm", &finished, self.net.counters());
+        outcome.recording = self.peers.iter_mut().flat_map(|p| p.node.take_record()).collect();
         outcome.samples = self.samples;
         outcome.violations = self.violations;
         outcome.duplicate_bytes = self.duplicate_bytes;
