@@ -19,7 +19,7 @@ use aquifer_core::{
     Release, SignedRelease, SignedStatus, Status, Time,
 };
 use aquifer_proto::limits::{CREDITS_MAX, PROGRESS_INTERVAL};
-use aquifer_proto::{Config, Input, LocalStatus, Node, Output, ReadOutcome};
+use aquifer_proto::{Config, Input, LocalStatus, Output, ReadOutcome, Recorded};
 use clap::Parser;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -50,12 +50,16 @@ struct Options {
     /// Nodes that ask it, and as many others that it is connected to and may ask
     #[arg(long, default_value_t = 32)]
     askers: u32,
-    /// Chunks to move in each measurement
+    /// Chunks to move in each measurement, at most a quarter of all: nearer the end, all that is
+    /// left is missing everywhere
     #[arg(long, default_value_t = 20_000)]
     moves: u64,
     /// Most CPU seconds in the node for each measurement
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
+    /// Let the node keep a record, and count its bytes
+    #[arg(long)]
+    on_record: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,17 +79,18 @@ fn main() -> Result<()> {
         options.members, options.chunks, options.askers, options.askers
     );
     println!(
-        "\n{:<10} {:>9} {:>9} {:>9} {:>12} {:>10}",
-        "side", "granted", "pulled", "CPU s", "µs per chunk", "declined"
+        "\n{:<10} {:>9} {:>9} {:>9} {:>12} {:>10} {:>16}",
+        "side", "granted", "pulled", "CPU s", "µs per chunk", "declined", "recorded B/chunk"
     );
     let mut json = Vec::new();
     for (side, name) in [(Side::Granting, "granting"), (Side::Pulling, "pulling"), (Side::Both, "both")] {
         let mut bench = Bench::new(&mesh, side);
         bench.run();
-        let (cpu, moves) = (bench.cpu.as_secs_f64(), bench.granted + bench.pulled);
-        let micros = cpu * 1e6 / moves.max(1) as f64;
+        let moves = (bench.granted + bench.pulled).max(1);
+        let (cpu, recorded) = (bench.cpu.as_secs_f64(), bench.record_bytes as u64 / moves);
+        let micros = cpu * 1e6 / moves as f64;
         println!(
-            "{name:<10} {:>9} {:>9} {cpu:>9.3} {micros:>12.2} {:>10}",
+            "{name:<10} {:>9} {:>9} {cpu:>9.3} {micros:>12.2} {:>10} {recorded:>16}",
             bench.granted, bench.pulled, bench.declined
         );
         json.push(format!("\"{name}_us_per_chunk\":{micros:.3}"));
@@ -124,7 +129,7 @@ impl Mesh {
 
     /// A node that knows everybody, is connected to its askers and holders, and has its half, or
     /// all of it if it is only to grant.
-    fn node(&self, side: Side) -> Node {
+    fn node(&self, side: Side) -> Recorded {
         let now = Time::ZERO;
         let config = Config {
             identity: secret(u32::MAX),
@@ -137,7 +142,8 @@ impl Mesh {
             leased_bytes_max: LEASED_BYTES_MAX,
             seed: 1,
         };
-        let mut node = Node::new(config, now);
+        let begin = if self.options.on_record { Recorded::on_record } else { Recorded::new };
+        let mut node = begin(config, now);
         let local = LocalStatus { addresses: vec!["here".into()], ..LocalStatus::default() };
         node.handle(now, Input::Local(local));
         for signed in &self.statuses {
@@ -154,6 +160,7 @@ impl Mesh {
         connected.for_each(|n| node.handle(now, Input::Connected { node: *n }));
         while node.poll_output().is_some() {}
         node.handle(now, Input::Wanted { manifest, chunks: full });
+        node.take_record();
         node
     }
 
@@ -191,7 +198,7 @@ impl Mesh {
         // The first takes what the mesh's making left free.
         let first = build();
         let before = resident_bytes()?;
-        let nodes: Vec<Node> = (0..NODES_FOR_STATE).map(|_| build()).collect();
+        let nodes: Vec<Recorded> = (0..NODES_FOR_STATE).map(|_| build()).collect();
         let grown = resident_bytes()?.saturating_sub(before);
         drop((first, nodes));
         Ok(grown / u64::from(NODES_FOR_STATE))
@@ -201,7 +208,7 @@ impl Mesh {
 /// One node and its peers at work.
 struct Bench<'m> {
     mesh: &'m Mesh,
-    node: Node,
+    node: Recorded,
     rng: SmallRng,
     now: Time,
     /// What peers have sent since the last batch.
@@ -214,6 +221,7 @@ struct Bench<'m> {
     granted: u64,
     pulled: u64,
     declined: u64,
+    record_bytes: usize,
     cpu: Duration,
 }
 
@@ -249,6 +257,7 @@ impl<'m> Bench<'m> {
             granted: 0,
             pulled: 0,
             declined: 0,
+            record_bytes: 0,
             cpu: Duration::ZERO,
         }
     }
@@ -256,10 +265,13 @@ impl<'m> Bench<'m> {
     fn run(&mut self) {
         // The first asks and answers are the beginning, not what a chunk costs.
         self.batch();
-        (self.cpu, self.granted, self.pulled, self.declined) = (Duration::ZERO, 0, 0, 0);
+        (self.granted, self.pulled, self.declined) = (0, 0, 0);
+        (self.untold, self.record_bytes, self.cpu) = (0, 0, Duration::ZERO);
         let limit = Duration::from_secs_f64(self.mesh.options.seconds);
-        while self.granted + self.pulled < self.mesh.options.moves && self.cpu < limit {
+        let moves = self.mesh.options.moves.min(u64::from(self.mesh.options.chunks / 4));
+        while self.granted + self.pulled < moves && self.cpu < limit {
             self.batch();
+            self.tell_progress();
         }
     }
 
@@ -283,9 +295,9 @@ impl<'m> Bench<'m> {
             }
             self.wake(&mut outputs);
         }
+        self.record_bytes += self.node.take_record().len();
         self.cpu += cpu_now() - begin;
         outputs.into_iter().for_each(|output| self.react(output));
-        self.tell_progress();
     }
 
     fn wake(&mut self, outputs: &mut Vec<Output>) {
