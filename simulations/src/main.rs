@@ -10,6 +10,7 @@ use simulations::replay::Replayed;
 use simulations::report;
 use simulations::scenario::{Case, Expanded, Scenario};
 use simulations::world::{self, RunOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -104,7 +105,8 @@ fn run(cli: Cli) -> Result<Vec<String>> {
         }
         Command::Replay { file } => {
             let replayed = Replayed::read(&file).with_context(|| file.display().to_string())?;
-            println!("{replayed}");
+            // Whoever reads only the first lines has seen what he wanted.
+            let _ = writeln!(std::io::stdout(), "{replayed}");
             Ok(replayed.failures())
         }
     }
