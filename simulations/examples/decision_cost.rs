@@ -1,10 +1,11 @@
 //! What deciding costs: CPU time for each chunk, and bytes of state, of one node in a large mesh.
 //!
 //! One real node knows `--members` others and a manifest of `--chunks`. Askers return each chunk
-//! they are granted, verified, and tell of those that they got elsewhere meanwhile: one for each
-//! chunk that moves, as in a swarm where everybody advances alike, batched as pullers batch them.
-//! Holders grant what is asked of them, as many chunks as they have credits for. Everybody, the
-//! node too, begins with a random half of the chunks, which is when sets are least regular.
+//! they are granted, verified, and tell in the same message which they got elsewhere meanwhile: one
+//! for each chunk that moves, as in a swarm where everybody advances alike. Who was granted nothing
+//! for a while tells all the same, as pullers do. Holders grant what is asked of them, as much as
+//! they have credit for. Everybody, the node too, begins with a random half of the chunks, which is
+//! when sets are least regular.
 //!
 //! Only time inside the node counts (the thread's CPU clock, read around batches of inputs); its
 //! driver's part, such as encoding messages, does not. Virtual time passes as chunks would at
@@ -13,12 +14,12 @@
 #![allow(clippy::print_stdout)] // The table is what the program is for.
 
 use anyhow::{Context, Result};
-use aquifer_core::message::Outcome;
+use aquifer_core::message::{Outcome, Returned, Terms};
 use aquifer_core::{
     Access, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherSecret,
     Release, SignedRelease, SignedStatus, Status, Time,
 };
-use aquifer_proto::limits::{CREDITS_MAX, PROGRESS_INTERVAL};
+use aquifer_proto::limits::PROGRESS_INTERVAL;
 use aquifer_proto::{Config, Input, LocalStatus, Output, ReadOutcome, Recorded};
 use clap::Parser;
 use rand::rngs::SmallRng;
@@ -34,6 +35,10 @@ const CHUNK_TIME: Duration = Duration::from_nanos(335_544);
 
 /// The agent's default upload window.
 const LEASED_BYTES_MAX: u64 = 256 << 20;
+
+/// What an asker accepts: two chunks at once of a holder, with some under way from others.
+const TERMS: Terms =
+    Terms { credit_bytes: 2 * CHUNK_BYTES as u64, flight_bytes: 8 * CHUNK_BYTES as u64 };
 
 /// Nodes whose memory is measured together.
 const NODES_FOR_STATE: u32 = 8;
@@ -140,6 +145,7 @@ impl Mesh {
             channels: vec![("c".parse().expect("a channel name"), vec![publisher().public()])],
             accepted: vec![release()],
             leased_bytes_max: LEASED_BYTES_MAX,
+            upload_bytes_per_s: None,
             seed: 1,
         };
         let begin = if self.options.on_record { Recorded::on_record } else { Recorded::new };
@@ -167,7 +173,7 @@ impl Mesh {
     fn ask(&self, i: usize, have: &ChunkSet) -> Input {
         let mut wanted = ChunkSet::full(self.options.chunks);
         wanted.subtract(have);
-        let message = PeerMessage::Ask { manifest: manifest(), wanted, have: have.clone(), credits: CREDITS_MAX };
+        let message = PeerMessage::Ask { manifest: manifest(), wanted, have: have.clone(), terms: TERMS };
         Input::Message { from: self.nodes[i], message }
     }
 
@@ -213,11 +219,11 @@ struct Bench<'m> {
     now: Time,
     /// What peers have sent since the last batch.
     inputs: Vec<Input>,
-    askers: Vec<ChunkSet>,
+    askers: Vec<Asker>,
     holders: BTreeMap<NodeId, Holder>,
     connected: BTreeSet<NodeId>,
-    /// Chunks that every asker got elsewhere and has yet to tell.
-    untold: u32,
+    /// Chunks that moved in all: as many each asker got elsewhere.
+    moved: u64,
     granted: u64,
     pulled: u64,
     declined: u64,
@@ -225,12 +231,19 @@ struct Bench<'m> {
     cpu: Duration,
 }
 
+/// A peer that asks the node.
+struct Asker {
+    has: ChunkSet,
+    /// Chunks that had moved when it last spoke.
+    told: u64,
+}
+
 /// A peer that the node asks.
 struct Holder {
     wanted: ChunkSet,
-    credits: usize,
+    credit_bytes: u64,
     /// Granted and not returned.
-    open: usize,
+    open_bytes: u64,
     next_lease: u64,
     /// Where it looks for the next chunk to grant.
     cursor: u32,
@@ -241,8 +254,8 @@ impl<'m> Bench<'m> {
         let mut rng = SmallRng::seed_from_u64(3);
         let Options { chunks, askers, .. } = mesh.options;
         let count = if side == Side::Pulling { 0 } else { askers as usize };
-        let askers: Vec<ChunkSet> = (0..count).map(|_| random_half(chunks, &mut rng)).collect();
-        let inputs = askers.iter().enumerate().map(|(i, have)| mesh.ask(i, have)).collect();
+        let askers: Vec<Asker> = (0..count).map(|_| Asker { has: random_half(chunks, &mut rng), told: 0 }).collect();
+        let inputs = askers.iter().enumerate().map(|(i, a)| mesh.ask(i, &a.has)).collect();
         let connected = mesh.nodes.iter().take(2 * mesh.options.askers as usize).copied().collect();
         Bench {
             mesh,
@@ -253,7 +266,7 @@ impl<'m> Bench<'m> {
             askers,
             holders: BTreeMap::new(),
             connected,
-            untold: 0,
+            moved: 0,
             granted: 0,
             pulled: 0,
             declined: 0,
@@ -266,12 +279,12 @@ impl<'m> Bench<'m> {
         // The first asks and answers are the beginning, not what a chunk costs.
         self.batch();
         (self.granted, self.pulled, self.declined) = (0, 0, 0);
-        (self.untold, self.record_bytes, self.cpu) = (0, 0, Duration::ZERO);
+        (self.record_bytes, self.cpu) = (0, Duration::ZERO);
         let limit = Duration::from_secs_f64(self.mesh.options.seconds);
         let moves = self.mesh.options.moves.min(u64::from(self.mesh.options.chunks / 4));
         while self.granted + self.pulled < moves && self.cpu < limit {
             self.batch();
-            self.tell_progress();
+            self.tell_news();
         }
     }
 
@@ -286,8 +299,8 @@ impl<'m> Bench<'m> {
         let begin = cpu_now();
         self.wake(&mut outputs);
         for input in inputs {
-            let moves =
-                matches!(&input, Input::ReadDone { .. } | Input::Message { message: PeerMessage::Return { .. }, .. });
+            let moves = matches!(&input, Input::ReadDone { .. })
+                || matches!(&input, Input::Message { message: PeerMessage::Progress { returned, .. }, .. } if !returned.is_empty());
             self.node.handle(self.now, input);
             outputs.extend(std::iter::from_fn(|| self.node.poll_output()));
             if moves {
@@ -312,7 +325,7 @@ impl<'m> Bench<'m> {
             chunks.into_iter().for_each(|chunk| self.read_by_asker(to, lease, chunk));
         } else if let Output::Read { op, .. } = output {
             self.pulled += 1;
-            self.untold += 1;
+            self.moved += 1;
             self.inputs.push(Input::ReadDone { op, outcome: ReadOutcome::Verified });
         } else if let Output::Send { to, message } = output {
             self.hear(to, message);
@@ -324,38 +337,37 @@ impl<'m> Bench<'m> {
     }
 
     fn read_by_asker(&mut self, to: NodeId, lease: u64, chunk: u32) {
-        let has = self.mesh.index.get(&to).and_then(|i| self.askers.get_mut(*i));
-        let outcome = match has.is_some_and(|has| has.insert(chunk)) {
-            true => Outcome::Verified,
-            false => Outcome::Declined,
-        };
+        let Some(&i) = self.mesh.index.get(&to) else { return };
+        let outcome = if self.askers[i].has.insert(chunk) { Outcome::Verified } else { Outcome::Declined };
         match outcome == Outcome::Verified {
-            true => (self.granted, self.untold) = (self.granted + 1, self.untold + 1),
+            true => (self.granted, self.moved) = (self.granted + 1, self.moved + 1),
             false => self.declined += 1,
         }
-        let message = PeerMessage::Return { manifest: manifest(), lease, chunk, outcome };
-        self.inputs.push(Input::Message { from: to, message });
+        self.speak(i, vec![Returned { lease, chunk, outcome }]);
     }
 
     fn hear(&mut self, to: NodeId, message: PeerMessage) {
-        if let PeerMessage::Ask { wanted, credits, .. } = message {
+        if let PeerMessage::Ask { wanted, terms, .. } = message {
             let cursor = self.rng.random_range(0..self.mesh.options.chunks);
-            let new = || Holder { wanted: ChunkSet::empty(0), credits: 0, open: 0, next_lease: 1, cursor };
+            let new = || Holder { wanted: ChunkSet::empty(0), credit_bytes: 0, open_bytes: 0, next_lease: 1, cursor };
             let holder = self.holders.entry(to).or_insert_with(new);
-            (holder.wanted, holder.credits) = (wanted, credits.into());
-        } else if let (PeerMessage::Progress { got, credits, .. }, Some(holder)) = (&message, self.holders.get_mut(&to))
+            (holder.wanted, holder.credit_bytes) = (wanted, terms.credit_bytes);
+        } else if let (PeerMessage::Progress { returned, taken, again, terms, .. }, Some(holder)) =
+            (message, self.holders.get_mut(&to))
         {
-            holder.credits = usize::from(*credits);
-            for chunk in got {
-                holder.wanted.remove(*chunk);
+            holder.credit_bytes = terms.credit_bytes;
+            for Returned { chunk, outcome, .. } in returned {
+                holder.open_bytes -= u64::from(CHUNK_BYTES);
+                if outcome == Outcome::Postponed {
+                    holder.wanted.insert(chunk);
+                }
+                self.declined += u64::from(outcome != Outcome::Verified);
             }
-        } else if let (PeerMessage::Return { chunk, outcome, .. }, Some(holder)) = (&message, self.holders.get_mut(&to))
-        {
-            holder.open -= 1;
-            if *outcome == Outcome::Verified {
-                holder.wanted.remove(*chunk);
-            } else {
-                self.declined += 1;
+            for chunk in taken {
+                holder.wanted.remove(chunk);
+            }
+            for chunk in again {
+                holder.wanted.insert(chunk);
             }
         }
         self.grant(to);
@@ -364,10 +376,10 @@ impl<'m> Bench<'m> {
     /// The holder gives what it may.
     fn grant(&mut self, from: NodeId) {
         let Some(holder) = self.holders.get_mut(&from) else { return };
-        while holder.open < holder.credits
+        while (holder.open_bytes == 0 || holder.open_bytes < holder.credit_bytes)
             && let Some(chunk) = holder.next_chunk()
         {
-            holder.open += 1;
+            holder.open_bytes += u64::from(CHUNK_BYTES);
             holder.next_lease += 1;
             let access = Access { ticket: 0, secret: [0; 32] };
             let (manifest, lease, chunks) = (manifest(), holder.next_lease, vec![chunk]);
@@ -376,23 +388,27 @@ impl<'m> Bench<'m> {
         }
     }
 
-    /// Every so often, each asker tells what it got elsewhere.
-    fn tell_progress(&mut self) {
-        let batch = u32::try_from(PROGRESS_INTERVAL.as_nanos() / CHUNK_TIME.as_nanos()).unwrap_or(u32::MAX);
-        if self.untold < batch {
-            return;
+    /// Who did not speak for a while tells what it got elsewhere.
+    fn tell_news(&mut self) {
+        let interval = u64::try_from(PROGRESS_INTERVAL.as_nanos() / CHUNK_TIME.as_nanos()).unwrap_or(u64::MAX);
+        let behind = |a: &Asker| self.moved - a.told >= interval;
+        let behind: Vec<usize> = (0..self.askers.len()).filter(|i| behind(&self.askers[*i])).collect();
+        behind.into_iter().for_each(|i| self.speak(i, Vec::new()));
+    }
+
+    /// The asker gives leases back, and tells what it got elsewhere since it last spoke.
+    fn speak(&mut self, i: usize, returned: Vec<Returned>) {
+        let asker = &mut self.askers[i];
+        let count = usize::try_from(self.moved - asker.told).unwrap_or(usize::MAX);
+        asker.told = self.moved;
+        let begin = self.rng.random_range(0..asker.has.len());
+        let order = (begin..asker.has.len()).chain(0..begin);
+        let taken: Vec<u32> = order.filter(|c| !asker.has.contains(*c)).take(count).collect();
+        for chunk in &taken {
+            asker.has.insert(*chunk);
         }
-        let count = std::mem::take(&mut self.untold);
-        for (i, has) in self.askers.iter_mut().enumerate() {
-            let begin = self.rng.random_range(0..has.len());
-            let order = (begin..has.len()).chain(0..begin);
-            let got: Vec<u32> = order.filter(|c| !has.contains(*c)).take(count as usize).collect();
-            for chunk in &got {
-                has.insert(*chunk);
-            }
-            let message = PeerMessage::Progress { manifest: manifest(), got, credits: CREDITS_MAX };
-            self.inputs.push(Input::Message { from: self.mesh.nodes[i], message });
-        }
+        let message = PeerMessage::Progress { manifest: manifest(), returned, taken, again: vec![], terms: TERMS };
+        self.inputs.push(Input::Message { from: self.mesh.nodes[i], message });
     }
 }
 
@@ -401,6 +417,7 @@ impl Holder {
         let len = self.wanted.len();
         let order = (self.cursor..len).chain(0..self.cursor.min(len));
         let chunk = order.into_iter().find(|c| self.wanted.contains(*c))?;
+        self.wanted.remove(chunk);
         self.cursor = (chunk + 1) % len;
         Some(chunk)
     }

@@ -77,8 +77,8 @@ fn kind(output: &Output) -> String {
 fn note(output: &Output, peers: &mut BTreeMap<NodeId, Traffic>) {
     if let Output::Read { peer, .. } = output {
         peers.entry(*peer).or_default().reads += 1;
-    } else if let Output::Send { to, message: PeerMessage::Return { .. } } = output {
-        peers.entry(*to).or_default().returned += 1;
+    } else if let Output::Send { to, message: PeerMessage::Progress { returned, .. } } = output {
+        peers.entry(*to).or_default().returned += returned.len() as u64;
     } else if let Output::Grant { to, chunks, .. } = output {
         let peer = peers.entry(*to).or_default();
         peer.grants += 1;

@@ -3,7 +3,7 @@
 //! The publisher fills a blueprint from headers and lengths, hashes the ranges it asks for in
 //! whatever order and on however many cores, and gets the manifest back.
 
-use crate::cut;
+use crate::cut::{self, ChunkTarget};
 use crate::dtype::Dtype;
 use crate::hash::ChunkHash;
 use crate::manifest::{Chunk, FileEntry, Manifest, ManifestError, Part, TensorEntry};
@@ -31,8 +31,9 @@ pub enum BlueprintError {
     Manifest(#[from] ManifestError),
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Blueprint {
+    target: ChunkTarget,
     files: Vec<PlannedFile>,
     /// Tensor name to the file that has it.
     tensors: BTreeMap<String, usize>,
@@ -53,10 +54,15 @@ struct PlannedPart {
 }
 
 impl Blueprint {
+    /// An empty one, for a checkpoint whose files have `total` bytes together.
+    pub fn new(total: u64) -> Self {
+        Blueprint { target: ChunkTarget::of(total), files: Vec::new(), tensors: BTreeMap::new(), cuts: Vec::new() }
+    }
+
     /// Adds a file of `bytes` bytes without structure. Returns its index.
     pub fn add_file(&mut self, path: &str, bytes: u64) -> usize {
         let file = self.begin(path);
-        self.add_part(file, 0, cut::plain_cuts(bytes), None);
+        self.add_part(file, 0, cut::plain_cuts(bytes, self.target), None);
         file
     }
 
@@ -64,14 +70,14 @@ impl Blueprint {
     /// a file that is not one of the model's own shards keeps out of the model's names.
     pub fn add_safetensors(&mut self, path: &str, header: &Header, prefix: &str) -> Result<usize, BlueprintError> {
         let file = self.begin(path);
-        self.add_part(file, 0, cut::plain_cuts(header.data_begin), None);
+        self.add_part(file, 0, cut::plain_cuts(header.data_begin, self.target), None);
         for t in &header.tensors {
             let name = format!("{prefix}{}", t.name);
             if let Some(other) = self.tensors.insert(name.clone(), file) {
                 let (a, b) = (self.files[other].path.clone(), path.to_string());
                 return Err(BlueprintError::TensorTwice { name, a, b });
             }
-            let cuts = cut::tensor_cuts(&t.shape, t.end - t.begin);
+            let cuts = cut::tensor_cuts(&t.shape, t.end - t.begin, self.target);
             self.add_part(file, t.begin, cuts, Some((name, t.dtype.clone(), t.shape.clone())));
         }
         Ok(file)
@@ -181,13 +187,13 @@ mod tests {
         let (header, bytes) = safetensors_file(&[("b", 5_000_000), ("none", 0), ("a", 10)]);
         let note = b"hello".to_vec();
 
-        let mut one = Blueprint::default();
+        let mut one = Blueprint::new(5_000_015);
         one.add_safetensors("m.safetensors", &header, "").unwrap();
         one.add_file("config.json", 5);
         let hashes = hash(&[bytes.clone(), note.clone()], &one);
         let one = one.finish(&hashes).unwrap();
 
-        let mut two = Blueprint::default();
+        let mut two = Blueprint::new(5_000_015);
         two.add_file("config.json", 5);
         two.add_safetensors("m.safetensors", &header, "").unwrap();
         let hashes = hash(&[note.clone(), bytes.clone()], &two);
@@ -211,7 +217,7 @@ mod tests {
     #[test]
     fn a_tensor_in_two_files_is_refused() {
         let (header, _) = safetensors_file(&[("a", 10)]);
-        let mut blueprint = Blueprint::default();
+        let mut blueprint = Blueprint::new(5_000_015);
         blueprint.add_safetensors("x.safetensors", &header, "").unwrap();
         assert!(blueprint.clone().add_safetensors("sub/x.safetensors", &header, "sub/x.safetensors#").is_ok());
         let error = blueprint.add_safetensors("y.safetensors", &header, "").unwrap_err();

@@ -85,7 +85,7 @@ impl Source {
 
     /// Bytes to hash.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|f| f.mapping.len()).sum()
+        total(&self.files)
     }
 
     /// Hashes everything with `threads` threads, each byte read once, and makes the manifest.
@@ -134,7 +134,7 @@ impl Source {
     }
 
     fn of(files: Vec<SourceFile>) -> Result<Self, PublishError> {
-        let mut blueprint = Blueprint::default();
+        let mut blueprint = Blueprint::new(total(&files));
         for file in &files {
             match &file.header {
                 Some(header) => blueprint.add_safetensors(&file.path, header, &file.prefix)?,
@@ -157,6 +157,10 @@ impl SourceFile {
     fn os_path(&self) -> &Path {
         self.mapping.path().unwrap_or(Path::new(&self.path))
     }
+}
+
+fn total(files: &[SourceFile]) -> u64 {
+    files.iter().map(|f| f.mapping.len()).sum()
 }
 
 fn read_header(file: &Span, path: &Path) -> Result<Header, PublishError> {

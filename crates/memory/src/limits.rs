@@ -19,9 +19,10 @@ pub const HASH_COPY_BYTES: usize = 16 << 10;
 /// 16 GiB of fresh memfd.
 pub const PREFAULT_PARALLEL_BYTES: u64 = 64 << 20;
 
-/// Buffer sizes of the staging pool. A chunk takes the smallest that holds it; the last is the
-/// longest chunk a manifest may name.
-pub const STAGING_CLASSES_BYTES: [u64; 4] = [64 << 10, 1 << 20, 4 << 20, 16 << 20];
+/// Buffer sizes of the staging pool. A chunk takes the smallest that holds it: one below the target
+/// lengths chunks are cut to, each of those, and the longest chunk a manifest may name.
+pub const STAGING_CLASSES_BYTES: [u64; 8] =
+    [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20, 16 << 20];
 
 /// Staging memory of a disk store or file tree that was not handed a pool. Guess: 32 chunks of
 /// 4 MiB keep a 100 Gbit/s link busy for 10 ms of disk hiccup.

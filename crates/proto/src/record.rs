@@ -163,24 +163,55 @@ struct Head {
     channels: Vec<(ChannelName, Vec<PublisherKey>)>,
     accepted: Vec<SignedRelease>,
     leased_bytes_max: u64,
+    upload_bytes_per_s: Option<u64>,
     seed: u64,
     at: Time,
 }
 
 impl Head {
     fn of(config: &Config, at: Time) -> Self {
-        let Config { identity, incarnation, name, version, labels, channels, accepted, leased_bytes_max, seed } =
-            config.clone();
-        let me = identity.public();
-        Head { me, incarnation, name, version, labels, channels, accepted, leased_bytes_max, seed, at }
+        // No `..`: what a node is made of must not be forgotten here.
+        let Config {
+            identity,
+            incarnation,
+            name,
+            version,
+            labels,
+            channels,
+            accepted,
+            leased_bytes_max,
+            upload_bytes_per_s,
+            seed,
+        } = config.clone();
+        Head {
+            me: identity.public(),
+            incarnation,
+            name,
+            version,
+            labels,
+            channels,
+            accepted,
+            leased_bytes_max,
+            upload_bytes_per_s,
+            seed,
+            at,
+        }
     }
 
     fn node(self) -> Node {
-        let Head { me, incarnation, name, version, labels, channels, accepted, leased_bytes_max, seed, at } = self;
-        let identity = NodeSecret::from_seed(EVERYBODYS_KEY);
-        let config =
-            Config { identity, incarnation, name, version, labels, channels, accepted, leased_bytes_max, seed };
-        Node::known_as(me, config, at)
+        let config = Config {
+            identity: NodeSecret::from_seed(EVERYBODYS_KEY),
+            incarnation: self.incarnation,
+            name: self.name,
+            version: self.version,
+            labels: self.labels,
+            channels: self.channels,
+            accepted: self.accepted,
+            leased_bytes_max: self.leased_bytes_max,
+            upload_bytes_per_s: self.upload_bytes_per_s,
+            seed: self.seed,
+        };
+        Node::known_as(self.me, config, self.at)
     }
 }
 

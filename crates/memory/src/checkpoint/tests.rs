@@ -70,6 +70,20 @@ fn a_single_file_is_served_from_where_it_lies() {
 }
 
 #[test]
+fn a_tensor_that_did_not_change_keeps_its_chunks() {
+    let publish_with = |adapter: usize| {
+        let files = [
+            ("adapter.safetensors", safetensors_bytes(&[("x", adapter)])),
+            ("model.safetensors", safetensors_bytes(&[("a", 9_000_000)])),
+        ];
+        publish(dir(&files).path()).manifest.tensor("a").unwrap().chunks.clone()
+    };
+    let before = publish_with(10);
+    assert_eq!(before.len(), 9_000_000usize.div_ceil(128 << 10));
+    assert_eq!(publish_with(2_000_000), before);
+}
+
+#[test]
 fn where_it_lies_does_not_matter() {
     let files = [("m.safetensors", safetensors_bytes(&[("a", 100)])), ("config.json", b"{}".to_vec())];
     let (one, two) = (dir(&files), dir(&files));

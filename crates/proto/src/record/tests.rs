@@ -1,6 +1,6 @@
 use super::*;
 use crate::io::{LocalStatus, OpId, ReadOutcome};
-use aquifer_core::message::Outcome;
+use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{Access, ChannelStatus, ChunkSet, ManifestHash, PublisherSecret, Release, SignedStatus, Status};
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
@@ -10,6 +10,7 @@ use std::time::Duration;
 const CHUNKS: u32 = 40;
 const SECRET: [u8; 32] = [0xa5; 32];
 const IDENTITY: [u8; 32] = [0x5a; 32];
+const TERMS: Terms = Terms { credit_bytes: 4 << 20, flight_bytes: 1 << 20 };
 
 fn publisher() -> PublisherSecret {
     PublisherSecret::from_seed([7; 32])
@@ -29,6 +30,7 @@ fn config(seed: u64) -> Config {
         channels: vec![("c".parse().unwrap(), vec![publisher().public()])],
         accepted: vec![release(1)],
         leased_bytes_max: 16 << 20,
+        upload_bytes_per_s: Some(100 << 20),
         seed,
     }
 }
@@ -117,7 +119,7 @@ impl Life {
         let set = |rng: &mut SmallRng| ChunkSet::from_indices(CHUNKS, (0..CHUNKS).filter(|_| rng.random()));
         let chunk = self.rng.random_range(0..CHUNKS);
         let message = |message| Input::Message { from, message };
-        let input = match self.rng.random_range(0..11) {
+        let input = match self.rng.random_range(0..12) {
             0 => Input::Connected { node: from },
             1 if self.rng.random_range(0..4) == 0 => Input::Disconnected { node: from },
             2 => Input::Gossip {
@@ -127,9 +129,12 @@ impl Life {
             },
             3 => {
                 let (wanted, have) = (set(&mut self.rng), set(&mut self.rng));
-                message(PeerMessage::Ask { manifest, wanted, have, credits: 4 })
+                message(PeerMessage::Ask { manifest, wanted, have, terms: TERMS })
             }
-            4 => message(PeerMessage::Progress { manifest, got: vec![chunk], credits: 4 }),
+            4 => {
+                let (taken, again) = (vec![chunk], vec![(chunk + 1) % CHUNKS]);
+                message(PeerMessage::Progress { manifest, returned: vec![], taken, again, terms: TERMS })
+            }
             5 | 6 => {
                 let access = Access { ticket: 1, secret: SECRET };
                 let lease = self.rng.random_range(0..99);
@@ -146,9 +151,12 @@ impl Life {
             }
             9 if !self.grants.is_empty() => {
                 let (to, lease, chunk) = self.grants.swap_remove(self.rng.random_range(0..self.grants.len()));
-                let message = PeerMessage::Return { manifest, lease, chunk, outcome: Outcome::Verified };
+                let returned = vec![Returned { lease, chunk, outcome: Outcome::Verified }];
+                let (taken, again) = (vec![], vec![]);
+                let message = PeerMessage::Progress { manifest, returned, taken, again, terms: TERMS };
                 Input::Message { from: to, message }
             }
+            10 => message(PeerMessage::Refuse { manifest, refusal: Refusal::Full }),
             _ => {
                 self.node.handle_timeout(self.now);
                 return self.drain();
