@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod baselines;
+pub mod chaos;
 pub mod network;
 pub mod outcome;
 pub mod replay;

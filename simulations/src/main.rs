@@ -5,14 +5,17 @@
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use simulations::baselines::Baseline;
+use simulations::chaos::{self, Trial};
 use simulations::outcome::{Outcome, growth_failures};
 use simulations::replay::Replayed;
 use simulations::report;
 use simulations::scenario::{Case, Expanded, Scenario};
 use simulations::world::{self, RunOptions};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Thousands of Aquifer nodes in one process, on a modelled network.
 #[derive(Debug, Parser)]
@@ -43,6 +46,18 @@ enum Command {
         record_node: Vec<String>,
         #[command(flatten)]
         common: Common,
+    },
+    /// Run random small scenarios with random faults, and stop at nothing
+    Chaos {
+        /// How many to run
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// Run this seed alone, and tell more of it
+        #[arg(long, conflicts_with_all = ["seeds", "from"])]
+        seed: Option<u64>,
     },
     /// Run every committed scenario
     All {
@@ -96,6 +111,8 @@ fn run(cli: Cli) -> Result<Vec<String>> {
             let strategies = Strategies { swarm: !only_baselines, baselines: baselines || only_baselines };
             report_on(&[scenario], strategies, &common, record(&record_node)?)
         }
+        Command::Chaos { seed: Some(seed), .. } => Ok(replay(seed)),
+        Command::Chaos { seeds, from, seed: None } => Ok(chaos(from, seeds)),
         Command::All { check, common } => {
             let scenarios: Vec<_> = committed()?.iter().map(|path| read(path, &common)).collect::<Result<_>>()?;
             if check {
@@ -110,6 +127,48 @@ fn run(cli: Cli) -> Result<Vec<String>> {
             Ok(replayed.failures())
         }
     }
+}
+
+/// Runs seeds, and says on the way which of them fail.
+fn chaos(from: u64, seeds: u64) -> Vec<String> {
+    let wall = Instant::now();
+    let trials = chaos::trials(from, seeds, |trial| {
+        for violation in trial.violations() {
+            eprintln!("seed {}: {violation}", trial.seed);
+        }
+    });
+    let failed: Vec<&Trial> = trials.iter().filter(|t| !t.violations().is_empty()).collect();
+    let outcomes = || trials.iter().filter_map(|t| t.outcome.as_ref().ok());
+    let seconds = wall.elapsed().as_secs_f64();
+    println!(
+        "{} seeds, {} failed; {} nodes, {} events, {} chunk bytes moved; {seconds:.1} s, {:.1} seeds/s",
+        trials.len(),
+        failed.len(),
+        outcomes().map(|o| o.nodes.len()).sum::<usize>(),
+        outcomes().map(|o| o.events).sum::<u64>(),
+        outcomes().flat_map(|o| &o.nodes).map(|n| n.bytes_down).sum::<u64>(),
+        trials.len() as f64 / seconds
+    );
+    let mut mishaps: BTreeMap<&str, u64> = BTreeMap::new();
+    outcomes().flat_map(|o| &o.mishaps).for_each(|(what, count)| *mishaps.entry(*what).or_default() += count);
+    let mishaps: Vec<String> = mishaps.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    println!("{}", mishaps.join(", "));
+    let planted = if cfg!(feature = "planted-bug") { " --features planted-bug" } else { "" };
+    let command = format!("cargo run -p simulations --release{planted} -- chaos --seed");
+    failed.iter().map(|t| format!("seed {}, replayed by `{command} {}`", t.seed, t.seed)).collect()
+}
+
+/// Runs one seed and tells what it stands for and came to.
+fn replay(seed: u64) -> Vec<String> {
+    println!("{:#?}", chaos::scenario(seed));
+    let trial = chaos::trial(seed);
+    if let Ok(o) = &trial.outcome {
+        let ends = o.last_healthy_s.map_or("never".to_string(), |s| format!("after {s:.6} s"));
+        println!("{} nodes, {} events; the last measured node finishes {ends}", o.nodes.len(), o.events);
+        println!("{:?}", o.mishaps);
+        println!("digest {:016x}", o.digest);
+    }
+    trial.violations()
 }
 
 fn read(path: &Path, common: &Common) -> Result<Scenario> {
@@ -187,6 +246,7 @@ fn run_scenario(
                 progress(&expanded, case, "swarm");
                 let options = RunOptions { progress: true, record_node: record.map(|(node, _)| node) };
                 let mut outcome = world::run(&expanded, &options)?;
+                eprintln!("{}: digest {:016x}", expanded.scenario, outcome.digest);
                 if let Some((node, file)) = record {
                     ensure!(!outcome.recording.is_empty(), "there is no node {node} to record");
                     std::fs::write(file, std::mem::take(&mut outcome.recording))

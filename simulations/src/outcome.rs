@@ -2,7 +2,7 @@
 
 use crate::network::Counters;
 use crate::scenario::{Accept, Expanded, Role, lower_bound};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Samples of chunks held that a run keeps; a guess that makes a smooth curve.
 pub const SAMPLES: u32 = 200;
@@ -37,6 +37,10 @@ pub struct Outcome {
     pub violations: Vec<String>,
     pub samples: Vec<Sample>,
     pub events: u64,
+    /// How often each kind of mishap came about.
+    pub mishaps: BTreeMap<&'static str, u64>,
+    /// Of all decisions, in order: a run of the same seed has the same.
+    pub digest: u64,
     pub wall_s: f64,
     /// What [`RunOptions::record_node`](crate::world::RunOptions::record_node) asked for.
     pub recording: Vec<u8>,

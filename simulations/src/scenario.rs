@@ -127,16 +127,53 @@ pub struct Faults {
     /// From and to, as fractions of the lower bound.
     pub crash_at: [f64; 2],
     pub restart_after_ms: Option<f64>,
+    /// How often, of its restarts, a node finds nothing of what it held.
+    pub restart_loses: f64,
     pub slow_fraction: f64,
     /// What is left of a slow node's rates.
     pub slow_factor: f64,
+    /// When slow nodes become slow and for how long; from the start and for ever if absent.
+    pub slow: Option<Span>,
     pub stall_fraction: f64,
+    /// When stalling nodes stop uploading and for how long; as `slow`.
+    pub stall: Option<Span>,
+    /// Nodes that hear asks and grant nothing.
+    pub mute_fraction: f64,
+    pub mute: Option<Span>,
     pub partition: Option<PartitionModel>,
     /// The first seed dies when it has uploaded this many times the checkpoint.
     pub seed_dies_after_uploads: Option<f64>,
+    /// Pullers that crash or leave, and come back later with what they held or nothing.
     pub churn_per_s: f64,
+    /// How long a puller that left stays away, at most.
+    pub churn_away_ms: f64,
+    /// Nodes, seeds excepted, whose engine writes over chunks that they serve.
+    pub overwrites_per_s: f64,
+    /// Rates (churn, overwrites, lost messages and lost gossip) are those of faults until then;
+    /// lost messages and gossip for ever if absent.
+    pub until_ms: Option<f64>,
     /// Each node's clock is off by up to this, either way.
     pub clock_skew_ms: f64,
+    /// Each node's clock runs fast or slow by up to this, in millionths.
+    pub clock_drift_ppm: f64,
+    /// A second release, which supersedes the first.
+    pub update: Option<UpdateModel>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Span {
+    pub at_ms: f64,
+    /// For ever if absent.
+    pub for_ms: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateModel {
+    pub at_ms: f64,
+    /// Chunks that differ from the first release's.
+    pub changed_fraction: f64,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -259,13 +296,19 @@ impl Faults {
             ("slow_fraction", self.slow_fraction),
             ("slow_factor", self.slow_factor),
             ("stall_fraction", self.stall_fraction),
+            ("mute_fraction", self.mute_fraction),
+            ("restart_loses", self.restart_loses),
+            ("update.changed_fraction", self.update.map_or(0.0, |u| u.changed_fraction)),
             ("partition.fraction", self.partition.map_or(0.0, |p| p.fraction)),
         ];
         all.into_iter().try_for_each(|(name, value)| fraction(name, value))?;
         ensure!(self.slow_fraction == 0.0 || self.slow_factor > 0.0, "slow_factor: missing");
         ensure!(0.0 <= self.crash_at[0] && self.crash_at[0] <= self.crash_at[1], "crash_at: from, to");
         let kinds = self.corrupt_fraction + self.crash_fraction + self.slow_fraction + self.stall_fraction;
-        ensure!(kinds <= 1.0, "more faulty nodes than nodes");
+        ensure!(kinds + self.mute_fraction <= 1.0, "more faulty nodes than nodes");
+        let ends = self.until_ms.is_some() || (self.churn_per_s == 0.0 && self.overwrites_per_s == 0.0);
+        ensure!(ends, "until_ms: missing; churn and overwrites must end");
+        ensure!(self.clock_drift_ppm.abs() < 1e5, "clock_drift_ppm: a clock that is off by a tenth is broken");
         Ok(())
     }
 }

@@ -64,8 +64,10 @@ pub const FAR_ASKS: usize = 4;
 /// few round trips of a data centre, and less than a round of gossip.
 pub const HUNGER_PATIENCE: Duration = Duration::from_millis(20);
 
-/// A peer that refused, or gave nothing to a hungry one, is not asked again for this long. Guess.
+/// A peer that refused, or was too slow, is not asked again for this long; one that merely gave
+/// nothing to a hungry node, for that. Guesses.
 pub const ASK_RETRY: Duration = Duration::from_secs(1);
+pub const SILENT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A peer that a link was wanted to is not counted on again for this long, unless it comes up.
 /// Guess: a TCP connection over a lossy path takes a second or three.
@@ -78,16 +80,33 @@ pub const ASK_REFRESH: Duration = Duration::from_secs(10);
 /// covers 400 Gbit/s for 2.7 ms.
 pub const FLIGHT_BYTES_MAX: u64 = 128 << 20;
 
-/// Longest chunks a puller lets be under way, shared among those it asks; each may give one.
-pub const FLIGHT_UNITS: u64 = 16;
+/// How often flights are looked over, and how old one is at least before it counts as overdue.
+/// Guess: as the patience of the hungry.
+pub const FLIGHT_WATCH: Duration = Duration::from_millis(20);
+
+/// A flight that takes this many times as long as flights do is overdue: another holder may bring
+/// the chunk, and this one is asked no more for a while. A node at a tenth of the others' speed is
+/// just slow enough.
+pub const OVERDUE_FACTOR: u32 = 8;
+
+/// Flights that the usual time of a byte is averaged over, and the least length one counts as
+/// having: the time of a short one is all latency.
+pub const PACE_SAMPLES: f64 = 32.0;
+pub const PACE_BYTES_MIN: u64 = 64 << 10;
+
+/// A holder may be idle for this part of a chunk's time between two chunks: others fill the gap.
+pub const IDLE_TOLERATED: f64 = 0.25;
 
 /// Least bytes one holder is given credit for: tiny chunks travel many at a time.
 pub const CREDIT_BYTES_MIN: u64 = 128 << 10;
 
-/// Longest chunks a holder lets be read at once.
-pub const SERVE_UNITS: u64 = 10;
+/// Askers whose credit a holder lets be under lease at once. Fewer leave links idle when askers
+/// happen to crowd elsewhere; more make each chunk, and so the first copies, slower. Settled by
+/// simulation (`one-seed`, 64 nodes, 2,048 chunks): 6 keep 90 % of the links busy, 8 96 %, 12 99 %;
+/// the last chunk's way through the swarm grows with it.
+pub const SERVED_AT_ONCE: u64 = 10;
 
-/// How many of those go to other racks before a holder's own rack.
+/// How many chunks go to other racks before a holder's own rack.
 pub const FAR_SERVE_UNITS: u64 = 3;
 
 /// Under an upload cap, what may be granted at once after a pause.

@@ -3,7 +3,7 @@
 use crate::io::Notice;
 use crate::limits::{
     CONNECTIONS_WANTED, MEMBER_TIMEOUT_INTERVALS, MEMBERS_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_FAMILIAR_MAX,
-    SNAPSHOT_STATUSES_MAX,     STATUS_INTERVAL, STATUS_TURN, TOMBSTONE,
+    SNAPSHOT_STATUSES_MAX, STATUS_INTERVAL, STATUS_TURN, TOMBSTONE,
 };
 use aquifer_core::status::StatusError;
 use aquifer_core::{NodeId, SignedStatus, Status, Time};
@@ -57,6 +57,11 @@ impl Members {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&NodeId, &Member)> {
         self.members.iter()
+    }
+
+    /// How many are there, and how many that left are remembered.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        (self.members.len(), self.gone.len())
     }
 
     /// Time in which every member may speak once.

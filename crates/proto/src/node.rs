@@ -1,9 +1,11 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
+pub(crate) mod audit;
+
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
 use crate::limits::{
-    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROGRESS_STATUS_INTERVAL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL,
-    STATUS_SPACING,
+    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROGRESS_STATUS_INTERVAL, PROMPT_REVIEW, REMIND_INTERVAL,
+    REVIEW_INTERVAL, STATUS_SPACING,
 };
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members, jittered};
@@ -16,8 +18,8 @@ use aquifer_core::{
     ChannelName, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey,
     Release, SignedRelease, SignedStatus, Status, Time,
 };
-use rand::{Rng, SeedableRng};
 use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -208,10 +210,10 @@ impl Node {
         if self.swarms_at.is_some_and(|at| at <= now) || self.swarms.values().any(|s| s.pulling.is_starving(now)) {
             self.review_swarms(now);
         }
-        self.grants_due |= self.budget.next_timeout().is_some_and(|at| at <= now);
+        self.grants_due |= self.budget.on_timeout(now);
         for (manifest, swarm) in &mut self.swarms {
             self.grants_due |= swarm.serving.next_timeout().is_some_and(|at| at <= now);
-            swarm.pulling.on_timeout(now, &mut self.out);
+            swarm.pulling.on_timeout(*manifest, &swarm.stock, now, &mut self.out);
             for (reader, lease, chunk) in swarm.serving.on_timeout(&swarm.stock, &mut self.budget, now) {
                 self.out.push_back(Output::LeaseClosed { lease, chunk });
                 let message = PeerMessage::Revoke { manifest: *manifest, lease };
@@ -333,7 +335,9 @@ impl Node {
                 }
                 self.review_manifests(now);
             }
-            PeerMessage::Ask { manifest, wanted, have, terms } => self.on_ask(from, manifest, EarlyAsk { wanted, have, terms }),
+            PeerMessage::Ask { manifest, wanted, have, terms } => {
+                self.on_ask(from, manifest, EarlyAsk { wanted, have, terms })
+            }
             PeerMessage::Progress { manifest, returned, taken, again, terms } => {
                 self.on_progress(now, from, manifest, returned, (taken, again, terms));
             }
@@ -490,12 +494,7 @@ impl Node {
         };
         let welcome = !self.trust.is_avoided(&from, now);
         let (ops, next_op) = (&mut self.ops, &mut self.next_op);
-        let take_op = |chunk| {
-            let op = *next_op;
-            *next_op += 1;
-            ops.insert(op, Op { manifest, chunk, holder: from, lease });
-            op
-        };
+        let take_op = |chunk, holder, lease| take_op(ops, next_op, Op { manifest, chunk, holder, lease });
         let offer = swarm::Offer { from, lease, chunks, welcome };
         swarm.pulling.on_grant(manifest, &swarm.stock, now, offer, take_op, &mut self.out);
     }
@@ -549,12 +548,15 @@ impl Node {
 
     fn on_read_done(&mut self, now: Time, op: OpId, outcome: ReadOutcome) {
         let Some(Op { manifest, chunk, holder, lease }) = self.ops.remove(&op) else { return };
+        if cfg!(feature = "planted-bug") && outcome == ReadOutcome::Failed && !self.members.is_connected(&holder) {
+            return; // "Nobody is left to be told."
+        }
         let Some(swarm) = self.swarms.get_mut(&manifest) else {
             // Forgotten meanwhile; the holder wants its lease back all the same.
             let returned = vec![Returned { lease, chunk, outcome: Outcome::Declined }];
             return self.send_returned(holder, manifest, returned);
         };
-        let Some(landed) = swarm.pulling.land(&swarm.stock, op, chunk) else { return };
+        let Some(landed) = swarm.pulling.land(&swarm.stock, now, op, chunk) else { return };
         let gave_up = landed.late && outcome == ReadOutcome::Declined;
         let outcome = if gave_up { ReadOutcome::Failed } else { outcome };
         let told = match outcome {
@@ -572,7 +574,7 @@ impl Node {
                 Outcome::Corrupt
             }
             ReadOutcome::Corrupt | ReadOutcome::Revoked => Outcome::Postponed,
-            ReadOutcome::Declined if swarm.stock.is_missing(chunk) => Outcome::Postponed,
+            ReadOutcome::Declined if swarm.stock.is_missing(chunk) && landed.successor.is_none() => Outcome::Postponed,
             ReadOutcome::Declined => Outcome::Declined,
             ReadOutcome::Failed => {
                 if let Some(avoid) = self.trust.on_failed_read(holder, now) {
@@ -581,6 +583,15 @@ impl Node {
                 Outcome::Failed
             }
         };
+        if let Some((holder, lease)) = landed.successor {
+            if swarm.stock.is_missing(chunk) {
+                let op = take_op(&mut self.ops, &mut self.next_op, Op { manifest, chunk, holder, lease });
+                swarm.pulling.begin(manifest, &swarm.stock, now, (op, chunk), (holder, lease), &mut self.out);
+            } else {
+                let returned = Returned { lease, chunk, outcome: Outcome::Declined };
+                swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
+            }
+        }
         let returned = Returned { lease, chunk, outcome: told };
         swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
         if told == Outcome::Verified {
@@ -815,6 +826,13 @@ impl EarlyAsk {
             self.wanted.insert(chunk);
         }
     }
+}
+
+fn take_op(ops: &mut BTreeMap<OpId, Op>, next: &mut OpId, op: Op) -> OpId {
+    let id = *next;
+    *next += 1;
+    ops.insert(id, op);
+    id
 }
 
 fn leases(bytes: u64) -> u32 {

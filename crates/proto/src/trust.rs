@@ -26,6 +26,10 @@ impl Trust {
         self.peers.get(node).is_some_and(|r| r.avoid_until > now)
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
     pub(crate) fn record(&self, node: &NodeId) -> Record {
         self.peers.get(node).copied().unwrap_or_default()
     }

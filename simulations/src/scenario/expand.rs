@@ -1,6 +1,6 @@
 //! From a scenario, a size and a seed to a concrete list of nodes.
 
-use super::{Case, Faults, Group, NetworkModel, Placement, Racks, Role, Scenario, Wants, lower_bound};
+use super::{Case, Faults, Group, NetworkModel, Placement, Racks, Role, Scenario, Span, Wants, lower_bound};
 use crate::network::{Nic, RackLink};
 use anyhow::{Result, ensure};
 use aquifer_core::{ChunkSet, Time};
@@ -24,14 +24,17 @@ pub struct Expanded {
     pub partition: Option<Partition>,
     /// Bytes after which the first seed dies.
     pub seed_dies_after_bytes: Option<u64>,
-    pub churn_per_s: f64,
+    /// What happens at random while the run lasts is drawn from these.
+    pub faults: Faults,
+    /// From then on nothing goes wrong any more, except for what is wrong for ever.
+    pub faults_end: Time,
 }
 
 #[derive(Clone, Debug)]
 pub struct NodePlan {
     pub index: u32,
     pub role: Role,
-    /// With a slow node's rates already lowered.
+    /// With its rates already lowered if the node is slow from the start.
     pub nic: Nic,
     pub join: Time,
     /// Everything the node is to have in the end, what it has already included.
@@ -44,14 +47,19 @@ pub struct NodePlan {
 pub struct FaultPlan {
     pub corrupt: bool,
     pub slow: bool,
+    /// When it becomes slow, if not at the start.
+    pub slow_span: Option<(Time, Option<Time>)>,
     /// Crashes at some time; `crash_at` says when.
     pub crashes: bool,
     pub crash_at: Option<Time>,
     pub restart_at: Option<Time>,
     pub stall_at: Option<Time>,
+    pub stall_until: Option<Time>,
+    pub mute: Option<(Time, Option<Time>)>,
     /// On the small side of the partition.
     pub cut_off: bool,
     pub clock_skew_ms: f64,
+    pub clock_drift_ppm: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +71,8 @@ pub struct Partition {
 impl NodePlan {
     /// Nothing is wrong with it, so it must finish in time.
     pub fn is_healthy(&self) -> bool {
-        let FaultPlan { corrupt, slow, crashes, stall_at, .. } = self.fault;
-        !corrupt && !slow && !crashes && stall_at.is_none()
+        let FaultPlan { corrupt, slow, crashes, stall_at, mute, .. } = self.fault;
+        !corrupt && !slow && !crashes && stall_at.is_none() && mute.is_none()
     }
 
     /// A node that others' time is measured by: a healthy one that needs something.
@@ -104,8 +112,9 @@ impl Expanded {
     }
 
     pub fn has_faults(&self) -> bool {
-        let dies = self.seed_dies_after_bytes.is_some() || self.partition.is_some() || self.churn_per_s > 0.0;
-        dies || self.nodes.iter().any(|n| !n.is_healthy())
+        let dies = self.seed_dies_after_bytes.is_some() || self.partition.is_some();
+        let at_random = self.faults.churn_per_s > 0.0 || self.faults.overwrites_per_s > 0.0;
+        dies || at_random || self.nodes.iter().any(|n| !n.is_healthy())
     }
 }
 
@@ -139,10 +148,12 @@ impl Scenario {
             network: self.network,
             partition,
             seed_dies_after_bytes: faults.seed_dies_after_uploads.map(|f| whole(f * total)),
-            churn_per_s: faults.churn_per_s,
+            faults: *faults,
+            faults_end: Time::ZERO,
         };
         let bound = lower_bound(&expanded);
         time_crashes(&mut expanded.nodes, faults, bound, &mut rng);
+        expanded.faults_end = faults_end(&expanded);
         Ok(expanded)
     }
 }
@@ -219,19 +230,47 @@ fn deal_faults(nodes: &mut [NodePlan], faults: &Faults, rng: &mut SmallRng) {
     }
     for i in order.by_ref().take(count(faults.slow_fraction) as usize) {
         nodes[i].fault.slow = true;
-        nodes[i].nic.up *= faults.slow_factor;
-        nodes[i].nic.down *= faults.slow_factor;
+        nodes[i].fault.slow_span = faults.slow.map(times);
+        if faults.slow.is_none() {
+            nodes[i].nic.up *= faults.slow_factor;
+            nodes[i].nic.down *= faults.slow_factor;
+        }
     }
-    for i in order.take(count(faults.stall_fraction) as usize) {
-        nodes[i].fault.stall_at = Some(nodes[i].join);
+    for i in order.by_ref().take(count(faults.stall_fraction) as usize) {
+        let (at, until) = faults.stall.map_or((nodes[i].join, None), times);
+        (nodes[i].fault.stall_at, nodes[i].fault.stall_until) = (Some(at), until);
+    }
+    for i in order.take(count(faults.mute_fraction) as usize) {
+        nodes[i].fault.mute = Some(faults.mute.map_or((nodes[i].join, None), times));
     }
     let cut = faults.partition.map_or(0, |p| count(p.fraction) as usize);
     for &i in pullers.iter().rev().take(cut) {
         nodes[i].fault.cut_off = true;
     }
     for n in nodes {
-        n.fault.clock_skew_ms = (2.0 * rng.random::<f64>() - 1.0) * faults.clock_skew_ms;
+        let off = 2.0 * rng.random::<f64>() - 1.0;
+        n.fault.clock_skew_ms = off * faults.clock_skew_ms;
+        // Neighbours in the list run apart: who is ahead is not who is fast.
+        n.fault.clock_drift_ppm = if n.index % 2 == 0 { off } else { -off } * faults.clock_drift_ppm;
     }
+}
+
+fn times(span: Span) -> (Time, Option<Time>) {
+    (ms(span.at_ms), span.for_ms.map(|f| ms(span.at_ms + f)))
+}
+
+/// The last moment at which something that ends or happens once ends or happens.
+fn faults_end(e: &Expanded) -> Time {
+    let of = |n: &NodePlan| {
+        let f = n.fault;
+        let begins = [f.crash_at, f.restart_at, f.stall_at, f.slow_span.map(|s| s.0), f.mute.map(|s| s.0)];
+        let ends = [f.stall_until, f.slow_span.and_then(|s| s.1), f.mute.and_then(|s| s.1)];
+        begins.into_iter().chain(ends).flatten().max()
+    };
+    let rates = e.faults.until_ms.map(ms);
+    let update = e.faults.update.map(|u| ms(u.at_ms));
+    let whole = [e.partition.map(|p| p.until), rates, update].into_iter().flatten();
+    e.nodes.iter().filter_map(of).chain(whole).max().unwrap_or_default()
 }
 
 fn time_crashes(nodes: &mut [NodePlan], faults: &Faults, bound: f64, rng: &mut SmallRng) {

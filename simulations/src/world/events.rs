@@ -1,5 +1,6 @@
 //! What is to happen, in order of time; equal times in the order they were planned.
 
+use super::faults::Fault;
 use aquifer_core::{GossipMessage, Time};
 use aquifer_proto::Input;
 use std::cmp::Reverse;
@@ -19,6 +20,8 @@ pub(super) enum Event {
     Deliver {
         to: u32,
         life: u32,
+        /// The connection it comes over, by its other end and number: gone, and it does not come.
+        link: Option<(u32, u64)>,
         input: Box<Input>,
     },
     Gossip {
@@ -41,6 +44,7 @@ pub(super) enum Event {
     Crash {
         node: u32,
     },
+    Fault(Fault),
     Sample,
 }
 

@@ -4,6 +4,7 @@
 //! mesh everybody hears of everybody; to know fewer is against us, and a thousand nodes that verify
 //! a thousand records each would take longer than what they are here to show.
 
+use super::links::Links;
 use super::peer::Peer;
 use aquifer_core::{GossipMessage, NodeId, PeerMessage, SignedStatus, Time};
 use aquifer_proto::limits::CONNECTIONS_WANTED;
@@ -15,12 +16,12 @@ use std::collections::BTreeSet;
 
 const KNOWN_MAX: usize = 128;
 
-pub(super) fn form(peers: &mut [Peer], there: &[u32], links: &mut BTreeSet<(u32, u32)>, rng: &mut SmallRng) {
+pub(super) fn form(peers: &mut [Peer], there: &[u32], links: &mut Links, rng: &mut SmallRng) {
     let records: Vec<SignedStatus> = there.iter().map(|i| wake_up(&mut peers[*i as usize], *i)).collect();
     for (at, &i) in there.iter().enumerate() {
         for _ in 0..CONNECTIONS_WANTED.min(at) {
             let other = there[rng.random_range(0..at)];
-            if links.insert((i.min(other), i.max(other))) {
+            if links.open(i, other, Time::ZERO, Time::ZERO).is_some() {
                 link(peers, i, other);
             }
         }
@@ -28,23 +29,25 @@ pub(super) fn form(peers: &mut [Peer], there: &[u32], links: &mut BTreeSet<(u32,
     for (at, &i) in there.iter().enumerate() {
         let known = index::sample(rng, there.len(), KNOWN_MAX.min(there.len()));
         let mut known: BTreeSet<usize> = known.into_iter().collect();
-        known.extend(there.iter().enumerate().filter(|(_, o)| links.contains(&(i.min(**o), i.max(**o)))).map(|(k, _)| k));
+        known.extend(there.iter().enumerate().filter(|(_, o)| links.find(i, **o).is_some()).map(|(k, _)| k));
         let rack = |k: usize| peers[there[k] as usize].plan.nic.rack;
         known.extend((0..there.len()).filter(|k| rack(*k).is_some() && rack(*k) == rack(at)));
         known.remove(&at);
         let statuses = known.iter().map(|k| (records[*k].clone(), 0)).collect();
         let Some(&from) = known.first() else { continue };
         let from = peers[there[from] as usize].node.id();
-        tell(&mut peers[i as usize], Input::Message { from, message: PeerMessage::Snapshot { statuses, releases: vec![] } });
+        tell(
+            &mut peers[i as usize],
+            Input::Message { from, message: PeerMessage::Snapshot { statuses, releases: vec![] } },
+        );
     }
 }
 
 /// Starts the node and takes the first record it would gossip.
 fn wake_up(peer: &mut Peer, i: u32) -> SignedStatus {
-    peer.alive = true;
     let addresses = vec![format!("{i}")];
-    peer.node.handle(Time::ZERO, Input::Local(LocalStatus { addresses, ..LocalStatus::default() }));
-    peer.node.handle_timeout(Time::ZERO);
+    peer.node.handle(peer.clock.local(Time::ZERO), Input::Local(LocalStatus { addresses, ..LocalStatus::default() }));
+    peer.node.handle_timeout(peer.clock.local(Time::ZERO));
     let mut record = None;
     while let Some(output) = peer.node.poll_output() {
         if let Output::Gossip(GossipMessage::Status(status)) = output {
@@ -63,6 +66,6 @@ fn link(peers: &mut [Peer], a: u32, b: u32) {
 
 /// What it would say to that was said long ago.
 fn tell(peer: &mut Peer, input: Input) {
-    peer.node.handle(Time::ZERO, input);
+    peer.node.handle(peer.clock.local(Time::ZERO), input);
     while peer.node.poll_output().is_some() {}
 }

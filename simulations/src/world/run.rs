@@ -1,29 +1,40 @@
 //! The driver: carries outputs of nodes to where they become inputs of others.
 
+use super::checks::Checks;
 use super::events::{Event, Events};
+use super::links::Links;
 use super::mesh;
 use super::peer::{Peer, channel, publisher};
 use crate::network::{Done, Network, Nic};
 use crate::outcome::{Outcome, SAMPLES, Sample};
-use crate::scenario::{Expanded, Role, lower_bound};
-use anyhow::{Result, ensure};
+use crate::scenario::{Expanded, NodePlan, Role, lower_bound};
+use anyhow::Result;
 use aquifer_core::{Access, ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease, Time};
 use aquifer_proto::limits::{CONNECTIONS_WANTED, READ_STALL};
 use aquifer_proto::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// Rates are within this fraction of max-min fair.
-const TOLERANCE: f64 = 0.01;
+pub(super) const TOLERANCE: f64 = 0.01;
 
 /// A run that takes this many times its lower bound, and this much longer, is stuck.
 const STUCK_FACTOR: f64 = 20.0;
 const STUCK_S: f64 = 120.0;
 
-const MANIFEST: &[u8] = b"manifest";
+/// Those of the release that a run begins with, and of the one that supersedes it.
+const MANIFESTS: [&[u8]; 2] = [b"manifest", b"manifest, second edition"];
+
+/// A node is audited after this many events: often where that costs little.
+const AUDIT_CHUNKS: usize = 1 << 13;
+const AUDIT_EVENTS: [u64; 2] = [64, 4096];
+
+/// The world's dice are thrown apart from the faults', so that a change of one node's decisions
+/// changes nobody's faults.
+const FAULTS_SEED: u64 = 0x0fa0_1750;
 
 /// What a run may be told besides its scenario.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,79 +53,116 @@ impl RunOptions {
 
 /// Runs one node of `aquifer_proto` for each node of the scenario.
 pub fn run(expanded: &Expanded, options: &RunOptions) -> Result<Outcome> {
-    let modelled = expanded.partition.is_none() && expanded.churn_per_s <= 0.0;
-    ensure!(modelled, "partitions and churn are not simulated yet");
     let wall = Instant::now();
     let mut world = World::new(expanded, *options);
     world.form_mesh();
+    world.plan_faults();
     world.drive();
+    world.check_end();
     let mut outcome = world.into_outcome();
     outcome.wall_s = wall.elapsed().as_secs_f64();
     Ok(outcome)
 }
 
-struct World<'a> {
-    e: &'a Expanded,
+pub(super) struct World<'a> {
+    pub(super) e: &'a Expanded,
     options: RunOptions,
     rng: SmallRng,
-    now: Time,
-    peers: Vec<Peer>,
-    index: HashMap<NodeId, u32>,
-    links: BTreeSet<(u32, u32)>,
-    net: Network,
-    reads: BTreeMap<u64, Read>,
+    /// For what goes wrong.
+    pub(super) dice: SmallRng,
+    pub(super) now: Time,
+    pub(super) peers: Vec<Peer>,
+    pub(super) index: HashMap<NodeId, u32>,
+    pub(super) links: Links,
+    pub(super) net: Network,
+    pub(super) reads: BTreeMap<u64, Read>,
     by_op: HashMap<(u32, OpId), u64>,
+    /// By holder, its life, lease and chunk.
+    by_lease: HashMap<(u32, u32, u64, u32), u64>,
     next_tag: u64,
-    events: Events,
-    handled: u64,
+    pub(super) events: Events,
+    pub(super) handled: u64,
     /// Measured nodes that have not finished.
     unfinished: usize,
     bound: f64,
     samples: Vec<Sample>,
-    violations: Vec<String>,
+    pub(super) checks: Checks,
     duplicate_bytes: u64,
-    manifest: ManifestHash,
+    pub(super) manifests: [ManifestHash; 2],
+    /// Which release everybody is to have in the end.
+    pub(super) newest: usize,
+    pub(super) has_faults: bool,
+    pub(super) parted: bool,
+    /// Since when a node uploads nothing.
+    pub(super) stalled: Vec<Option<Time>>,
+    mishaps: BTreeMap<&'static str, u64>,
+    /// When the events of one millisecond were begun to count, and at which of them.
+    pub(super) lull: (Time, u64),
+    /// Something changed that may end the run, and whether it may end.
+    pub(super) unsettled: bool,
+    pub(super) settled: bool,
 }
 
 /// A read under way: asked for, moving or landing.
 #[derive(Clone, Copy, Debug)]
-struct Read {
-    reader: u32,
-    holder: u32,
+pub(super) struct Read {
+    pub(super) reader: u32,
+    pub(super) holder: u32,
     op: OpId,
+    release: usize,
+    lease: u64,
     chunk: u32,
-    moving: bool,
+    /// The life in which its holder granted it.
+    ticket: u32,
+    pub(super) moving: bool,
+    /// Its bytes have been given up, by the network or by the holder.
+    pub(super) doomed: bool,
 }
 
 impl<'a> World<'a> {
     fn new(e: &'a Expanded, options: RunOptions) -> Self {
+        // The cap is the node's own decision, see `Config`.
+        let uncapped = |n: &NodePlan| Nic { upload_cap: None, ..n.nic };
         let peers: Vec<Peer> =
-            e.nodes.iter().map(|plan| Peer::new(e, plan, 0, Time::ZERO, options.records(plan.index))).collect();
+            e.nodes.iter().map(|plan| Peer::new(e, plan, options.records(plan.index))).collect();
         World {
             e,
             options,
             rng: SmallRng::seed_from_u64(e.seed),
+            dice: SmallRng::seed_from_u64(e.seed ^ FAULTS_SEED),
             now: Time::ZERO,
             index: peers.iter().map(|p| (p.node.id(), p.plan.index)).collect(),
             unfinished: peers.iter().filter(|p| p.plan.is_measured()).count(),
             peers,
-            links: BTreeSet::new(),
-            net: Network::new(e.nodes.iter().map(|n| Nic { upload_cap: None, ..n.nic }).collect(), e.racks.clone(), TOLERANCE),
+            links: Links::default(),
+            net: Network::new(e.nodes.iter().map(uncapped).collect(), e.racks.clone(), TOLERANCE),
             reads: BTreeMap::new(),
             by_op: HashMap::new(),
+            by_lease: HashMap::new(),
             next_tag: 0,
             events: Events::default(),
             handled: 0,
             bound: lower_bound(e),
             samples: Vec::new(),
-            violations: Vec::new(),
+            checks: Checks::default(),
             duplicate_bytes: 0,
-            manifest: ManifestHash::of(MANIFEST),
+            manifests: MANIFESTS.map(ManifestHash::of),
+            newest: 0,
+            has_faults: e.has_faults() || e.network.message_loss > 0.0,
+            parted: false,
+            stalled: vec![None; e.nodes.len()],
+            mishaps: BTreeMap::new(),
+            lull: (Time::ZERO, 0),
+            unsettled: true,
+            settled: false,
         }
     }
 
     fn form_mesh(&mut self) {
         let there: Vec<u32> = self.e.nodes.iter().filter(|p| p.join == Time::ZERO).map(|p| p.index).collect();
+        for i in &there {
+            self.peers[*i as usize].begin(self.e, Time::ZERO);
+        }
         mesh::form(&mut self.peers, &there, &mut self.links, &mut self.rng);
         for plan in &self.e.nodes {
             let node = plan.index;
@@ -127,15 +175,18 @@ impl<'a> World<'a> {
     }
 
     fn drive(&mut self) {
-        let limit = Time::ZERO + Duration::from_secs_f64(self.bound * STUCK_FACTOR + STUCK_S);
+        let limit = self.e.faults_end + Duration::from_secs_f64(self.bound * STUCK_FACTOR + STUCK_S);
         let mut said = Instant::now();
-        while self.unfinished > 0 {
+        while self.unfinished > 0 || !self.is_settled() {
             let next = [self.events.next_at(), self.net.next_completion()].into_iter().flatten().min();
             let Some(at) = next.filter(|at| *at < limit) else {
-                return self.violations.push(format!("{} healthy nodes never finish", self.unfinished));
+                return self.report_stuck();
             };
             self.now = at;
             self.step(at);
+            if self.is_frantic() {
+                return self.report_frantic();
+            }
             if self.options.progress && said.elapsed() > Duration::from_secs(10) {
                 said = Instant::now();
                 let held: u64 = self.peers.iter().map(|p| u64::from(p.has.count())).sum();
@@ -160,6 +211,14 @@ impl<'a> World<'a> {
         {
             self.handled += 1;
             self.on_event(event);
+            let small = self.peers.len() * self.e.chunks as usize <= AUDIT_CHUNKS;
+            if self.handled.is_multiple_of(AUDIT_EVENTS[usize::from(!small)]) {
+                let turn = self.handled / AUDIT_EVENTS[usize::from(!small)] % self.peers.len() as u64;
+                let i = u32::try_from(turn).expect("nodes are numbered in u32");
+                if self.peers[i as usize].alive {
+                    self.audit(i);
+                }
+            }
         }
     }
 
@@ -167,27 +226,35 @@ impl<'a> World<'a> {
         match event {
             Event::Start { node } => self.start(node),
             Event::Begin { node } => self.begin(node),
-            Event::Deliver { to, life, input } => {
-                if self.lives(to, life) {
-                    self.input(to, *input);
+            Event::Deliver { to, life, link, input } => {
+                let open = |(other, id)| self.links.find(to, other).is_some_and(|l| l.id == id);
+                if self.lives(to, life) && link.is_none_or(open) {
+                    self.receive(to, *input);
                 }
             }
             Event::Gossip { to, from, message } => {
-                if self.peers[to as usize].alive {
+                if self.peers[to as usize].alive && self.reachable(from, to) {
                     let via = self.peers[from as usize].node.id();
                     self.input(to, Input::Gossip { via, token: 0, message: (*message).clone() });
                 }
             }
             Event::Transfer { tag } => self.transfer(tag),
             Event::Stalled { tag } => {
-                if self.reads.get(&tag).is_some_and(|r| r.moving) {
+                let long = |since: Time| self.now.since(since) >= READ_STALL;
+                let silent = |r: &Read| r.moving && self.stalled[r.holder as usize].is_some_and(long);
+                if self.reads.get(&tag).is_some_and(silent) {
                     self.stop_transfer(tag);
                     self.finish_read(tag, ReadOutcome::Failed);
                 }
             }
             Event::Wake { node, life } => self.wake(node, life),
             Event::Crash { node } => self.crash(node),
+            Event::Fault(fault) => self.on_fault(fault),
             Event::Sample => {
+                self.check_network();
+                if self.unfinished == 0 {
+                    return; // The measured nodes' story is told.
+                }
                 self.sample();
                 let pause = Duration::from_secs_f64(self.bound * 1.2 / f64::from(SAMPLES));
                 self.events.plan(self.now + pause, Event::Sample);
@@ -199,10 +266,11 @@ impl<'a> World<'a> {
     fn start(&mut self, i: u32) {
         let now = self.now;
         let peer = &mut self.peers[i as usize];
-        if peer.life > 0 || peer.plan.join > Time::ZERO {
-            *peer = Peer::new(self.e, &peer.plan.clone(), peer.life, now, self.options.records(i));
+        if peer.alive {
+            return; // Two faults had it start again.
         }
-        peer.alive = true;
+        peer.begin(self.e, now);
+        self.unsettled = true;
         self.input(i, Input::Local(LocalStatus { addresses: vec![format!("{i}")], ..LocalStatus::default() }));
         let others: Vec<u32> = (0..i).filter(|o| self.peers[*o as usize].alive).collect();
         for _ in 0..CONNECTIONS_WANTED.min(others.len()) {
@@ -213,9 +281,6 @@ impl<'a> World<'a> {
     }
 
     fn begin(&mut self, i: u32) {
-        if self.peers[i as usize].plan.fault.stall_at.is_some() {
-            self.net.stall(self.now, i, true);
-        }
         self.drain(i);
         match self.peers[i as usize].plan.role {
             _ if Some(i) == self.announcer() && self.peers[i as usize].life == 0 => self.publish(i),
@@ -223,6 +288,7 @@ impl<'a> World<'a> {
             // What it has already is of the release that is to come.
             Role::Puller => {}
         }
+        self.bootstrap(i);
     }
 
     /// Who tells the mesh of the release: the first seed, or the first node where there is none.
@@ -231,22 +297,26 @@ impl<'a> World<'a> {
         seed.or(self.e.nodes.first()).map(|n| n.index)
     }
 
-    fn publish(&mut self, i: u32) {
+    pub(super) fn publish(&mut self, i: u32) {
+        let current = self.peers[i as usize].release;
         let release = Release {
             channel: channel(),
-            seq: 1,
-            manifest: self.manifest,
-            manifest_bytes: MANIFEST.len() as u64,
+            seq: current as u64 + 1,
+            manifest: self.manifests[current],
+            manifest_bytes: MANIFESTS[current].len() as u64,
             rollback: false,
             created_unix_ms: 0,
             note: String::new(),
         };
+        self.peers[i as usize].loaded = true;
         self.input(i, Input::Publish { release: SignedRelease::sign(&release, &publisher()) });
         self.load(i);
     }
 
     fn load(&mut self, i: u32) {
-        let (manifest, peer) = (self.manifest, &self.peers[i as usize]);
+        let peer = &mut self.peers[i as usize];
+        peer.loaded = true;
+        let manifest = self.manifests[peer.release];
         let (wants, has) = (peer.plan.wants.clone(), peer.has.clone());
         let chunk_bytes = u32::try_from(self.e.chunk_bytes).unwrap_or(u32::MAX);
         self.input(i, Input::ManifestLoaded { manifest, chunk_bytes: vec![chunk_bytes; self.e.chunks as usize] });
@@ -254,26 +324,45 @@ impl<'a> World<'a> {
         self.input(i, Input::Wanted { manifest, chunks: wants });
     }
 
-    fn input(&mut self, i: u32, input: Input) {
-        self.peers[i as usize].node.handle(self.now, input);
+    /// Something arrives at a node's door.
+    fn receive(&mut self, i: u32, input: Input) {
+        let peer = &mut self.peers[i as usize];
+        if let Input::Message { from, message } = &input {
+            let asks = matches!(message, PeerMessage::Ask { .. } | PeerMessage::Progress { .. });
+            if asks && peer.mute {
+                return;
+            }
+            if let PeerMessage::Grant { access, .. } = message {
+                let from = self.index.get(from).copied().unwrap_or(u32::MAX);
+                peer.tickets.insert(from, u32::try_from(access.ticket).unwrap_or(u32::MAX));
+            }
+        }
+        self.input(i, input);
+    }
+
+    pub(super) fn input(&mut self, i: u32, input: Input) {
+        let peer = &mut self.peers[i as usize];
+        peer.node.handle(peer.clock.local(self.now), input);
         self.drain(i);
     }
 
     fn wake(&mut self, i: u32, life: u32) {
         if self.lives(i, life) && self.peers[i as usize].wake_at.is_some_and(|at| at <= self.now) {
-            self.peers[i as usize].wake_at = None;
-            self.peers[i as usize].node.handle_timeout(self.now);
+            let peer = &mut self.peers[i as usize];
+            peer.wake_at = None;
+            peer.node.handle_timeout(peer.clock.local(self.now));
             self.drain(i);
         }
     }
 
     fn drain(&mut self, i: u32) {
         while let Some(output) = self.peers[i as usize].node.poll_output() {
+            self.checks.digest.add(self.now, i, &output);
             self.apply(i, output);
         }
         let peer = &mut self.peers[i as usize];
         let Some((at, _)) = peer.node.poll_timeout() else { return };
-        let at = at.max(self.now);
+        let at = peer.clock.world(at).max(self.now);
         if peer.wake_at.is_none_or(|planned| at < planned) {
             peer.wake_at = Some(at);
             self.events.plan(at, Event::Wake { node: i, life: peer.life });
@@ -285,7 +374,12 @@ impl<'a> World<'a> {
             Output::Send { to, message } => self.send(i, to, message),
             Output::Grant { to, manifest, lease, ttl, chunks } => {
                 let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
-                let access = Access { ticket: 0, secret: [0; 32] };
+                let peer = &mut self.peers[i as usize];
+                let access = Access { ticket: peer.life.into(), secret: [0; 32] };
+                peer.leases.extend(chunks.iter().map(|c| (lease, *c)));
+                if let Some(release) = self.release_of(&manifest) {
+                    self.check_grant(i, release, &chunks);
+                }
                 self.send(i, to, PeerMessage::Grant { manifest, lease, ttl_ms, chunks, access });
             }
             Output::Gossip(message) => self.gossip(i, message),
@@ -294,51 +388,88 @@ impl<'a> World<'a> {
                     self.connect(i, other);
                 }
             }
-            Output::Read { op, peer, chunk, .. } => self.read(i, op, peer, chunk),
+            Output::Read { op, peer, manifest, lease, chunk } => self.read(i, op, peer, (manifest, lease, chunk)),
             Output::CancelRead { op } => self.cancel(i, op),
-            Output::ReleaseAccepted { release, .. } => {
-                let peer = &self.peers[i as usize];
-                if peer.plan.role == Role::Puller && Some(i) != self.announcer() {
-                    let (manifest, bytes) = (release.manifest, release.manifest_bytes);
-                    self.deliver(i, self.now, Input::ManifestWanted { manifest, bytes });
-                }
-            }
+            Output::ReleaseAccepted { signed, release } => self.on_accepted(i, signed, &release),
             Output::ManifestAsked { to, manifest, offset } => {
-                let has = self.peers[i as usize].node.progress(&manifest).is_some();
-                let (total, bytes) = if has { (MANIFEST.len() as u64, MANIFEST.to_vec()) } else { (0, vec![]) };
+                let known = self.peers[i as usize].node.progress(&manifest).and(self.release_of(&manifest));
+                let bytes = known.map_or(vec![], |r| MANIFESTS[r].to_vec());
+                let total = bytes.len() as u64;
                 self.send(i, to, PeerMessage::ManifestPiece { manifest, offset, total, bytes });
             }
-            Output::ManifestFetched { .. } => self.load(i),
-            Output::Hydrated { .. } => self.on_hydrated(i),
-            Output::Notice(Notice::PeerBlamed { node, .. }) => {
-                let liar = self.index.get(&node).is_some_and(|n| self.peers[*n as usize].plan.fault.corrupt);
-                if !liar {
-                    self.violations.push(format!("node {i} blames an honest node"));
+            Output::ManifestFetched { manifest, .. } => {
+                if self.release_of(&manifest) == Some(self.peers[i as usize].release) {
+                    self.load(i);
                 }
             }
-            Output::Notice(_) | Output::Verdict { .. } | Output::LeaseClosed { .. } | Output::Recheck { .. } => {}
+            Output::Hydrated { manifest } => {
+                if self.release_of(&manifest) == Some(self.peers[i as usize].release) {
+                    self.on_hydrated(i);
+                }
+            }
+            Output::LeaseClosed { lease, chunk } => self.on_lease_closed(i, lease, chunk),
+            Output::Recheck { manifest, chunk, .. } => {
+                if self.release_of(&manifest) == Some(self.peers[i as usize].release) {
+                    self.recheck(i, chunk);
+                }
+            }
+            Output::Notice(Notice::PeerBlamed { node, avoid, .. }) => self.check_blame(i, node, avoid),
+            Output::Notice(Notice::PeerFailing { node, avoid }) => self.check_failing(i, node, avoid),
+            Output::Notice(_) | Output::Verdict { .. } => {}
+        }
+    }
+
+    fn release_of(&self, manifest: &ManifestHash) -> Option<usize> {
+        self.manifests.iter().position(|m| m == manifest)
+    }
+
+    fn on_accepted(&mut self, i: u32, signed: SignedRelease, release: &Release) {
+        let Some(accepted) = self.release_of(&release.manifest) else { return };
+        let peer = &mut self.peers[i as usize];
+        peer.accepted = vec![signed];
+        let current = peer.release;
+        if accepted > current {
+            self.take_up(i, accepted);
+        }
+        if accepted >= current && !self.peers[i as usize].loaded {
+            let (manifest, bytes) = (release.manifest, release.manifest_bytes);
+            self.deliver(i, self.now, Input::ManifestWanted { manifest, bytes });
+        }
+    }
+
+    /// The holder may move the chunk now: who still reads it is told so.
+    fn on_lease_closed(&mut self, i: u32, lease: u64, chunk: u32) {
+        self.peers[i as usize].leases.remove(&(lease, chunk));
+        let life = self.peers[i as usize].life;
+        let under_way = self.by_lease.get(&(i, life, lease, chunk)).copied();
+        if let Some(tag) = under_way.filter(|tag| self.reads.get(tag).is_some_and(|r| !r.doomed)) {
+            self.doom(tag, self.latency(), true);
         }
     }
 
     fn on_hydrated(&mut self, i: u32) {
         let peer = &mut self.peers[i as usize];
         if !peer.has.is_superset(&peer.plan.wants) {
-            return self.violations.push(format!("node {i} says it is hydrated, and lacks chunks"));
+            return self.violated(format!("node {i} says it is hydrated, and lacks chunks"));
         }
+        peer.complete = true;
+        self.unsettled = true;
         if peer.finished.is_none() {
             peer.finished = Some(self.now);
             self.unfinished -= usize::from(peer.plan.is_measured());
         }
     }
 
-    fn latency(&self) -> Duration {
+    pub(super) fn latency(&self) -> Duration {
         Duration::from_secs_f64(self.e.network.latency_us / 1e6)
     }
 
     fn send(&mut self, from: u32, to: NodeId, message: PeerMessage) {
         let Some(&to) = self.index.get(&to) else { return };
-        if !self.links.contains(&(from.min(to), from.max(to))) {
-            return;
+        let Some(link) = self.links.find(from, to) else { return };
+        let loss = self.e.network.message_loss;
+        if loss > 0.0 && self.is_troubled() && self.dice.random_bool(loss) {
+            return self.cut(from, to, Duration::ZERO);
         }
         let message = Input::Message { from: self.peers[from as usize].node.id(), message };
         let cost = Duration::from_secs_f64(self.e.network.message_us / 1e6);
@@ -346,12 +477,16 @@ impl<'a> World<'a> {
         let arrives = self.now + Duration::from_secs_f64(self.e.network.latency_us / 1e6);
         receiver.busy_until = receiver.busy_until.max(arrives) + cost;
         let at = receiver.busy_until;
-        self.deliver(to, at, message);
+        self.deliver_over(Some((from, link.id)), to, at, message);
     }
 
-    fn deliver(&mut self, to: u32, at: Time, input: Input) {
+    pub(super) fn deliver(&mut self, to: u32, at: Time, input: Input) {
+        self.deliver_over(None, to, at, input);
+    }
+
+    fn deliver_over(&mut self, link: Option<(u32, u64)>, to: u32, at: Time, input: Input) {
         let life = self.peers[to as usize].life;
-        self.events.plan(at, Event::Deliver { to, life, input: Box::new(input) });
+        self.events.plan(at, Event::Deliver { to, life, link, input: Box::new(input) });
     }
 
     /// Everybody hears it after one to as many hops as a tree of eight needs.
@@ -369,37 +504,47 @@ impl<'a> World<'a> {
         }
     }
 
-    fn connect(&mut self, a: u32, b: u32) {
+    pub(super) fn connect(&mut self, a: u32, b: u32) {
         let both = self.peers[a as usize].alive && self.peers[b as usize].alive;
-        if a == b || !both || !self.links.insert((a.min(b), a.max(b))) {
+        if a == b || !both || !self.reachable(a, b) {
             return;
         }
         let at = self.now + self.latency() * 3;
+        let Some(link) = self.links.open(a, b, self.now, at) else { return };
         for (to, other) in [(a, b), (b, a)] {
             let node = self.peers[other as usize].node.id();
-            self.deliver(to, at, Input::Connected { node });
+            self.deliver_over(Some((other, link.id)), to, at, Input::Connected { node });
         }
     }
 
-    fn read(&mut self, reader: u32, op: OpId, peer: NodeId, chunk: u32) {
-        let Some(&holder) = self.index.get(&peer) else { return };
+    fn read(&mut self, reader: u32, op: OpId, peer: NodeId, what: (ManifestHash, u64, u32)) {
+        let (manifest, lease, chunk) = what;
+        let Some((&holder, release)) = self.index.get(&peer).zip(self.release_of(&manifest)) else { return };
+        self.check_read(reader, holder, release, chunk);
         let tag = self.next_tag;
         self.next_tag += 1;
-        self.reads.insert(tag, Read { reader, holder, op, chunk, moving: false });
+        let ticket = self.peers[reader as usize].tickets.get(&holder).copied().unwrap_or(u32::MAX);
+        let read = Read { reader, holder, op, release, lease, chunk, ticket, moving: false, doomed: false };
+        self.reads.insert(tag, read);
         self.by_op.insert((reader, op), tag);
+        self.by_lease.insert((holder, ticket, lease, chunk), tag);
         self.events.plan(self.now + self.latency(), Event::Transfer { tag });
-        if self.peers[holder as usize].plan.fault.stall_at.is_some() {
-            self.events.plan(self.now + READ_STALL, Event::Stalled { tag });
-        }
     }
 
     fn transfer(&mut self, tag: u64) {
-        let Some(read) = self.reads.get_mut(&tag) else { return };
-        if !self.peers[read.holder as usize].alive {
-            return self.finish_read(tag, ReadOutcome::Failed);
+        let Some(read) = self.reads.get(&tag).copied().filter(|r| !r.doomed) else { return };
+        let holder = &self.peers[read.holder as usize];
+        if !holder.alive || holder.life != read.ticket || !self.reachable(read.holder, read.reader) {
+            return self.doom(tag, self.latency(), false);
         }
-        read.moving = true;
+        if !holder.leases.contains(&(read.lease, read.chunk)) {
+            return self.doom(tag, self.latency(), true);
+        }
+        self.reads.entry(tag).and_modify(|r| r.moving = true);
         self.net.start(self.now, read.holder, read.reader, tag, self.e.chunk_bytes);
+        if self.stalled[read.holder as usize].is_some() {
+            self.events.plan(self.now + READ_STALL, Event::Stalled { tag });
+        }
     }
 
     fn cancel(&mut self, reader: u32, op: OpId) {
@@ -409,55 +554,86 @@ impl<'a> World<'a> {
         }
     }
 
-    fn stop_transfer(&mut self, tag: u64) {
+    pub(super) fn stop_transfer(&mut self, tag: u64) {
         if let Some(r) = self.reads.get(&tag).filter(|r| r.moving) {
             self.net.cancel(self.now, r.holder, r.reader, tag);
         }
     }
 
     fn on_transferred(&mut self, done: Done) {
-        let Some(read) = self.reads.get(&done.tag).copied() else { return };
-        let honest = !self.peers[read.holder as usize].plan.fault.corrupt;
-        if honest && !self.peers[read.reader as usize].has.insert(read.chunk) {
+        let Some(read) = self.reads.get(&done.tag).copied().filter(|r| !r.doomed) else { return };
+        let right = self.right(read.release, read.chunk);
+        let verified = self.bytes_of(&read) == Some(right);
+        let reader = &mut self.peers[read.reader as usize];
+        if verified && read.release == reader.release && !reader.has.insert(read.chunk) {
             self.duplicate_bytes += done.bytes;
-            self.violations.push(format!("node {} fetched chunk {} again", read.reader, read.chunk));
+            self.violated(format!("node {} fetched chunk {} again", read.reader, read.chunk));
         }
-        self.finish_read(done.tag, if honest { ReadOutcome::Verified } else { ReadOutcome::Corrupt });
+        self.finish_read(done.tag, if verified { ReadOutcome::Verified } else { ReadOutcome::Corrupt });
         let dies = self.e.seed_dies_after_bytes.is_some_and(|most| self.net.counters().up[0] >= most);
         if dies && self.peers[0].alive {
             self.crash(0);
         }
     }
 
-    fn finish_read(&mut self, tag: u64, outcome: ReadOutcome) {
+    /// What a holder sends for a chunk.
+    fn bytes_of(&self, read: &Read) -> Option<u64> {
+        let holder = &self.peers[read.holder as usize];
+        let held = holder.release == read.release && holder.has.contains(read.chunk);
+        let right = held.then(|| self.right(read.release, read.chunk))?;
+        let sent = holder.wrong.get(&read.chunk).copied().unwrap_or(right);
+        Some(if holder.plan.fault.corrupt { !sent } else { sent })
+    }
+
+    pub(super) fn finish_read(&mut self, tag: u64, outcome: ReadOutcome) {
         let Some(read) = self.reads.remove(&tag) else { return };
         self.by_op.remove(&(read.reader, read.op));
+        self.by_lease.remove(&(read.holder, read.ticket, read.lease, read.chunk));
+        match outcome {
+            ReadOutcome::Verified | ReadOutcome::Declined => {}
+            ReadOutcome::Corrupt => self.mishap("corrupt reads"),
+            ReadOutcome::Revoked => self.mishap("revoked reads"),
+            ReadOutcome::Failed => self.mishap("failed reads"),
+        }
+        self.checks.on_read_end(read.reader, read.release, read.chunk);
         self.deliver(read.reader, self.now, Input::ReadDone { op: read.op, outcome });
     }
 
     fn crash(&mut self, i: u32) {
+        let restart = self.peers[i as usize].plan.fault.restart_at;
+        let loses = self.has_faults && self.dice.random_bool(self.e.faults.restart_loses);
         let peer = &mut self.peers[i as usize];
-        peer.alive = false;
+        if !peer.alive {
+            return;
+        }
+        (peer.alive, peer.wake_at) = (false, None);
         peer.life += 1;
-        peer.wake_at = None;
-        let restart = peer.plan.fault.restart_at;
+        peer.gone = restart.is_none() && (peer.plan.fault.crashes || peer.plan.role == Role::Seed);
+        if loses {
+            peer.lose_everything();
+        }
+        self.mishap("crashes and goodbyes");
+        self.checks.on_end_of_life(i);
+        self.unsettled = true;
         self.net.cancel_all(self.now, i);
         let gone: Vec<u64> =
             self.reads.iter().filter(|(_, r)| r.holder == i || r.reader == i).map(|(t, _)| *t).collect();
         for tag in gone {
             self.finish_read(tag, ReadOutcome::Failed);
         }
-        let id = self.peers[i as usize].node.id();
-        let links: Vec<(u32, u32)> = self.links.iter().filter(|(a, b)| *a == i || *b == i).copied().collect();
-        for (a, b) in links {
-            self.links.remove(&(a, b));
-            let other = if a == i { b } else { a };
-            self.deliver(other, self.now + self.latency(), Input::Disconnected { node: id });
+        for other in self.links.of(i) {
+            self.cut(i, other, Duration::ZERO);
         }
-        restart.into_iter().for_each(|at| self.events.plan(at, Event::Start { node: i }));
+        if self.peers[i as usize].plan.fault.crashes {
+            restart.into_iter().for_each(|at| self.events.plan(at, Event::Start { node: i }));
+        }
     }
 
-    fn lives(&self, i: u32, life: u32) -> bool {
+    pub(super) fn mishap(&mut self, what: &'static str) {
+        *self.mishaps.entry(what).or_default() += 1;
+    }
+
+    pub(super) fn lives(&self, i: u32, life: u32) -> bool {
         let peer = &self.peers[i as usize];
         peer.alive && peer.life == life
     }
@@ -477,7 +653,10 @@ impl<'a> World<'a> {
         let mut outcome = Outcome::new(self.e, "swarm", &finished, self.net.counters());
         outcome.recording = self.peers.iter_mut().flat_map(|p| p.node.take_record()).collect();
         outcome.samples = self.samples;
-        outcome.violations = self.violations;
+        outcome.cap_excess = self.checks.excess;
+        outcome.mishaps = self.mishaps;
+        outcome.digest = self.checks.digest.value();
+        outcome.violations = self.checks.into_violations();
         outcome.duplicate_bytes = self.duplicate_bytes;
         outcome.events = self.handled;
         outcome

@@ -1,9 +1,7 @@
 //! Whom a puller asks: enough peers, and none that stays silent while others could give.
 
 use super::Stock;
-use crate::limits::{
-    ASK_RETRY, ASKS_MAX, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, FLIGHT_UNITS,
-};
+use crate::limits::{ASKS_MAX, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, IDLE_TOLERATED};
 use aquifer_core::message::Terms;
 use aquifer_core::{NodeId, Time};
 use rand::rngs::SmallRng;
@@ -28,6 +26,59 @@ pub(super) struct Ask {
     pub(super) last_grant: Time,
     /// How much of the news it has heard.
     pub(super) cursor: u64,
+    under_way: u32,
+    /// Since when nothing of it is under way, once something was.
+    idle_since: Option<Time>,
+    /// The shortest time from the end of its last read to its next grant: a round trip.
+    turnaround: Option<Duration>,
+    /// How long one chunk of it takes, as a moving average, were it alone.
+    service: Option<Duration>,
+}
+
+impl Ask {
+    fn new(distance: u8, now: Time, cursor: u64) -> Self {
+        Ask {
+            distance,
+            sent_at: now,
+            last_grant: now,
+            cursor,
+            under_way: 0,
+            idle_since: None,
+            turnaround: None,
+            service: None,
+        }
+    }
+
+    pub(super) fn on_begin(&mut self, now: Time) {
+        self.under_way += 1;
+        if let Some(idle) = self.idle_since.take() {
+            let waited = now.since(idle);
+            self.turnaround = Some(self.turnaround.map_or(waited, |t| t.min(waited)));
+        }
+    }
+
+    pub(super) fn on_end(&mut self, now: Time, took: Duration) {
+        let alone = took / self.under_way.max(1);
+        self.service = Some(self.service.map_or(alone, |s| (s * 7 + alone) / 8));
+        self.under_way = self.under_way.saturating_sub(1);
+        if self.under_way == 0 {
+            self.idle_since = Some(now);
+        }
+    }
+
+    /// Chunks that keep this holder busy: one, and what it could send in the time that a word to it
+    /// and back takes, as far as that matters.
+    fn depth(&self) -> u64 {
+        let (Some(turnaround), Some(service)) = (self.turnaround, self.service) else { return 1 };
+        let idle = turnaround.as_secs_f64() / service.as_secs_f64().max(1e-9);
+        1 + whole((idle - IDLE_TOLERATED).max(0.0).ceil())
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "`as` saturates")]
+#[expect(clippy::cast_sign_loss, reason = "`as` saturates")]
+fn whole(value: f64) -> u64 {
+    value as u64
 }
 
 /// A peer that takes part in the swarm.
@@ -61,8 +112,8 @@ impl Asks {
     }
 
     /// The peer gives nothing: others have its place for a while.
-    pub(super) fn pass_over(&mut self, node: NodeId, now: Time) {
-        self.passed_over.insert(node, now + ASK_RETRY);
+    pub(super) fn pass_over(&mut self, node: NodeId, now: Time, pause: Duration) {
+        self.passed_over.insert(node, now + pause);
     }
 
     /// The oldest cursor: what lies before it everybody has heard.
@@ -90,8 +141,7 @@ impl Asks {
         let (near, strange): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| c.connected);
         let dials: Vec<NodeId> = strange.into_iter().map(|c| c.node).collect();
         for c in &near {
-            let ask = Ask { distance: c.distance, sent_at: now, last_grant: now, cursor };
-            self.asked.insert(c.node, ask);
+            self.asked.insert(c.node, Ask::new(c.distance, now, cursor));
         }
         let asked = near.into_iter().map(|c| c.node).collect();
         self.dialled.extend(dials.iter().map(|n| (*n, now)));
@@ -113,16 +163,29 @@ impl Asks {
         near
     }
 
-    /// Who granted nothing for longest, if for at least `patience`.
-    pub(super) fn most_silent(&self, now: Time, patience: Duration) -> Option<NodeId> {
-        let silent = self.asked.iter().filter(|(_, a)| now.since(a.last_grant) >= patience);
+    /// Who granted nothing for longest, if for at least `patience`, and if one of `candidates` that
+    /// is as near or as far could have its place.
+    pub(super) fn replaceable(&self, now: Time, patience: Duration, candidates: &[Candidate]) -> Option<NodeId> {
+        let is_other = |c: &&Candidate| {
+            !self.asked.contains_key(&c.node)
+                && !self.passed_over.contains_key(&c.node)
+                && (c.connected || !self.dialled.contains_key(&c.node))
+        };
+        let others = |far: bool| candidates.iter().filter(is_other).any(|c| (c.distance > 0) == far);
+        let (near, far) = (others(false), others(true));
+        let silent = self
+            .asked
+            .iter()
+            .filter(|(_, a)| now.since(a.last_grant) >= patience && if a.distance > 0 { far } else { near });
         silent.min_by_key(|(_, a)| a.last_grant).map(|(n, _)| *n)
     }
 
-    /// Shares what may be in flight among those asked.
-    pub(super) fn terms(&self, stock: &Stock, flight_bytes: u64) -> Terms {
-        let window = (FLIGHT_UNITS * stock.unit_bytes()).min(FLIGHT_BYTES_MAX);
-        let share = window / self.asked.len().max(1) as u64;
-        Terms { credit_bytes: share.max(stock.unit_bytes()).max(CREDIT_BYTES_MIN), flight_bytes }
+    /// What `to` may give at a time: enough to keep it busy, and no more than its share of what may
+    /// be under way.
+    pub(super) fn terms(&self, stock: &Stock, to: &NodeId, flight_bytes: u64) -> Terms {
+        let depth = self.asked.get(to).map_or(1, Ask::depth);
+        let share = FLIGHT_BYTES_MAX / self.asked.len().max(1) as u64;
+        let credit = depth.saturating_mul(stock.unit_bytes()).max(CREDIT_BYTES_MIN).min(share);
+        Terms { credit_bytes: credit.max(stock.unit_bytes()), flight_bytes }
     }
 }

@@ -91,7 +91,6 @@ impl Bits {
         None
     }
 
-    #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.words.iter().enumerate().filter(|(_, w)| **w != 0).flat_map(|(w, &word)| {
             let mut rest = word;

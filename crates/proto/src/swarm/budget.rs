@@ -1,6 +1,6 @@
 //! What one node lets others read at once, and how fast, over all its swarms.
 
-use crate::limits::{SERVE_UNITS, UPLOAD_BURST};
+use crate::limits::{SERVED_AT_ONCE, UPLOAD_BURST};
 use aquifer_core::Time;
 use std::time::Duration;
 
@@ -34,9 +34,10 @@ impl Budget {
     }
 
     /// Whether `bytes` more may be read now. A chunk fits if nothing is out: one that is larger
-    /// than the budget must move too. `unit` is the size of a chunk of the swarm that asks.
-    pub(crate) fn fits(&mut self, now: Time, bytes: u64, unit: u64) -> bool {
-        let most = self.leased_bytes_max.min(SERVE_UNITS * unit);
+    /// than the budget must move too. `credit` is what an asker of the swarm takes at a time: with
+    /// so many askers' worth under lease the link is busy.
+    pub(crate) fn fits(&mut self, now: Time, bytes: u64, credit: u64) -> bool {
+        let most = self.leased_bytes_max.min(SERVED_AT_ONCE.saturating_mul(credit));
         let room = self.leased_bytes == 0 || self.leased_bytes + bytes <= most;
         room && self.pace.as_mut().is_none_or(|pace| pace.tokens_at(now) >= 0.0)
     }
@@ -45,6 +46,13 @@ impl Budget {
     pub(crate) fn next_timeout(&self) -> Option<Time> {
         let pace = self.pace.as_ref().filter(|p| p.tokens < 0.0)?;
         Some(pace.at + Duration::from_secs_f64(-pace.tokens / pace.bytes_per_s) + Duration::from_nanos(1))
+    }
+
+    /// Whether the cap held grants back and allows more now. It is asked for no time that has
+    /// passed again, also when nobody is there to be granted anything.
+    pub(crate) fn on_timeout(&mut self, now: Time) -> bool {
+        let due = self.next_timeout().is_some_and(|at| at <= now);
+        due && self.pace.as_mut().is_some_and(|pace| pace.tokens_at(now) >= 0.0)
     }
 
     pub(super) fn take(&mut self, bytes: u64) {

@@ -5,11 +5,16 @@ use super::asks::{Asks, Candidate};
 use super::news::{News, Told};
 use super::reach::Reach;
 use crate::io::{OpId, Output};
-use crate::limits::{ASK_REFRESH, ASKS_MAX, FLIGHT_BYTES_MAX, HUNGER_PATIENCE, LEASE_TTL, PROGRESS_INTERVAL};
+use crate::limits::{
+    ASK_REFRESH, ASK_RETRY, ASKS_MAX, FLIGHT_BYTES_MAX, FLIGHT_WATCH, HUNGER_PATIENCE, LEASE_TTL, OVERDUE_FACTOR,
+    PACE_BYTES_MIN, PACE_SAMPLES, PROGRESS_INTERVAL, READ_STALL, SILENT_PAUSE,
+};
+use crate::node::audit::ensure;
 use aquifer_core::message::{Outcome, Returned};
 use aquifer_core::{ChunkSet, ManifestHash, NodeId, PeerMessage, Time};
 use rand::rngs::SmallRng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 #[derive(Debug, Default)]
 pub(crate) struct Pulling {
@@ -21,6 +26,10 @@ pub(crate) struct Pulling {
     news_due: Option<Time>,
     /// Since when less is under way than could be.
     hungry_since: Option<Time>,
+    /// When flights are looked over.
+    watch_at: Option<Time>,
+    /// How long a byte takes on its way, typically: seconds.
+    pace: f64,
     reach: Reach,
     /// The reach narrowed, and those far away have not heard it.
     narrowed: bool,
@@ -31,12 +40,16 @@ struct Flight {
     op: OpId,
     holder: NodeId,
     lease: u64,
+    started: Time,
+    /// It takes so long that another holder would be as welcome.
+    overdue: bool,
+    /// A holder and its lease that take over once this read has ended.
+    successor: Option<(NodeId, u64)>,
     /// Its holder took the lease back: whatever arrives is not held against it.
     revoked: bool,
     /// It took longer than its lease: a holder that trickles is no better than one that is silent.
     late: bool,
     cancelled: bool,
-    deadline: Time,
 }
 
 /// A flight's end.
@@ -44,6 +57,7 @@ struct Flight {
 pub(crate) struct Landed {
     pub(crate) revoked: bool,
     pub(crate) late: bool,
+    pub(crate) successor: Option<(NodeId, u64)>,
 }
 
 /// A grant as it came in; `welcome` is false from a peer that is avoided.
@@ -53,6 +67,13 @@ pub(crate) struct Offer {
     pub(crate) lease: u64,
     pub(crate) chunks: Vec<u32>,
     pub(crate) welcome: bool,
+}
+
+impl Flight {
+    /// Another holder may bring it: this one takes long.
+    fn is_replaceable(&self, by: &NodeId) -> bool {
+        self.overdue && self.successor.is_none() && !self.cancelled && self.holder != *by
+    }
 }
 
 impl Pulling {
@@ -78,9 +99,9 @@ impl Pulling {
         }
         if self.is_starving(now)
             && self.asks.len() >= ASKS_MAX
-            && let Some(node) = self.asks.most_silent(now, HUNGER_PATIENCE)
+            && let Some(node) = self.asks.replaceable(now, HUNGER_PATIENCE, &candidates)
         {
-            self.asks.pass_over(node, now);
+            self.asks.pass_over(node, now, SILENT_PAUSE);
             self.withdraw(manifest, stock, node, out);
         }
         let starving = self.is_starving(now);
@@ -131,7 +152,7 @@ impl Pulling {
         stock: &Stock,
         now: Time,
         Offer { from, lease, chunks, welcome }: Offer,
-        mut next_op: impl FnMut(u32) -> OpId,
+        mut next_op: impl FnMut(u32, NodeId, u64) -> OpId,
         out: &mut VecDeque<Output>,
     ) {
         if let Some(ask) = self.asks.get_mut(&from) {
@@ -141,22 +162,22 @@ impl Pulling {
         for chunk in chunks {
             let bytes = stock.bytes_of(chunk);
             let room = self.flight_bytes == 0 || self.flight_bytes + bytes <= FLIGHT_BYTES_MAX;
-            if !stock.is_missing(chunk) || self.flights.contains_key(&chunk) {
+            if let Some(flight) = self.flights.get_mut(&chunk) {
+                if welcome && flight.is_replaceable(&from) {
+                    flight.successor = Some((from, lease));
+                    flight.cancelled = true;
+                    out.push_back(Output::CancelRead { op: flight.op });
+                } else {
+                    returned.push(Returned { lease, chunk, outcome: Outcome::Declined });
+                }
+            } else if !stock.is_missing(chunk) {
                 returned.push(Returned { lease, chunk, outcome: Outcome::Declined });
-                continue;
-            }
-            if !welcome || !room {
+            } else if !welcome || !room {
                 returned.push(Returned { lease, chunk, outcome: Outcome::Postponed });
-                continue;
+            } else {
+                let op = next_op(chunk, from, lease);
+                self.begin(manifest, stock, now, (op, chunk), (from, lease), out);
             }
-            let op = next_op(chunk);
-            let deadline = now + LEASE_TTL;
-            let flight = Flight { op, holder: from, lease, revoked: false, late: false, cancelled: false, deadline };
-            self.flights.insert(chunk, flight);
-            self.flight_bytes += bytes;
-            self.news.taken(chunk, from);
-            self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
-            out.push_back(Output::Read { op, peer: from, manifest, lease, chunk });
         }
         self.note_hunger(stock, now);
         if !returned.is_empty() {
@@ -164,12 +185,64 @@ impl Pulling {
         }
     }
 
-    /// Gives up reads that outlast their lease.
-    pub(crate) fn on_timeout(&mut self, now: Time, out: &mut VecDeque<Output>) {
-        for flight in self.flights.values_mut().filter(|f| f.deadline <= now && !f.cancelled) {
-            flight.late = true;
-            flight.cancelled = true;
-            out.push_back(Output::CancelRead { op: flight.op });
+    /// Reads a granted chunk.
+    pub(crate) fn begin(
+        &mut self,
+        manifest: ManifestHash,
+        stock: &Stock,
+        now: Time,
+        (op, chunk): (OpId, u32),
+        (holder, lease): (NodeId, u64),
+        out: &mut VecDeque<Output>,
+    ) {
+        if let Some(ask) = self.asks.get_mut(&holder) {
+            ask.on_begin(now);
+        }
+        let flight = Flight {
+            op,
+            holder,
+            lease,
+            started: now,
+            overdue: false,
+            successor: None,
+            revoked: false,
+            late: false,
+            cancelled: false,
+        };
+        self.flights.insert(chunk, flight);
+        self.flight_bytes += stock.bytes_of(chunk);
+        self.news.taken(chunk, holder);
+        self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
+        self.watch_at.get_or_insert(now + FLIGHT_WATCH);
+        out.push_back(Output::Read { op, peer: holder, manifest, lease, chunk });
+    }
+
+    /// Looks over the flights: gives up those that outlast their lease, and lets others bring what
+    /// takes many times as long as usual.
+    pub(crate) fn on_timeout(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {
+        if self.watch_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.watch_at = (!self.flights.is_empty()).then(|| now + FLIGHT_WATCH);
+        let mut slow = BTreeSet::new();
+        for (chunk, flight) in self.flights.iter_mut().filter(|(_, f)| !f.cancelled) {
+            let age = now.since(flight.started);
+            if age >= LEASE_TTL {
+                flight.late = true;
+                flight.cancelled = true;
+                out.push_back(Output::CancelRead { op: flight.op });
+            }
+            let usual = Duration::from_secs_f64(self.pace * stock.bytes_of(*chunk) as f64);
+            if !flight.overdue && self.pace > 0.0 && age >= FLIGHT_WATCH.max(usual * OVERDUE_FACTOR) {
+                flight.overdue = true;
+                slow.insert(flight.holder);
+                self.news.again(*chunk, flight.holder);
+                self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
+            }
+        }
+        for holder in slow {
+            self.asks.pass_over(holder, now, ASK_RETRY);
+            self.withdraw(manifest, stock, holder, out);
         }
     }
 
@@ -180,18 +253,25 @@ impl Pulling {
 
     pub(crate) fn on_refused(&mut self, from: NodeId, now: Time) {
         if self.asks.remove(&from) {
-            self.asks.pass_over(from, now);
+            self.asks.pass_over(from, now, ASK_RETRY);
         }
     }
 
     /// Ends the flight of `chunk`, if `op` is the one under way.
-    pub(crate) fn land(&mut self, stock: &Stock, op: OpId, chunk: u32) -> Option<Landed> {
+    pub(crate) fn land(&mut self, stock: &Stock, now: Time, op: OpId, chunk: u32) -> Option<Landed> {
         if self.flights.get(&chunk)?.op != op {
             return None;
         }
-        self.flight_bytes -= stock.bytes_of(chunk);
-        let flight = self.flights.remove(&chunk)?;
-        Some(Landed { revoked: flight.revoked, late: flight.late })
+        let bytes = stock.bytes_of(chunk);
+        self.flight_bytes -= bytes;
+        let Flight { holder, started, successor, revoked, late, .. } = self.flights.remove(&chunk)?;
+        let took = now.since(started);
+        if let Some(ask) = self.asks.get_mut(&holder) {
+            ask.on_end(now, took);
+        }
+        let sample = took.as_secs_f64() / bytes.max(PACE_BYTES_MIN) as f64;
+        self.pace = if self.pace > 0.0 { self.pace + (sample - self.pace) / PACE_SAMPLES } else { sample };
+        Some(Landed { revoked, late, successor })
     }
 
     /// Gives a lease back to its holder, and tells it what else is new; others look again for a
@@ -241,10 +321,10 @@ impl Pulling {
     }
 
     pub(crate) fn next_timeout(&self) -> Option<(Time, &'static str)> {
-        let flights = self.flights.values().filter(|f| !f.cancelled).map(|f| (f.deadline, "late read"));
+        let flights = self.watch_at.map(|at| (at, "flights"));
         let hunger = self.hungry_since.map(|since| (since + HUNGER_PATIENCE, "hunger"));
         let news = self.news_due.map(|due| (due, "progress"));
-        flights.chain(hunger).chain(news).min()
+        flights.into_iter().chain(hunger).chain(news).min()
     }
 
     /// Cancels every read and withdraws every ask.
@@ -259,6 +339,27 @@ impl Pulling {
     /// Peers that chunks are coming from now.
     pub(crate) fn sources(&self) -> usize {
         self.flights.values().map(|f| f.holder).collect::<BTreeSet<_>>().len()
+    }
+
+    pub(crate) fn asked(&self) -> Vec<NodeId> {
+        self.asks.nodes()
+    }
+
+    pub(crate) fn flights(&self) -> impl Iterator<Item = (u32, OpId)> + '_ {
+        self.flights.iter().map(|(chunk, flight)| (*chunk, flight.op))
+    }
+
+    /// What is wrong with this half, if anything is.
+    pub(crate) fn audit(&self, stock: &Stock, now: Time) -> Result<(), String> {
+        let bytes: u64 = self.flights.keys().map(|c| stock.bytes_of(*c)).sum();
+        ensure(self.asks.len() <= ASKS_MAX, || format!("{} asks stand", self.asks.len()))?;
+        ensure(bytes == self.flight_bytes, || format!("{bytes} bytes fly, {} are counted", self.flight_bytes))?;
+        ensure(bytes <= FLIGHT_BYTES_MAX || self.flights.len() == 1, || format!("{bytes} bytes fly"))?;
+        let idle = self.flights.iter().find(|(c, f)| !stock.is_missing(**c) && !f.cancelled);
+        ensure(idle.is_none(), || format!("still reads what it does not need: {idle:?}"))?;
+        // A driver may be late.
+        let late = self.flights.iter().find(|(_, f)| !f.cancelled && now.since(f.started) > LEASE_TTL + READ_STALL);
+        ensure(late.is_none(), || format!("a read outlasted its lease: {late:?}"))
     }
 
     /// Whether nothing more could be got from those asked for a while.
@@ -277,16 +378,9 @@ impl Pulling {
         }
     }
 
-    fn ask(
-        &mut self,
-        manifest: ManifestHash,
-        stock: &Stock,
-        now: Time,
-        to: NodeId,
-        out: &mut VecDeque<Output>,
-    ) {
+    fn ask(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, to: NodeId, out: &mut VecDeque<Output>) {
         self.note_hunger(stock, now);
-        let terms = self.asks.terms(stock, self.flight_bytes);
+        let terms = self.asks.terms(stock, &to, self.flight_bytes);
         let end = self.news.end();
         let Some(ask) = self.asks.get_mut(&to) else { return };
         (ask.sent_at, ask.cursor) = (now, end);
@@ -317,7 +411,7 @@ impl Pulling {
         returned: Vec<Returned>,
         out: &mut VecDeque<Output>,
     ) {
-        let terms = self.asks.terms(stock, self.flight_bytes);
+        let terms = self.asks.terms(stock, &to, self.flight_bytes);
         let end = self.news.end();
         let told = match self.asks.get_mut(&to) {
             Some(ask) => {

@@ -26,7 +26,6 @@ impl Rarity {
         Rarity { len, copies: vec![0; len as usize], levels: vec![all] }
     }
 
-    #[cfg(test)]
     pub(crate) fn copies(&self, chunk: u32) -> u8 {
         self.copies[chunk as usize]
     }

@@ -9,6 +9,7 @@ use super::budget::Budget;
 use super::rarity::Rarity;
 use super::{Stock, bits::Bits};
 use crate::limits::{ASKERS_MAX, DECLINE_HOLD, FAR_SERVE_UNITS, GRANT_BYTES_MIN, GRANT_CHUNKS_MAX, LEASE_TTL};
+use crate::node::audit::ensure;
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{ChunkSet, NodeId, Time};
 use rand::Rng;
@@ -51,12 +52,7 @@ pub(crate) struct Granted {
 
 impl Serving {
     pub(crate) fn new(len: u32) -> Self {
-        Serving {
-            askers: BTreeMap::new(),
-            leases: BTreeMap::new(),
-            rarity: Rarity::new(len),
-            given: Bits::new(len),
-        }
+        Serving { askers: BTreeMap::new(), leases: BTreeMap::new(), rarity: Rarity::new(len), given: Bits::new(len) }
     }
 
     /// Takes, replaces or ends a standing ask. Sets over another number of chunks are a peer's
@@ -202,7 +198,8 @@ impl Serving {
         now: Time,
         rng: &mut SmallRng,
     ) -> Option<Granted> {
-        if stock.have.is_empty() || !budget.fits(now, stock.unit_bytes(), stock.unit_bytes()) {
+        let credit = self.typical_credit(stock);
+        if stock.have.is_empty() || !budget.fits(now, stock.unit_bytes(), credit) {
             return None;
         }
         let from = rng.random_range(0..stock.len());
@@ -221,29 +218,67 @@ impl Serving {
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
         let (_, _, _, to) = waiting.filter_map(hungry).min()?;
-        let chunks = self.choose(stock, budget, now, &to, from);
+        let chunks = self.choose(stock, (budget, credit), now, &to, from);
         (!chunks.is_empty()).then(|| self.lease(stock, budget, now, to, chunks))
+    }
+
+    /// What one asker takes at a time, on average.
+    fn typical_credit(&self, stock: &Stock) -> u64 {
+        let credits = self.askers.values().map(|a| a.credit_bytes).filter(|c| *c > 0);
+        let (count, sum) = credits.fold((0u64, 0u64), |(n, sum), c| (n + 1, sum.saturating_add(c)));
+        (sum / count.max(1)).max(stock.unit_bytes())
     }
 
     #[cfg(test)]
     pub(crate) fn assert_invariants(&self, stock: &Stock) {
+        assert_eq!(self.audit(stock).err(), None);
+    }
+
+    pub(crate) fn asking(&self) -> impl Iterator<Item = &NodeId> {
+        self.askers.keys()
+    }
+
+    /// The bytes under lease, or what is wrong with this half.
+    pub(crate) fn audit(&self, stock: &Stock) -> Result<u64, String> {
+        ensure(self.askers.len() <= ASKERS_MAX, || format!("{} asks are kept", self.askers.len()))?;
+        let mut copies = vec![0usize; stock.len() as usize];
+        let mut reads: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for lease in self.leases.values() {
+            for &chunk in &lease.chunks {
+                *reads.entry(lease.reader).or_default() += stock.bytes_of(chunk);
+                let known = self.askers.get(&lease.reader).is_none_or(|a| a.have.contains(chunk));
+                ensure(known, || format!("{} would be granted chunk {chunk}, which it reads", lease.reader))?;
+                ensure(stock.have.contains(chunk), || format!("chunk {chunk} is read, and not here"))?;
+            }
+        }
         for (node, asker) in &self.askers {
-            let leased: Vec<u32> = self.leases_of(*node).flat_map(|(_, l)| l.chunks.iter().copied()).collect();
-            assert_eq!(leased.iter().map(|c| stock.bytes_of(*c)).sum::<u64>(), asker.leased_bytes);
-            assert!(leased.iter().all(|c| asker.have.contains(*c)));
-            assert!(!asker.wanted.intersects(&asker.have));
-            assert!(asker.deferred.keys().all(|c| !asker.wanted.contains(*c) && !asker.have.contains(*c)));
-            let offer: Vec<u32> = asker.wanted.intersection(&stock.have).collect();
-            assert_eq!(asker.offer.iter().collect::<Vec<_>>(), offer);
+            asker.have.iter().for_each(|c| copies[c as usize] += 1);
+            let (bytes, counted) = (reads.get(node).copied().unwrap_or(0), asker.leased_bytes);
+            ensure(bytes == counted, || format!("{node} reads {bytes} bytes, {counted} are counted"))?;
+            ensure(!asker.wanted.intersects(&asker.have), || format!("{node} wants what it has"))?;
+            let apart = asker.deferred.keys().all(|c| !asker.wanted.contains(*c) && !asker.have.contains(*c));
+            ensure(apart, || format!("{node} would be granted what it deferred"))?;
+            let offered = asker.offer.iter().eq(asker.wanted.intersection(&stock.have));
+            ensure(offered, || format!("what {node} is offered is not what it wants of what is here"))?;
         }
         for chunk in 0..stock.len() {
-            let has = self.askers.values().filter(|a| a.have.contains(chunk)).count();
-            assert_eq!(usize::from(self.rarity.copies(chunk)), has + usize::from(self.given.contains(chunk)));
+            let has = copies[chunk as usize] + usize::from(self.given.contains(chunk));
+            let counted = usize::from(self.rarity.copies(chunk));
+            ensure(has == counted, || format!("{has} have chunk {chunk}, {counted} are counted"))?;
         }
+        let open = self.leases.values().flat_map(|l| &l.chunks);
+        Ok(open.map(|c| stock.bytes_of(*c)).sum())
     }
 
     /// One chunk, or as many small ones as make a grant worth its message.
-    fn choose(&mut self, stock: &Stock, budget: &mut Budget, now: Time, to: &NodeId, from: u32) -> Vec<u32> {
+    fn choose(
+        &mut self,
+        stock: &Stock,
+        (budget, credit): (&mut Budget, u64),
+        now: Time,
+        to: &NodeId,
+        from: u32,
+    ) -> Vec<u32> {
         let Some(asker) = self.askers.get_mut(to) else { return Vec::new() };
         let most = stock.unit_bytes().max(GRANT_BYTES_MIN);
         let mut chosen = Vec::new();
@@ -254,7 +289,7 @@ impl Serving {
             let more_fits = all <= most
                 && asker.leased_bytes + all <= asker.credit_bytes
                 && chosen.len() < GRANT_CHUNKS_MAX
-                && budget.fits(now, all, stock.unit_bytes());
+                && budget.fits(now, all, credit);
             if !chosen.is_empty() && !more_fits {
                 break;
             }
@@ -306,3 +341,5 @@ impl Serving {
     }
 }
 
+#[cfg(test)]
+mod tests;
