@@ -106,6 +106,10 @@ pub const CREDIT_BYTES_MIN: u64 = 128 << 10;
 /// the last chunk's way through the swarm grows with it.
 pub const SERVED_AT_ONCE: u64 = 10;
 
+/// As long as first copies wait, nothing else is granted if so many askers' credit is under lease: a
+/// lone seed's link is busy with them, and second copies would only slow the first.
+pub const FIRST_AT_ONCE: u64 = 4;
+
 /// How many chunks go to other racks before a holder's own rack.
 pub const FAR_SERVE_UNITS: u64 = 3;
 

@@ -8,7 +8,7 @@ use super::asker::Asker;
 use super::budget::Budget;
 use super::rarity::Rarity;
 use super::{Stock, bits::Bits};
-use crate::limits::{ASKERS_MAX, DECLINE_HOLD, FAR_SERVE_UNITS, GRANT_BYTES_MIN, GRANT_CHUNKS_MAX, LEASE_TTL};
+use crate::limits::{ASKERS_MAX, DECLINE_HOLD, FAR_SERVE_UNITS, FIRST_AT_ONCE, GRANT_BYTES_MIN, GRANT_CHUNKS_MAX, LEASE_TTL};
 use crate::node::audit::ensure;
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{ChunkSet, NodeId, Time};
@@ -217,9 +217,18 @@ impl Serving {
             Some((class, a.flight_bytes, a.served_bytes, *node))
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
-        let (_, _, _, to) = waiting.filter_map(hungry).min()?;
+        let (class, _, _, to) = waiting.filter_map(hungry).min()?;
+        if class != Class::First && budget.leased_bytes >= FIRST_AT_ONCE * credit && self.has_first_copies(from) {
+            return None;
+        }
         let chunks = self.choose(stock, (budget, credit), now, &to, from);
         (!chunks.is_empty()).then(|| self.lease(stock, budget, now, to, chunks))
+    }
+
+    /// Whether a chunk of which no copy is known waits for an asker that has its hands full.
+    fn has_first_copies(&self, from: u32) -> bool {
+        let first = |a: &Asker| self.rarity.rarest(&a.offer, from).is_some_and(|(_, copies)| copies == 0);
+        self.askers.values().any(first)
     }
 
     /// What one asker takes at a time, on average.
