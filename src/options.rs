@@ -84,6 +84,10 @@ pub(crate) struct AgentOptions {
     /// What to hold: `all` of every channel, or what `engines` here need [default: all with --store, else engines]
     #[arg(long, env = "AQUIFER_HOLD", value_name = "WHAT")]
     pub(crate) hold: Option<String>,
+    /// Keep a record of all that this node is told and decides in this file, without secrets; an
+    /// earlier one is kept as PATH.old. `simulations replay` replays it
+    #[arg(long, env = "AQUIFER_RECORD", value_name = "PATH")]
+    pub(crate) record: Option<PathBuf>,
 }
 
 /// What a configuration file may hold.
@@ -257,6 +261,7 @@ impl NodeOptions {
             state,
             publish: None,
             pull: None,
+            record: None,
         })
     }
 
@@ -322,6 +327,7 @@ impl AgentOptions {
             store_limit: self.store_limit.or(file.store_limit),
             memory_limit: self.memory_limit.or(file.memory_limit),
             hold: self.hold.or(file.hold),
+            record: self.record.or(file.record),
         }
     }
 
@@ -341,6 +347,7 @@ impl AgentOptions {
         config.store = self.store.clone();
         config.store_bytes = size("--store-limit", self.store_limit.as_deref())?;
         config.memory_bytes = size("--memory-limit", self.memory_limit.as_deref())?.unwrap_or(4 << 30);
+        config.record = self.record.clone();
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));
         Ok(())
     }

@@ -9,6 +9,7 @@ pub mod baselines;
 pub mod chaos;
 pub mod network;
 pub mod outcome;
+pub mod replay;
 pub mod report;
 pub mod scenario;
 mod svg;

@@ -2,15 +2,17 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)] // The table is what the program is for.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use simulations::baselines::Baseline;
 use simulations::chaos::{self, Trial};
 use simulations::outcome::{Outcome, growth_failures};
+use simulations::replay::Replayed;
 use simulations::report;
 use simulations::scenario::{Case, Expanded, Scenario};
 use simulations::world::{self, RunOptions};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -39,6 +41,9 @@ enum Command {
         /// Run the baselines without the swarm
         #[arg(long, conflicts_with = "baselines")]
         only_baselines: bool,
+        /// Record all that node K is told and decides in FILE; of several runs, in the last one
+        #[arg(long, num_args = 2, value_names = ["K", "FILE"])]
+        record_node: Vec<String>,
         #[command(flatten)]
         common: Common,
     },
@@ -62,6 +67,8 @@ enum Command {
         #[command(flatten)]
         common: Common,
     },
+    /// Replay what an agent (`aquifer agent --record`) or a simulated node recorded
+    Replay { file: PathBuf },
 }
 
 #[derive(Debug, Args)]
@@ -97,12 +104,12 @@ fn main() -> ExitCode {
 /// Returns what was not accepted.
 fn run(cli: Cli) -> Result<Vec<String>> {
     match cli.command {
-        Command::Run { scenario, seed, nodes, baselines, only_baselines, common } => {
+        Command::Run { scenario, seed, nodes, baselines, only_baselines, record_node, common } => {
             let mut scenario = read(&scenario, &common)?;
             scenario.seeds = seed.map_or(scenario.seeds, |s| vec![s]);
             scenario.sweep.nodes = nodes.map_or(scenario.sweep.nodes, |n| vec![n]);
             let strategies = Strategies { swarm: !only_baselines, baselines: baselines || only_baselines };
-            report_on(&[scenario], strategies, &common)
+            report_on(&[scenario], strategies, &common, record(&record_node)?)
         }
         Command::Chaos { seed: Some(seed), .. } => Ok(replay(seed)),
         Command::Chaos { seeds, from, seed: None } => Ok(chaos(from, seeds)),
@@ -111,7 +118,13 @@ fn run(cli: Cli) -> Result<Vec<String>> {
             if check {
                 return scenarios.iter().try_for_each(expand_all).map(|()| Vec::new());
             }
-            report_on(&scenarios, Strategies { swarm: true, baselines: false }, &common)
+            report_on(&scenarios, Strategies { swarm: true, baselines: false }, &common, None)
+        }
+        Command::Replay { file } => {
+            let replayed = Replayed::read(&file).with_context(|| file.display().to_string())?;
+            // Whoever reads only the first lines has seen what he wanted.
+            let _ = writeln!(std::io::stdout(), "{replayed}");
+            Ok(replayed.failures())
         }
     }
 }
@@ -183,10 +196,24 @@ fn expand_all(scenario: &Scenario) -> Result<()> {
     Ok(())
 }
 
-fn report_on(scenarios: &[Scenario], strategies: Strategies, common: &Common) -> Result<Vec<String>> {
+/// Whom to record, and where to.
+type Record<'a> = Option<(u32, &'a Path)>;
+
+fn record(words: &[String]) -> Result<Record<'_>> {
+    let [node, file] = words else { return Ok(None) };
+    let node = node.parse().with_context(|| format!("--record-node {node}: it is a node's number"))?;
+    Ok(Some((node, Path::new(file))))
+}
+
+fn report_on(
+    scenarios: &[Scenario],
+    strategies: Strategies,
+    common: &Common,
+    record: Record<'_>,
+) -> Result<Vec<String>> {
     let (mut runs, mut failures) = (Vec::new(), Vec::new());
     for scenario in scenarios {
-        let (swarm, others) = run_scenario(scenario, strategies)?;
+        let (swarm, others) = run_scenario(scenario, strategies, record)?;
         failures.extend(swarm.iter().flat_map(|r| r.failures(&scenario.accept)));
         failures.extend(growth_failures(&swarm, &scenario.accept).iter().map(|f| format!("{}: {f}", scenario.name)));
         runs.extend(swarm);
@@ -206,15 +233,25 @@ fn place(scenarios: &[Scenario], run: &Outcome) -> Option<usize> {
 }
 
 /// The swarm's runs and the baselines'.
-fn run_scenario(scenario: &Scenario, strategies: Strategies) -> Result<(Vec<Outcome>, Vec<Outcome>)> {
+fn run_scenario(
+    scenario: &Scenario,
+    strategies: Strategies,
+    record: Record<'_>,
+) -> Result<(Vec<Outcome>, Vec<Outcome>)> {
     let (mut swarm, mut others) = (Vec::new(), Vec::new());
     for &seed in &scenario.seeds {
         for case in scenario.cases() {
             let expanded = scenario.expand(seed, case).with_context(|| scenario.name.clone())?;
             if strategies.swarm {
                 progress(&expanded, case, "swarm");
-                let outcome = world::run(&expanded, &RunOptions { progress: true })?;
+                let options = RunOptions { progress: true, record_node: record.map(|(node, _)| node) };
+                let mut outcome = world::run(&expanded, &options)?;
                 eprintln!("{}: digest {:016x}", expanded.scenario, outcome.digest);
+                if let Some((node, file)) = record {
+                    ensure!(!outcome.recording.is_empty(), "there is no node {node} to record");
+                    std::fs::write(file, std::mem::take(&mut outcome.recording))
+                        .with_context(|| file.display().to_string())?;
+                }
                 swarm.push(outcome);
             }
             for baseline in Baseline::ALL.into_iter().filter(|_| strategies.baselines) {

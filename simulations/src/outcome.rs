@@ -42,6 +42,8 @@ pub struct Outcome {
     /// Of all decisions, in order: a run of the same seed has the same.
     pub digest: u64,
     pub wall_s: f64,
+    /// What [`RunOptions::record_node`](crate::world::RunOptions::record_node) asked for.
+    pub recording: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

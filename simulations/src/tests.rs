@@ -3,6 +3,7 @@
 use crate::baselines::Baseline;
 use crate::chaos;
 use crate::outcome::Outcome;
+use crate::replay::Replayed;
 use crate::report;
 use crate::scenario::{Case, Expanded, Faults, PartitionModel, Scenario, Span, UpdateModel};
 use crate::world::{self, RunOptions};
@@ -83,6 +84,20 @@ fn a_swarm_among_liars_and_crashes_finishes_whole() {
     let outcome = world::run(&e, &RunOptions::default()).unwrap();
     assert_eq!(outcome.violations, Vec::<String>::new());
     assert!(outcome.last_healthy_s.is_some());
+}
+
+#[test]
+fn a_simulated_node_replays_alike_off_the_network() {
+    let e = small();
+    let outcome = world::run(&e, &RunOptions { record_node: Some(3), ..RunOptions::default() }).unwrap();
+    let replayed = Replayed::of(&outcome.recording[..]).unwrap();
+    assert_eq!(replayed.report.difference, None);
+    assert_eq!((replayed.report.name.as_str(), replayed.kinds.get("Hydrated")), ("n3", Some(&1)));
+    let reads: u64 = replayed.peers.values().map(|p| p.reads).sum();
+    assert_eq!(reads, u64::from(e.chunks));
+    assert!(replayed.to_string().contains("decisions are the same"));
+    let off = world::run(&e, &RunOptions::default()).unwrap();
+    assert_eq!((off.nodes, off.events), (outcome.nodes, outcome.events), "being recorded changes nothing");
 }
 
 /// 16 pullers, 64 chunks of 1 MiB, half a second for one upload of everything.

@@ -11,6 +11,7 @@ mod jobs;
 mod landing;
 mod library;
 mod node_view;
+mod recording;
 mod releasing;
 pub(crate) mod view;
 
@@ -22,13 +23,14 @@ use aquifer_core::{
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
-use aquifer_proto::{Config, Input, LocalStatus, Node, Notice, OpId, Output, Verdict};
+use aquifer_proto::{Config, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
 use aquifer_transport::{Completion, TcpConfig, TcpTransport};
 use engines::EngineConn;
 use grants::GrantTable;
 use jobs::JobDone;
 use landing::Read;
 use library::{Loaded, Tree};
+use recording::Recording;
 use releasing::Publication;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -81,6 +83,7 @@ pub(crate) struct AgentConfig {
     pub(crate) state: Option<StateDir>,
     pub(crate) publish: Option<Publish>,
     pub(crate) pull: Option<Pull>,
+    pub(crate) record: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -151,7 +154,9 @@ enum Event {
 
 #[derive(Debug)]
 struct Agent {
-    node: Node,
+    node: Recorded,
+    /// Where the record of `node` goes, if it keeps one.
+    recording: Option<Recording>,
     origin: Instant,
     mesh: Mesh,
     transport: Arc<TcpTransport>,
@@ -259,7 +264,9 @@ impl Agent {
         let port = transport.local_addr().port();
         let data_endpoint = config.data_advertise.clone().unwrap_or_else(|| format!(":{port}"));
         let origin = Instant::now();
-        let node = Node::new(
+        let recording = config.record.as_deref().map(Recording::start).transpose()?;
+        let begin = if recording.is_some() { Recorded::on_record } else { Recorded::new };
+        let node = begin(
             Config {
                 identity: config.identity,
                 incarnation: config.incarnation,
@@ -278,6 +285,7 @@ impl Agent {
         let publication = config.publish.map(|p| Publication::new(p, config.peers.is_empty() && !config.mdns));
         Ok(Agent {
             node,
+            recording,
             origin,
             mesh,
             transport,
@@ -328,6 +336,7 @@ impl Agent {
         view_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while self.ended.is_none() {
             self.drain()?;
+            self.record();
             let timeout = self.node.poll_timeout().map(|(at, _)| self.origin + at.since(Time::ZERO));
             let event = tokio::select! {
                 Some(event) = received.recv() => event,
@@ -376,6 +385,12 @@ impl Agent {
     fn input(&mut self, input: Input) {
         let now = self.now();
         self.node.handle(now, input);
+    }
+
+    fn record(&mut self) {
+        if let Some(recording) = &mut self.recording {
+            recording.write(self.node.take_record());
+        }
     }
 
     /// Carries out what the brain decided. Outputs may cause inputs, which cause outputs.
@@ -514,10 +529,14 @@ impl Agent {
                 self.mesh.gossip(message);
             }
         }
+        self.record();
         if tokio::time::timeout(LEAVE_TIME, self.mesh.clone().shutdown()).await.is_err() {
             tracing::debug!("the mesh did not shut down within {LEAVE_TIME:?}");
         }
         self.transport.shutdown();
+        if let Some(recording) = self.recording.take() {
+            recording.finish();
+        }
     }
 }
 

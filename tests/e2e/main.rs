@@ -9,6 +9,7 @@ mod joining;
 mod keys;
 mod lies;
 mod noise;
+mod records;
 mod refusals;
 mod releases;
 mod site;

@@ -24,6 +24,9 @@ pub enum Kind {
     SignedStatus = 5,
     Gossip = 6,
     Peer = 7,
+    /// The beginning of a node's recording, and each frame after it.
+    Recording = 16,
+    RecordingFrame = 17,
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -46,9 +49,14 @@ pub fn encode<T: Encode>(kind: Kind, value: &T) -> Vec<u8> {
     bytes.extend_from_slice(&MAGIC);
     bytes.push(kind as u8);
     bytes.extend_from_slice(&VERSION.to_le_bytes());
-    bincode::encode_into_std_write(value, &mut bytes, bincode::config::legacy())
-        .expect("encoding into a Vec cannot fail: no type here refuses to be encoded");
+    append(&mut bytes, value);
     bytes
+}
+
+/// Adds `value` to `bytes` without a head: for what is hashed and never read back.
+pub fn append<T: Encode>(bytes: &mut Vec<u8>, value: &T) {
+    bincode::encode_into_std_write(value, bytes, bincode::config::legacy())
+        .expect("encoding into a Vec cannot fail: no type here refuses to be encoded");
 }
 
 /// The value in `bytes`. `LIMIT` bounds both the input and what decoding may allocate, so a

@@ -84,6 +84,11 @@ impl SignedStatus {
         SignedStatus { body, signature, checked: Checked::default() }
     }
 
+    /// What is signed.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
     /// Bytes it takes in a message, about.
     pub fn len(&self) -> usize {
         self.body.len() + SIGNATURE_BYTES + size_of::<u64>()

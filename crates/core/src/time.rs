@@ -1,11 +1,12 @@
 //! Time as an argument: nanoseconds since an origin only the driver knows.
 
+use bincode::{Decode, Encode};
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// A point in a driver's monotonic time. The agent counts from its start, the simulator from the
 /// start of the run; two nodes' times are never compared.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct Time(Duration);
 
 impl Time {

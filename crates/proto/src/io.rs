@@ -2,13 +2,14 @@
 
 use crate::releases::Rejection;
 use aquifer_core::{ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease};
+use bincode::{Decode, Encode};
 use std::time::Duration;
 
 /// A read the node has started; the driver owes exactly one [`Input::ReadDone`] for it.
 pub type OpId = u64;
 
 /// What happened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Encode, Decode)]
 pub enum Input {
     /// A control connection to `node` is up, or the last one to it is gone.
     Connected {
@@ -72,7 +73,7 @@ pub enum Input {
 }
 
 /// The part of the status record that only the driver knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct LocalStatus {
     pub addresses: Vec<String>,
     pub data_endpoints: Vec<String>,
@@ -80,7 +81,7 @@ pub struct LocalStatus {
     pub engines_ready: u32,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum ReadOutcome {
     /// The bytes landed and hash to their name. The chunk counts as held.
     Verified,
@@ -95,7 +96,7 @@ pub enum ReadOutcome {
 }
 
 /// What to do.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Encode)]
 pub enum Output {
     Send {
         to: NodeId,
@@ -164,7 +165,7 @@ pub enum Output {
     Notice(Notice),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode)]
 pub enum Verdict {
     /// Believe it and pass it on.
     Accept,
@@ -175,7 +176,7 @@ pub enum Verdict {
 }
 
 /// Worth telling a person once.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode)]
 pub enum Notice {
     MemberJoined {
         node: NodeId,

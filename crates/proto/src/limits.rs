@@ -1,6 +1,6 @@
 //! Every bound and interval of this crate, with its unit and where it comes from.
 
-use aquifer_core::limits::MESSAGE_BYTES_MAX;
+use aquifer_core::limits::{MANIFEST_CHUNKS_MAX, MESSAGE_BYTES_MAX};
 use std::time::Duration;
 
 /// How often a node tells the mesh of itself when nothing changed. Guess: a third of a minute's
@@ -159,3 +159,7 @@ pub const TRUST_MAX: usize = MEMBERS_MAX;
 
 /// Peers for which refused releases are counted one by one; the rest are counted together.
 pub const REJECTION_PEERS_MAX: usize = 1024;
+
+/// Longest event in a recording: a manifest's chunk lengths are four bytes each, and everything
+/// else that a node is told fits into a message.
+pub const RECORD_FRAME_BYTES_MAX: usize = 4 * MANIFEST_CHUNKS_MAX + MESSAGE_BYTES_MAX;

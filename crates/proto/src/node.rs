@@ -101,7 +101,11 @@ pub struct SwarmProgress {
 
 impl Node {
     pub fn new(config: Config, now: Time) -> Self {
-        let me = config.identity.public();
+        Self::known_as(config.identity.public(), config, now)
+    }
+
+    /// A node that goes by `me`, whoever's the key it signs with is: a replay lacks the key.
+    pub(crate) fn known_as(me: NodeId, config: Config, now: Time) -> Self {
         let mut releases = Releases::default();
         for (channel, trusted) in &config.channels {
             releases.follow(channel.clone(), trusted.iter().copied());

@@ -2,6 +2,7 @@
 
 use crate::limits::REJECTION_PEERS_MAX;
 use aquifer_core::{ChannelName, ManifestHash, NodeId, PublisherKey, Release, SignedRelease};
+use bincode::Encode;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Default)]
@@ -19,7 +20,7 @@ struct Channel {
 }
 
 /// Why a release changes nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode)]
 pub enum Rejection {
     /// Its signature is not its publisher's, or it does not decode.
     Forged,

@@ -3,7 +3,7 @@
 use super::clock::Clock;
 use crate::scenario::{Expanded, NodePlan};
 use aquifer_core::{ChannelName, ChunkSet, NodeSecret, PublisherSecret, SignedRelease, Time};
-use aquifer_proto::{Config, Node};
+use aquifer_proto::{Config, Recorded};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Chunks a node lets others read at once: the agent's own default.
@@ -11,7 +11,9 @@ const LEASED_CHUNKS_MAX: u64 = 64;
 
 #[derive(Debug)]
 pub(super) struct Peer {
-    pub(super) node: Node,
+    pub(super) node: Recorded,
+    /// Each life begins a record.
+    on_record: bool,
     pub(super) plan: NodePlan,
     /// Counts starts; what was planned for an earlier life is void.
     pub(super) life: u32,
@@ -45,10 +47,11 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(e: &Expanded, plan: &NodePlan) -> Self {
+    pub(super) fn new(e: &Expanded, plan: &NodePlan, on_record: bool) -> Self {
         let clock = Clock::new(e, plan);
         Peer {
-            node: Node::new(config(e, plan, 0, Vec::new()), clock.local(Time::ZERO)),
+            node: node(config(e, plan, 0, Vec::new()), clock.local(Time::ZERO), on_record),
+            on_record,
             plan: plan.clone(),
             life: 0,
             alive: false,
@@ -75,7 +78,8 @@ impl Peer {
         for chunk in std::mem::take(&mut self.wrong).into_keys() {
             self.has.remove(chunk);
         }
-        self.node = Node::new(config(e, &self.plan, self.life, self.accepted.clone()), self.clock.local(now));
+        let config = config(e, &self.plan, self.life, self.accepted.clone());
+        self.node = node(config, self.clock.local(now), self.on_record);
         self.alive = true;
         self.loaded = false;
         self.complete = self.has.is_superset(&self.plan.wants);
@@ -92,6 +96,10 @@ impl Peer {
         self.wrong.clear();
         self.accepted.clear();
     }
+}
+
+fn node(config: Config, now: Time, on_record: bool) -> Recorded {
+    if on_record { Recorded::on_record(config, now) } else { Recorded::new(config, now) }
 }
 
 fn config(e: &Expanded, plan: &NodePlan, life: u32, accepted: Vec<SignedRelease>) -> Config {

@@ -41,6 +41,14 @@ const FAULTS_SEED: u64 = 0x0fa0_1750;
 pub struct RunOptions {
     /// Say on stderr how far a long run is.
     pub progress: bool,
+    /// The node whose last life is recorded in [`Outcome::recording`].
+    pub record_node: Option<u32>,
+}
+
+impl RunOptions {
+    fn records(&self, node: u32) -> bool {
+        self.record_node == Some(node)
+    }
 }
 
 /// Runs one node of `aquifer_proto` for each node of the scenario.
@@ -115,7 +123,8 @@ impl<'a> World<'a> {
     fn new(e: &'a Expanded, options: RunOptions) -> Self {
         // The cap is the node's own decision, see `Config`.
         let uncapped = |n: &NodePlan| Nic { upload_cap: None, ..n.nic };
-        let peers: Vec<Peer> = e.nodes.iter().map(|plan| Peer::new(e, plan)).collect();
+        let peers: Vec<Peer> =
+            e.nodes.iter().map(|plan| Peer::new(e, plan, options.records(plan.index))).collect();
         World {
             e,
             options,
@@ -638,10 +647,11 @@ impl<'a> World<'a> {
         self.samples.push(Sample::new(self.now.since(Time::ZERO).as_secs_f64(), &mut held));
     }
 
-    fn into_outcome(self) -> Outcome {
+    fn into_outcome(mut self) -> Outcome {
         let seconds = |p: &Peer| p.finished.map(|at| at.since(p.plan.join).as_secs_f64());
         let finished: Vec<Option<f64>> = self.peers.iter().map(seconds).collect();
         let mut outcome = Outcome::new(self.e, "swarm", &finished, self.net.counters());
+        outcome.recording = self.peers.iter_mut().flat_map(|p| p.node.take_record()).collect();
         outcome.samples = self.samples;
         outcome.cap_excess = self.checks.excess;
         outcome.mishaps = self.mishaps;

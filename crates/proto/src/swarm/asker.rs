@@ -112,8 +112,4 @@ impl Asker {
     pub(super) fn discount(&self, rarity: &mut Rarity) {
         self.have.iter().for_each(|c| rarity.fewer(c));
     }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.wanted.bytes() + self.have.bytes() + self.offer.bytes()
-    }
 }

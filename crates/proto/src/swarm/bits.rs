@@ -101,11 +101,6 @@ impl Bits {
             })
         })
     }
-
-    /// Bytes it takes.
-    pub(crate) fn bytes(&self) -> usize {
-        (self.words.len() + self.summary.len()) * size_of::<u64>()
-    }
 }
 
 fn place(index: u32) -> (usize, u64) {

@@ -55,8 +55,6 @@ struct Flight {
 /// A flight's end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Landed {
-    pub(crate) holder: NodeId,
-    pub(crate) lease: u64,
     pub(crate) revoked: bool,
     pub(crate) late: bool,
     pub(crate) successor: Option<(NodeId, u64)>,
@@ -266,14 +264,14 @@ impl Pulling {
         }
         let bytes = stock.bytes_of(chunk);
         self.flight_bytes -= bytes;
-        let Flight { holder, lease, started, successor, revoked, late, .. } = self.flights.remove(&chunk)?;
+        let Flight { holder, started, successor, revoked, late, .. } = self.flights.remove(&chunk)?;
         let took = now.since(started);
         if let Some(ask) = self.asks.get_mut(&holder) {
             ask.on_end(now, took);
         }
         let sample = took.as_secs_f64() / bytes.max(PACE_BYTES_MIN) as f64;
         self.pace = if self.pace > 0.0 { self.pace + (sample - self.pace) / PACE_SAMPLES } else { sample };
-        Some(Landed { holder, lease, revoked, late, successor })
+        Some(Landed { revoked, late, successor })
     }
 
     /// Gives a lease back to its holder, and tells it what else is new; others look again for a

@@ -47,11 +47,6 @@ impl Rarity {
         self.levels.iter().enumerate().find_map(|(level, set)| set.common(of, from).map(|c| (c, level)))
     }
 
-    /// Bytes it takes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.copies.len() + self.levels.iter().map(Bits::bytes).sum::<usize>()
-    }
-
     fn shift(&mut self, chunk: u32, before: u8) {
         let (from, to) = (level(before), level(self.copies[chunk as usize]));
         if from == to {
@@ -79,7 +74,7 @@ mod tests {
         (0..90).for_each(|c| rarity.more(c));
         (0..50).for_each(|c| rarity.more(c));
         let mut of = Bits::new(100);
-        [3, 60].map(|c| of.insert(c));
+        assert!(of.insert(3) && of.insert(60));
         assert_eq!(rarity.rarest(&of, 0), Some((60, 1)));
         of.insert(95);
         assert_eq!(rarity.rarest(&of, 10), Some((95, 0)));

@@ -23,7 +23,7 @@ pub(crate) fn distance(a: &[(String, String)], b: &[(String, String)]) -> u8 {
         (Some(x), Some(y)) => a[x].1 != b[y].1,
         (None, _) | (_, None) => false,
     };
-    let outermost = PLACES.iter().rposition(|key| differ(&key));
+    let outermost = PLACES.iter().rposition(differ);
     outermost.map_or(0, |i| u8::try_from(i + 1).unwrap_or(u8::MAX))
 }
 
@@ -67,7 +67,9 @@ impl Reach {
     pub(crate) fn restrict(&self, distance: u8, set: &mut ChunkSet) {
         if distance > 0 {
             let not: Vec<u32> = set.iter().filter(|c| !self.allows(distance, *c)).collect();
-            not.into_iter().for_each(|c| drop(set.remove(c)));
+            not.into_iter().for_each(|c| {
+                set.remove(c);
+            });
         }
     }
 

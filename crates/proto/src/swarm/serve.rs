@@ -238,15 +238,6 @@ impl Serving {
         (sum / count.max(1)).max(stock.unit_bytes())
     }
 
-    /// Bytes that the tables take.
-    pub(crate) fn bytes(&self) -> usize {
-        self.rarity.bytes() + self.given.bytes() + self.askers.values().map(Asker::bytes).sum::<usize>()
-    }
-
-    pub(crate) fn askers(&self) -> usize {
-        self.askers.len()
-    }
-
     #[cfg(test)]
     pub(crate) fn assert_invariants(&self, stock: &Stock) {
         assert_eq!(self.audit(stock).err(), None);
@@ -358,3 +349,6 @@ impl Serving {
         self.leases.iter().filter(move |(_, l)| l.reader == node)
     }
 }
+
+#[cfg(test)]
+mod tests;
