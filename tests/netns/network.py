@@ -1,0 +1,113 @@
+"""Shaped networks in namespaces of their own: nodes on one bridge, each at a given rate each way.
+
+Every interface this makes lives in a namespace it made: the bridge has one, every node has one, and a
+veth pair is created with an end in each. Nothing is added to, or changed in, the network of the machine.
+"""
+
+import os
+import re
+import subprocess
+
+#: Bytes of a full frame as ``tbf`` counts it (with the Ethernet header, without preamble and checksum),
+#: and what TCP carries in it with time stamps: 1500 - 20 (IPv4) - 20 (TCP) - 12 (options).
+FRAME_BYTES = 1514
+PAYLOAD_BYTES = 1448
+
+#: What a node may send at once after it was idle: ten full frames. Less, and the timer's grain costs rate;
+#: more, and a burst is a head start (at 25 Mbit/s this one is 5 ms).
+BURST = "16kb"
+#: The longest queue, as time. A frame that would wait longer is dropped, as a switch with shallow
+#: buffers would do.
+LATENCY_MS = 40
+
+
+class Network:
+    """``count`` nodes, numbered from 0, at ``mbit`` Mbit/s each way. Use it in a ``with``."""
+
+    def __init__(self, count, mbit, congestion=None):
+        self.prefix = f"aqf{os.getpid()}"
+        self.hub = f"{self.prefix}-hub"
+        self.count, self.mbit, self.congestion = count, mbit, congestion
+        self.made = []
+
+    def __enter__(self):
+        try:
+            self._make()
+        except BaseException:
+            self.remove()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.remove()
+
+    def namespace(self, node):
+        return f"{self.prefix}-{node}"
+
+    @staticmethod
+    def address(node):
+        return f"10.77.{node // 200}.{node % 200 + 1}"
+
+    def inside(self, node, command):
+        """``command``, to be run as that node. It becomes the process; nothing stays in between."""
+        return ["ip", "netns", "exec", self.namespace(node), *map(str, command)]
+
+    def all_counters(self):
+        """Bytes that each node received and sent since its interface was made."""
+        links = self._hub_links()
+        # What the bridge's end sent, the node received.
+        return [tuple(reversed(links[f"p{n}"])) for n in range(self.count)]
+
+    def remove(self):
+        while self.made:
+            subprocess.run(["ip", "netns", "del", self.made.pop()], check=False)
+
+    def _make(self):
+        self._namespace(self.hub)
+        self._ip("-n", self.hub, "link", "add", "br0", "type", "bridge")
+        self._ip("-n", self.hub, "link", "set", "br0", "up")
+        for node in range(self.count):
+            name, port = self.namespace(node), f"p{node}"
+            self._namespace(name)
+            self._ip("-n", self.hub, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", name)
+            self._ip("-n", self.hub, "link", "set", port, "master", "br0", "up")
+            self._ip("-n", name, "addr", "add", f"{self.address(node)}/16", "dev", "eth0")
+            self._ip("-n", name, "link", "set", "lo", "up")
+            self._ip("-n", name, "link", "set", "eth0", "up")
+            self._shape(name, "eth0")
+            self._shape(self.hub, port)
+            if self.congestion:
+                self._set(name, "net/ipv4/tcp_congestion_control", self.congestion)
+
+    def _namespace(self, name):
+        self._ip("netns", "add", name)
+        self.made.append(name)
+
+    def _shape(self, namespace, device):
+        tbf = ["tbf", "rate", f"{self.mbit}mbit", "burst", BURST, "latency", f"{LATENCY_MS}ms"]
+        run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", *tbf)
+
+    def _set(self, namespace, key, value):
+        run("ip", "netns", "exec", namespace, "sh", "-c", f"echo {value} > /proc/sys/{key}")
+
+    def _ip(self, *arguments):
+        run("ip", *arguments)
+
+    def _hub_links(self):
+        """Device to the bytes it received and sent."""
+        text = run("ip", "netns", "exec", self.hub, "cat", "/proc/net/dev")
+        fields = (re.match(r"\s*(\w+):\s*(.*)", line) for line in text.splitlines())
+        rows = {m[1]: m[2].split() for m in fields if m}
+        return {name: (int(row[0]), int(row[8])) for name, row in rows.items()}
+
+
+def goodput(mbit):
+    """Bytes a second that TCP carries over a link of ``mbit`` Mbit/s full of long segments."""
+    return mbit * 1e6 / 8 * PAYLOAD_BYTES / FRAME_BYTES
+
+
+def run(*command):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip() or done.returncode}")
+    return done.stdout
