@@ -4,8 +4,10 @@ Every interface this makes lives in a namespace it made: the bridge has one, eve
 veth pair is created with an end in each. Nothing is added to, or changed in, the network of the machine.
 """
 
+import ctypes
 import os
 import re
+import signal
 import subprocess
 
 #: Bytes of a full frame as ``tbf`` counts it (with the Ethernet header, without preamble and checksum),
@@ -20,6 +22,9 @@ BURST = "16kb"
 #: buffers would do.
 LATENCY_MS = 40
 
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None, use_errno=True)
+
 
 class Network:
     """``count`` nodes, numbered from 0, at ``mbit`` Mbit/s each way. Use it in a ``with``."""
@@ -29,6 +34,7 @@ class Network:
         self.hub = f"{self.prefix}-hub"
         self.count, self.mbit, self.congestion = count, mbit, congestion
         self.made = []
+        self.resident = None
 
     def __enter__(self):
         try:
@@ -52,18 +58,28 @@ class Network:
         """``command``, to be run as that node. It becomes the process; nothing stays in between."""
         return ["ip", "netns", "exec", self.namespace(node), *map(str, command)]
 
-    def all_counters(self):
+    def counters(self):
         """Bytes that each node received and sent since its interface was made."""
-        links = self._hub_links()
+        with open(f"/proc/{self.resident.pid}/net/dev", encoding="ascii") as file:
+            fields = (re.match(r"\s*p(\d+):\s*(.*)", line) for line in file)
+            rows = {int(m[1]): m[2].split() for m in fields if m}
         # What the bridge's end sent, the node received.
-        return [tuple(reversed(links[f"p{n}"])) for n in range(self.count)]
+        return [(int(rows[n][8]), int(rows[n][0])) for n in range(self.count)]
 
     def remove(self):
+        if self.resident:
+            self.resident.kill()
+            self.resident.wait()
+            self.resident = None
         while self.made:
             subprocess.run(["ip", "netns", "del", self.made.pop()], check=False)
 
     def _make(self):
         self._namespace(self.hub)
+        # Through it /proc shows the bridge's counters, without a process for each look.
+        self.resident = subprocess.Popen(
+            ["ip", "netns", "exec", self.hub, "sleep", "infinity"], stdin=subprocess.DEVNULL, preexec_fn=end_with_parent
+        )
         self._ip("-n", self.hub, "link", "add", "br0", "type", "bridge")
         self._ip("-n", self.hub, "link", "set", "br0", "up")
         for node in range(self.count):
@@ -93,17 +109,15 @@ class Network:
     def _ip(self, *arguments):
         run("ip", *arguments)
 
-    def _hub_links(self):
-        """Device to the bytes it received and sent."""
-        text = run("ip", "netns", "exec", self.hub, "cat", "/proc/net/dev")
-        fields = (re.match(r"\s*(\w+):\s*(.*)", line) for line in text.splitlines())
-        rows = {m[1]: m[2].split() for m in fields if m}
-        return {name: (int(row[0]), int(row[8])) for name, row in rows.items()}
-
 
 def goodput(mbit):
     """Bytes a second that TCP carries over a link of ``mbit`` Mbit/s full of long segments."""
     return mbit * 1e6 / 8 * PAYLOAD_BYTES / FRAME_BYTES
+
+
+def end_with_parent():
+    """To be called in a child before it becomes another program: the kernel then ends it with its parent."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run(*command):

@@ -25,7 +25,6 @@ given and the median run took more times LB.
 """
 
 import argparse
-import ctypes
 import datetime
 import json
 import os
@@ -47,21 +46,21 @@ sys.path[:0] = [HERE, os.path.join(ROOT, "python")]
 
 from aquifer.errors import AgentUnavailable  # noqa: E402
 from aquifer.wire import request_status  # noqa: E402
-from network import BURST, FRAME_BYTES, LATENCY_MS, PAYLOAD_BYTES, Network, goodput  # noqa: E402
+from network import BURST, FRAME_BYTES, LATENCY_MS, PAYLOAD_BYTES, Network, end_with_parent, goodput, run  # noqa: E402
 
 CHANNEL = "netns/swarm"
 MESH_PORT, DATA_PORT, PROBE_PORT = 7401, 7402, 7500
 #: Seconds within which nodes must find each other, and within how many lower bounds a run must end.
 PATIENCE_S, PATIENCE_BOUNDS, PATIENCE_LEAST_S = 60.0, 20, 60.0
 POLL_S = 0.02
+#: How often links are looked at while a run lasts.
+SAMPLE_S = 0.1
 #: After everybody knows everybody: time for links and gossip meshes to settle.
 SETTLE_S = 2.0
 #: BF16 rows of 4 KiB, 2 MiB a tensor: chunks of any target end on rows.
 TENSOR_SHAPE = (512, 2048)
 TENSOR_BYTES = 2 * TENSOR_SHAPE[0] * TENSOR_SHAPE[1]
 PLAIN_S = 4
-PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None, use_errno=True)
 WHEN = re.compile(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+)Z\s+(?:INFO|WARN|ERROR|DEBUG)\s+(.*)$")
 
 
@@ -73,7 +72,7 @@ class Child:
         errors = open(log, "ab") if log else None
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output or subprocess.DEVNULL, stderr=errors,
-            env=environment, text=True, preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
+            env=environment, text=True, preexec_fn=end_with_parent,
         )
         if errors:
             errors.close()
@@ -172,6 +171,8 @@ class Run:
         self.bench, self.options, self.network, self.work = bench, bench.options, bench.network, work
         self.nodes = {}
         self.killed = []
+        #: Moments, and every node's bytes received and sent by then.
+        self.samples = []
 
     def measure(self):
         for node in range(1, self.options.nodes + 1):
@@ -180,14 +181,15 @@ class Run:
         time.sleep(SETTLE_S)
         probes = self._probes() if self.options.rtt else {}
         cpu = {n: c.cpu_seconds() for n, c in self.nodes.items()}
-        before, idle = self.network.all_counters(), idle_seconds()
+        before, idle = self.network.counters(), idle_seconds()
         seed = self._publish()
         hashed = self._event(seed, "hashed")
         released = self._until_logged(seed, "is at release")
         joined = [self._joined(seed, n) for n in self.nodes]
         half = self._until_whole(hashed["manifest"], before, released)
-        after, idle_after = self.network.all_counters(), idle_seconds()
+        after, idle_after = self.network.counters(), idle_seconds()
         whole = {n: self._whole_at(n, hashed["manifest"]) - released for n in self.nodes}
+        sockets = self._sockets()
         spent = sum(c.cpu_seconds() - cpu[n] for n, c in self.nodes.items()) + seed.cpu_seconds()
         self._check(hashed)
         last = max(whole.values())
@@ -199,12 +201,19 @@ class Run:
             f"seed sent {sent[0]:.2f} F, nodes received {statistics.mean(received[n] for n in self.nodes):.3f} F each",
             flush=True,
         )
+        control, data = sockets["control"], sockets["data"]
+        print(
+            f"  control: {control['connections']} connections, {control['bytes'] / 1e6:.1f} MB in {control['segments']} segments; "
+            f"chunks: {data['connections']} connections, {data['bytes'] / 1e6:.0f} MB in {data['segments']} segments, "
+            f"{data['retransmitted_bytes'] / 1e6:.1f} MB again; CPU {spent:.1f} s",
+            flush=True,
+        )
         result = {
             "seconds": last, "ratio": last / bound, "first_seconds": min(whole.values()),
             "node_seconds": whole, "manifest": hashed["manifest"], "chunks": hashed["chunks"],
             "sent_of_release": sent, "received_of_release": received,
             "known_to_the_seed_before": sum(j is not None and j <= released for j in joined),
-            "killed": self.killed, "killed_at_seconds": half,
+            "sockets": sockets, "timeline": self._timeline(released), "killed": self.killed, "killed_at_seconds": half,
             "agents_cpu_seconds": spent, "machine_idle_share": (idle_after[0] - idle[0]) / (idle_after[1] - idle[1]),
         }
         if probes:
@@ -253,12 +262,50 @@ class Run:
             found = look()
             if found:
                 return found
+            self._sample()
             for node, child in self.nodes.items():
                 if child.process.poll() is not None:
                     raise RuntimeError(f"node {node} ended with {child.process.returncode}; see its log with --keep")
             if time.monotonic() > deadline:
                 raise RuntimeError(f"not within {seconds:.0f} s: {what}")
             time.sleep(POLL_S)
+
+    def _sample(self):
+        now = time.time()
+        if not self.samples or now - self.samples[-1][0] >= SAMPLE_S:
+            self.samples.append((now, self.network.counters()))
+
+    def _timeline(self, released):
+        """How full links were: end of each interval in seconds, share of the seed's upload, of a node's
+        upload, of a node's download, the last two on average over surviving nodes."""
+        rows, full = [], self.options.mbit * 1e6 / 8
+        for (begin, before), (end, after) in zip(self.samples, self.samples[1:]):
+            if end < released:
+                continue
+            used = [[(a - b) / (full * (end - begin)) for a, b in zip(x, y)] for x, y in zip(after, before)]
+            down, up = (statistics.mean(used[n][way] for n in self.nodes) for way in (0, 1))
+            rows.append([round(v, 3) for v in (end - released, used[0][1], up, down)])
+        return rows
+
+    def _sockets(self):
+        """What the agents' TCP connections have sent, control and chunks apart, and how long a round trip
+        took on them at the end."""
+        kinds = {"control": [], "data": []}
+        for node in [0, *self.nodes]:
+            lines = run(*self.network.inside(node, ["ss", "-tinH"])).splitlines()
+            for addresses, figures in zip(lines[::2], lines[1::2]):
+                ports = {word.rpartition(":")[2] for word in addresses.split()[3:5]}
+                values = dict(word.split(":", 1) for word in figures.split() if ":" in word)
+                kinds["data" if str(DATA_PORT) in ports else "control"].append(values)
+        total = lambda rows, key: sum(int(r.get(key, 0)) for r in rows)  # noqa: E731
+        return {
+            kind: {
+                "connections": len(rows) // 2, "bytes": total(rows, "bytes_sent"), "segments": total(rows, "segs_out"),
+                "retransmitted_bytes": total(rows, "bytes_retrans"),
+                "rtt_ms": statistics.median(float(r["rtt"].split("/")[0]) for r in rows) if rows else None,
+            }
+            for kind, rows in kinds.items()
+        }
 
     def _until_all_know_all(self):
         def knows_all(node):
@@ -288,7 +335,7 @@ class Run:
             wanted = self.bench.bytes / 2 * FRAME_BYTES / PAYLOAD_BYTES
 
             def is_half():
-                now = self.network.all_counters()
+                now = self.network.counters()
                 return sum(now[n][0] - before[n][0] for n in self.nodes) >= wanted * len(self.nodes)
 
             self._until("half of it is there", patience, is_half)
