@@ -53,6 +53,9 @@ pub fn write(dir: &Path, runs: &[Outcome]) -> Result<()> {
     for run in runs {
         save(&dir.join(format!("{}-{}-nodes.csv", stem(run), run.strategy)), &nodes_csv(run))?;
     }
+    for run in runs {
+        save(&dir.join(format!("{}-{}-held.csv", stem(run), run.strategy)), &held_csv(run))?;
+    }
     for group in runs.chunk_by(|a, b| stem(a) == stem(b)) {
         save(&dir.join(format!("{}.svg", stem(&group[0]))), &svg(group))?;
     }
@@ -194,6 +197,13 @@ fn nodes_csv(run: &Outcome) -> String {
     };
     let head = "node,finished_s,healthy,bytes_down,bytes_up,wanted_bytes\n";
     head.to_string() + &run.nodes.iter().enumerate().map(line).collect::<String>()
+}
+
+/// Wanted chunks held over time: by all measured nodes together, and by the least, the median and
+/// the most of them.
+fn held_csv(run: &Outcome) -> String {
+    let line = |s: &crate::outcome::Sample| format!("{},{},{},{},{}\n", s.at_s, s.held, s.min, s.median, s.max);
+    "at_s,held,least,median,most\n".to_string() + &run.samples.iter().map(line).collect::<String>()
 }
 
 fn stem(run: &Outcome) -> String {

@@ -6,10 +6,11 @@
 //! make, and a crash is seen by its neighbours one latency later, as a reset connection is.
 //!
 //! What is left out: control messages use no bandwidth and are never held up by bulk data; the
-//! mesh is formed before the run begins, everybody knowing everybody; signatures cost nothing in
+//! mesh is formed before the run begins, each node knowing up to 128 others (see `mesh`); signatures cost nothing in
 //! virtual time; a manifest is one message.
 
 mod events;
+mod mesh;
 mod peer;
 mod run;
 

@@ -268,6 +268,7 @@ impl Agent {
                 channels: config.channels.clone(),
                 accepted,
                 leased_bytes_max: config.upload_bytes,
+                upload_bytes_per_s: None,
                 seed,
             },
             Time::ZERO,

@@ -112,7 +112,7 @@ impl Agent {
         let of = |member: &aquifer_proto::Member| {
             let status = &member.status;
             let (avoided, corrupt_chunks) = self.node.trust_of(&status.node, now);
-            let channels = status.channels.iter();
+            let channels = status.channels.iter().filter(|c| c.seq > 0);
             PeerView {
                 node: status.node.to_string(),
                 name: status.name.clone(),

@@ -47,6 +47,11 @@ impl ChunkSet {
         self.count == 0
     }
 
+    /// Bytes of memory it takes.
+    pub fn bytes(&self) -> usize {
+        self.words.len() * size_of::<u64>()
+    }
+
     pub fn is_full(&self) -> bool {
         self.count == self.len
     }
@@ -76,20 +81,24 @@ impl ChunkSet {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.words.iter().zip(0u32..).flat_map(|(&word, w)| {
-            let mut rest = word;
-            std::iter::from_fn(move || {
-                let b = (rest != 0).then(|| rest.trailing_zeros())?;
-                rest &= rest - 1;
-                Some(w * 64 + b)
-            })
-        })
+        members(self.words.iter().copied())
     }
 
     /// Indices in both sets. Sets of different manifests share none.
     pub fn intersection<'a>(&'a self, other: &'a ChunkSet) -> impl Iterator<Item = u32> + 'a {
         let same = self.len == other.len;
         self.iter().filter(move |&i| same && other.contains(i))
+    }
+
+    /// Indices in this set and not in the other, a set of the same manifest.
+    pub fn difference<'a>(&'a self, other: &'a ChunkSet) -> impl Iterator<Item = u32> + 'a {
+        let without = |(w, &word): (usize, &u64)| word & !other.words.get(w).copied().unwrap_or(0);
+        members(self.words.iter().enumerate().map(without))
+    }
+
+    /// Whether the two sets, of the same manifest, have anything in common.
+    pub fn intersects(&self, other: &ChunkSet) -> bool {
+        self.len == other.len && self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
     }
 
     /// Adds every member of `other`, a set of the same manifest.
@@ -178,6 +187,18 @@ impl<'de, C> BorrowDecode<'de, C> for ChunkSet {
     fn borrow_decode<D: BorrowDecoder<'de, Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
         Self::decode(decoder)
     }
+}
+
+/// The indices that a sequence of words stands for.
+fn members(words: impl Iterator<Item = u64>) -> impl Iterator<Item = u32> {
+    words.zip(0u32..).flat_map(|(word, w)| {
+        let mut rest = word;
+        std::iter::from_fn(move || {
+            let b = (rest != 0).then(|| rest.trailing_zeros())?;
+            rest &= rest - 1;
+            Some(w * 64 + b)
+        })
+    })
 }
 
 fn words_for(len: u32) -> usize {

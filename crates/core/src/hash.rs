@@ -47,6 +47,9 @@ macro_rules! hash_of {
         pub struct $name(pub Hash);
 
         impl $name {
+            /// Where a name must be written and there is nothing to name.
+            pub const NONE: $name = $name(Hash([0; 32]));
+
             pub fn of(bytes: &[u8]) -> Self {
                 $name(Hash::of(bytes))
             }

@@ -31,17 +31,35 @@ pub enum PeerMessage {
     /// Bytes of a manifest from `offset` on. `total` is its whole length; zero says that the
     /// sender does not have it.
     ManifestPiece { manifest: ManifestHash, offset: u64, total: u64, bytes: Vec<u8> },
-    /// "I want these chunks and have those; grant me up to `credits` at a time." Stands until it
-    /// is replaced, withdrawn with an empty `wanted`, or the connection ends.
-    Ask { manifest: ManifestHash, wanted: ChunkSet, have: ChunkSet, credits: u16 },
-    /// Corrects a standing ask: the sender has verified these chunks since, and wants them no more.
-    Progress { manifest: ManifestHash, got: Vec<u32>, credits: u16 },
+    /// "I want these chunks, and have or am getting those; grant me what the terms allow." Stands
+    /// until it is replaced, withdrawn with an empty `wanted`, refused, or the connection ends.
+    Ask { manifest: ManifestHash, wanted: ChunkSet, have: ChunkSet, terms: Terms },
+    /// Corrects a standing ask and gives leases back. `taken` are chunks the sender has or is
+    /// getting since it last spoke, `again` those it wants after all.
+    Progress { manifest: ManifestHash, returned: Vec<Returned>, taken: Vec<u32>, again: Vec<u32>, terms: Terms },
+    /// The ask does not stand: look elsewhere.
+    Refuse { manifest: ManifestHash, refusal: Refusal },
     /// Permission to read `chunks` until `ttl_ms` from now.
     Grant { manifest: ManifestHash, lease: u64, ttl_ms: u32, chunks: Vec<u32>, access: Access },
-    /// The reader is done with one chunk of a lease.
-    Return { manifest: ManifestHash, lease: u64, chunk: u32, outcome: Outcome },
     /// The holder takes a lease back: what is read under it from now on may be anything.
     Revoke { manifest: ManifestHash, lease: u64 },
+}
+
+/// What an asker accepts of one holder, and how well it is fed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Terms {
+    /// Most bytes under lease from this holder at a time; one chunk may always exceed it.
+    pub credit_bytes: u64,
+    /// Bytes the asker has under way from everybody: a holder serves the hungriest first.
+    pub flight_bytes: u64,
+}
+
+/// The reader is done with one chunk of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Returned {
+    pub lease: u64,
+    pub chunk: u32,
+    pub outcome: Outcome,
 }
 
 /// How reading one granted chunk ended, as told to its holder.
@@ -51,10 +69,21 @@ pub enum Outcome {
     Verified,
     /// Not read: it came, or is coming, from somewhere else.
     Declined,
+    /// Not read, and still wanted later.
+    Postponed,
     /// Read, and the bytes do not hash to the chunk's name.
     Corrupt,
     /// Could not be read.
     Failed,
+}
+
+/// Why an ask does not stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Refusal {
+    /// The holder serves as many as it can.
+    Full,
+    /// The holder has nothing the asker wants, and does not expect to.
+    Nothing,
 }
 
 /// How to open the data plane to a holder: a secret shared over the control connection.

@@ -40,7 +40,8 @@ pub struct Status {
     pub version: String,
 }
 
-/// How far a node is with one channel's newest release.
+/// How far a node is with the newest release of a channel it follows; `seq` is zero as long as it
+/// has heard of none.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ChannelStatus {
     pub channel: ChannelName,
@@ -88,6 +89,11 @@ impl SignedStatus {
 
     pub fn is_empty(&self) -> bool {
         self.body.is_empty()
+    }
+
+    /// Whose record it claims to be, unverified: to look up whether it is known already.
+    pub fn claimed_node(&self) -> Option<NodeId> {
+        codec::decode::<Status, RECORD_BYTES_MAX>(Kind::Status, &self.body).ok().map(|s| s.node)
     }
 
     /// The record, if the node it speaks of signed it.

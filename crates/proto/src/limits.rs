@@ -1,18 +1,25 @@
 //! Every bound and interval of this crate, with its unit and where it comes from.
 
-use aquifer_core::limits::{CHUNK_BYTES_TARGET, MESSAGE_BYTES_MAX};
+use aquifer_core::limits::MESSAGE_BYTES_MAX;
 use std::time::Duration;
 
 /// How often a node tells the mesh of itself when nothing changed. Guess: a third of a minute's
 /// twentieth, so that one lost record is no news.
 pub const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 
+/// Where there are many nodes, each speaks less often: this much time for each member, so that
+/// nobody has more than 250 records a second to verify (about 1 % of a core).
+pub const STATUS_TURN: Duration = Duration::from_millis(4);
+
+/// How soon progress with a release is told at the earliest: it is for people.
+pub const PROGRESS_STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Least time between two records of one node. Guess: progress is for people and for choosing
 /// holders, neither of which needs more.
 pub const STATUS_SPACING: Duration = Duration::from_millis(200);
 
-/// A node not heard of for this long is gone: five records lost in a row.
-pub const MEMBER_TIMEOUT: Duration = Duration::from_secs(15);
+/// A node not heard of for this many intervals is gone: five records lost in a row.
+pub const MEMBER_TIMEOUT_INTERVALS: u32 = 5;
 
 /// How long a gone node's last record is remembered, so that an old copy of it is not news.
 pub const TOMBSTONE: Duration = Duration::from_secs(600);
@@ -30,7 +37,18 @@ pub const REVIEW_INTERVAL: Duration = Duration::from_millis(500);
 /// Status records in a snapshot, at most, and their bytes: half of a message, so that releases fit
 /// beside them.
 pub const SNAPSHOT_STATUSES_MAX: usize = 512;
+/// Records for a peer that is a member already, and has heard most: what it may have missed
+/// spreads all the same, and a link costs little to make where thousands are.
+pub const SNAPSHOT_FAMILIAR_MAX: usize = 64;
 pub const SNAPSHOT_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
+
+/// How soon the swarms are looked over after news about holders: several pieces of news share one
+/// review. Guess.
+pub const PROMPT_REVIEW: Duration = Duration::from_millis(2);
+
+/// Manifests that are not known yet and whose asks are kept all the same: an asker may have heard
+/// of a release first. Guess.
+pub const EARLY_MANIFESTS_MAX: usize = 8;
 
 /// Least time between two reminders of a release to one peer that seems to have missed it.
 pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);
@@ -39,8 +57,12 @@ pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);
 /// neighbours BitTorrent unchokes by default, few enough to keep messages linear.
 pub const ASKS_MAX: usize = 16;
 
-/// A peer that granted nothing for this long gives its place to another, if there is one.
-pub const ASK_PATIENCE: Duration = Duration::from_millis(500);
+/// Who has less under way than it could for this long replaces the ask that gave least. Guess: a
+/// few round trips of a data centre, and less than a round of gossip.
+pub const HUNGER_PATIENCE: Duration = Duration::from_millis(20);
+
+/// A peer that refused, or gave nothing to a hungry one, is not asked again for this long. Guess.
+pub const ASK_RETRY: Duration = Duration::from_secs(1);
 
 /// A peer that a link was wanted to is not counted on again for this long, unless it comes up.
 /// Guess: a TCP connection over a lossy path takes a second or three.
@@ -53,16 +75,29 @@ pub const ASK_REFRESH: Duration = Duration::from_secs(10);
 /// covers 400 Gbit/s for 2.7 ms.
 pub const FLIGHT_BYTES_MAX: u64 = 128 << 20;
 
-/// Most credits (of one target chunk each) one holder is given. 32 MiB cover a round trip of
-/// 0.6 ms at 400 Gbit/s, or 2.7 ms at 100.
-pub const CREDITS_MAX: u16 = 8;
+/// Longest chunks a puller lets be under way, shared among those it asks; each may give one.
+pub const FLIGHT_UNITS: u64 = 16;
+
+/// Least bytes one holder is given credit for: tiny chunks travel many at a time.
+pub const CREDIT_BYTES_MIN: u64 = 128 << 10;
+
+/// Longest chunks a holder lets be read at once.
+pub const SERVE_UNITS: u64 = 8;
+
+/// Under an upload cap, what may be granted at once after a pause.
+pub const UPLOAD_BURST: Duration = Duration::from_millis(10);
+
+/// Bytes that a grant of small chunks goes up to.
+pub const GRANT_BYTES_MIN: u64 = 128 << 10;
 
 /// Chunks in one grant, at most: bounds a message about tiny chunks.
 pub const GRANT_CHUNKS_MAX: usize = 256;
 
-/// Verified chunks are told to the other holders this often, or when there are many.
-pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(20);
-pub const PROGRESS_CHUNKS_MAX: usize = 1024;
+/// News of chunks is told to holders that were not spoken to for this long.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(2);
+
+/// News kept for holders that have not heard it; who is further behind is told everything anew.
+pub const NEWS_MAX: usize = 4096;
 
 /// A read that brings no byte for this long is given up by the transport.
 pub const READ_STALL: Duration = Duration::from_secs(5);
@@ -70,20 +105,19 @@ pub const READ_STALL: Duration = Duration::from_secs(5);
 /// How long a granted chunk stays where it is. A reader gives up long before.
 pub const LEASE_TTL: Duration = Duration::from_secs(30);
 
-/// A chunk a puller declined is not offered to it again for this long: it has it under way.
+/// A chunk that could not be read, or was postponed, is not offered again for this long.
 pub const DECLINE_HOLD: Duration = Duration::from_secs(1);
-
-/// Bytes a holder lets be under lease for chunks that others have or are getting too. Small, so
-/// that a seed's upload goes to what only it has; large enough to keep a link busy.
-pub const SPREAD_BYTES_MAX: u64 = 4 * CHUNK_BYTES_TARGET as u64;
 
 /// Most standing asks a holder keeps per manifest. Guess: four times what a balanced swarm gives.
 pub const ASKERS_MAX: usize = 64;
 
 /// A manifest piece not answered for this long is asked of another peer.
 pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(3);
-/// A peer that had not the manifest is asked again after this long.
-pub const MANIFEST_RETRY: Duration = Duration::from_millis(300);
+/// A peer that had not the manifest is asked again after this long: right after a release everybody
+/// is about to have it. After as many misses the time grows by as much, up to the longest. Guesses.
+pub const MANIFEST_RETRY: Duration = Duration::from_millis(5);
+pub const MANIFEST_MISSES: u32 = 16;
+pub const MANIFEST_RETRY_MAX: Duration = Duration::from_millis(300);
 
 /// How long a peer is avoided after a failed read; doubles each time, a good read forgives.
 pub const AVOID_FAILED: Duration = Duration::from_millis(500);

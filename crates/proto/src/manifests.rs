@@ -1,7 +1,7 @@
 //! Fetching manifests by hash, in pieces, from one peer at a time.
 
 use crate::io::Output;
-use crate::limits::{MANIFEST_RETRY, MANIFEST_TIMEOUT};
+use crate::limits::{MANIFEST_MISSES, MANIFEST_RETRY, MANIFEST_RETRY_MAX, MANIFEST_TIMEOUT};
 use aquifer_core::limits::{MANIFEST_BYTES_MAX, MANIFEST_PIECE_BYTES};
 use aquifer_core::{ManifestHash, NodeId, PeerMessage, Time};
 use rand::rngs::SmallRng;
@@ -21,6 +21,8 @@ struct Fetch {
     told: bool,
     bytes: Vec<u8>,
     asked: Option<(NodeId, Time)>,
+    /// How often a peer had it not: the more, the longer until one is asked again.
+    misses: u32,
     /// Peers that lacked it or lied, and until when they are passed over.
     passed_over: BTreeMap<NodeId, Time>,
 }
@@ -37,6 +39,7 @@ impl Manifests {
             told: total > 0,
             bytes: Vec::new(),
             asked: None,
+            misses: 0,
             passed_over: BTreeMap::new(),
         });
     }
@@ -51,7 +54,10 @@ impl Manifests {
 
     /// When [`Manifests::review`] has something to do again.
     pub(crate) fn next_timeout(&self) -> Option<Time> {
-        let next = |f: &Fetch| f.asked.map(|(_, at)| at + MANIFEST_TIMEOUT);
+        let next = |f: &Fetch| match f.asked {
+            Some((_, at)) => Some(at + MANIFEST_TIMEOUT),
+            None => f.passed_over.values().min().copied(),
+        };
         self.fetches.values().filter_map(next).min()
     }
 
@@ -96,6 +102,7 @@ impl Manifests {
             return Ok(());
         }
         if total == 0 {
+            fetch.misses += 1;
             fetch.pass_over(from, now);
             return Ok(());
         }
@@ -135,7 +142,8 @@ impl Fetch {
         if !self.told {
             self.total = None;
         }
-        self.passed_over.insert(peer, now + MANIFEST_RETRY);
+        let wait = MANIFEST_RETRY.saturating_mul(1 + self.misses / MANIFEST_MISSES).min(MANIFEST_RETRY_MAX);
+        self.passed_over.insert(peer, now + wait);
     }
 }
 

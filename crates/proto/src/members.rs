@@ -2,7 +2,8 @@
 
 use crate::io::Notice;
 use crate::limits::{
-    CONNECTIONS_WANTED, MEMBER_TIMEOUT, MEMBERS_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_STATUSES_MAX, TOMBSTONE,
+    CONNECTIONS_WANTED, MEMBER_TIMEOUT_INTERVALS, MEMBERS_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_FAMILIAR_MAX,
+    SNAPSHOT_STATUSES_MAX,     STATUS_INTERVAL, STATUS_TURN, TOMBSTONE,
 };
 use aquifer_core::status::StatusError;
 use aquifer_core::{NodeId, SignedStatus, Status, Time};
@@ -52,6 +53,21 @@ impl Members {
         self.members.iter()
     }
 
+    /// Time in which every member may speak once.
+    pub(crate) fn turns(&self) -> Duration {
+        STATUS_TURN.saturating_mul(u32::try_from(self.members.len()).unwrap_or(u32::MAX))
+    }
+
+    /// How often a node speaks when nothing changed.
+    pub(crate) fn status_interval(&self) -> Duration {
+        STATUS_INTERVAL.max(self.turns())
+    }
+
+    /// A node not heard of for this long is gone.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.status_interval() * MEMBER_TIMEOUT_INTERVALS
+    }
+
     pub(crate) fn member(&self, node: &NodeId) -> Option<&Member> {
         self.members.get(node)
     }
@@ -80,12 +96,15 @@ impl Members {
         age: Duration,
         notices: &mut Vec<Notice>,
     ) -> Heard {
+        if self.has_exactly(&signed) {
+            return Heard::Known;
+        }
         let status = match signed.open() {
             Ok(status) => status,
             Err(error) => return Heard::Refused(error),
         };
         let (node, order) = (status.node, (status.incarnation, status.seq));
-        if node == self.me || age >= MEMBER_TIMEOUT {
+        if node == self.me || age >= self.timeout() {
             return Heard::OldNews;
         }
         let known = self.members.get(&node).map(|m| (m.status.incarnation, m.status.seq));
@@ -110,8 +129,16 @@ impl Members {
         Heard::News(node)
     }
 
+    /// Whether this is the very record we know, so that its signature need not be checked again:
+    /// gossip brings most records many times.
+    fn has_exactly(&self, signed: &SignedStatus) -> bool {
+        let known = signed.claimed_node().and_then(|node| self.members.get(&node));
+        known.is_some_and(|m| m.signed == *signed)
+    }
+
     pub(crate) fn on_timeout(&mut self, now: Time, notices: &mut Vec<Notice>) {
-        let silent = |m: &Member| now.since(m.made_at) >= MEMBER_TIMEOUT;
+        let timeout = self.timeout();
+        let silent = |m: &Member| now.since(m.made_at) >= timeout;
         let expired: Vec<_> = self.members.iter().filter(|(_, m)| silent(m)).map(|(n, _)| *n).collect();
         for node in expired {
             let order = self.members.get(&node).map_or((0, 0), |m| (m.status.incarnation, m.status.seq));
@@ -120,10 +147,11 @@ impl Members {
         self.gone.retain(|_, (_, since)| now.since(*since) < TOMBSTONE);
     }
 
-    /// Records to greet a new connection with, and their ages in milliseconds.
-    pub(crate) fn snapshot(&self, now: Time, rng: &mut SmallRng) -> Vec<(SignedStatus, u32)> {
+    /// Records to greet a new connection to `node` with, and their ages in milliseconds.
+    pub(crate) fn snapshot(&self, now: Time, node: &NodeId, rng: &mut SmallRng) -> Vec<(SignedStatus, u32)> {
+        let most = if self.members.contains_key(node) { SNAPSHOT_FAMILIAR_MAX } else { SNAPSHOT_STATUSES_MAX };
         let age = |m: &Member| u32::try_from(now.since(m.made_at).as_millis()).unwrap_or(u32::MAX);
-        let chosen = self.members.values().choose_multiple(rng, SNAPSHOT_STATUSES_MAX);
+        let chosen = self.members.values().choose_multiple(rng, most);
         let mut room = SNAPSHOT_BYTES_MAX;
         let fits = |m: &&Member| {
             let left = room.checked_sub(m.signed.len());
@@ -193,6 +221,7 @@ mod tests {
     }
 
     const S: Duration = Duration::from_secs(1);
+    const MEMBER_TIMEOUT: Duration = Duration::from_secs(15);
 
     #[test]
     fn the_newest_record_of_a_node_counts() {

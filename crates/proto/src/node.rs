@@ -1,19 +1,22 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
-use crate::limits::{ASKERS_MAX, LEASE_TTL, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING};
+use crate::limits::{
+    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROGRESS_STATUS_INTERVAL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL,
+    STATUS_SPACING,
+};
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members, jittered};
 use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
 use crate::swarm::{self, Budget, Swarm};
 use crate::trust::Trust;
-use aquifer_core::limits::STATUS_ADDRESSES_MAX;
-use aquifer_core::message::Outcome;
+use aquifer_core::limits::{STATUS_ADDRESSES_MAX, STATUS_CHANNELS_MAX};
+use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{
     ChannelName, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey,
     Release, SignedRelease, SignedStatus, Status, Time,
 };
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand::rngs::SmallRng;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -32,6 +35,8 @@ pub struct Config {
     pub accepted: Vec<SignedRelease>,
     /// Chunk bytes this node lets others read at once.
     pub leased_bytes_max: u64,
+    /// Chunk bytes per second that this node uploads at most, on average.
+    pub upload_bytes_per_s: Option<u64>,
     pub seed: u64,
 }
 
@@ -56,6 +61,8 @@ pub struct Node {
     status_at: Time,
     status_sent: Option<Time>,
     review_at: Time,
+    /// When the swarms are looked over, if before that.
+    swarms_at: Option<Time>,
     reminded: BTreeMap<NodeId, Time>,
     /// Something happened that may allow another grant.
     grants_due: bool,
@@ -71,8 +78,13 @@ struct Op {
     lease: u64,
 }
 
-/// An ask as it came: chunks wanted, chunks held, credits.
-type EarlyAsk = (ChunkSet, ChunkSet, u16);
+/// An ask as it came, and was corrected since.
+#[derive(Debug)]
+struct EarlyAsk {
+    wanted: ChunkSet,
+    have: ChunkSet,
+    terms: Terms,
+}
 
 /// How far one manifest is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,7 +111,7 @@ impl Node {
             trust: Trust::default(),
             swarms: BTreeMap::new(),
             early_asks: BTreeMap::new(),
-            budget: Budget::new(config.leased_bytes_max),
+            budget: Budget::new(config.leased_bytes_max, config.upload_bytes_per_s, now),
             ops: BTreeMap::new(),
             next_op: 1,
             local: LocalStatus::default(),
@@ -107,13 +119,14 @@ impl Node {
             status_at: now,
             status_sent: None,
             review_at: now,
+            swarms_at: None,
             reminded: BTreeMap::new(),
             grants_due: false,
             out: VecDeque::new(),
             config,
         };
         for signed in std::mem::take(&mut node.config.accepted) {
-            node.on_release(me, signed);
+            node.on_release(now, me, signed);
         }
         node
     }
@@ -126,7 +139,7 @@ impl Node {
             Input::Gossip { via, token, message } => {
                 let verdict = match message {
                     GossipMessage::Status(signed) => self.on_status(now, via, signed, Duration::ZERO),
-                    GossipMessage::Release(signed) => self.on_release(via, signed),
+                    GossipMessage::Release(signed) => self.on_release(now, via, signed),
                 };
                 self.out.push_back(Output::Verdict { token, verdict });
             }
@@ -137,7 +150,7 @@ impl Node {
                 }
             }
             Input::Publish { release } => {
-                if self.on_release(self.me, release.clone()) == Verdict::Accept {
+                if self.on_release(now, self.me, release.clone()) == Verdict::Accept {
                     self.out.push_back(Output::Gossip(GossipMessage::Release(release)));
                 }
                 self.status_soon(now);
@@ -149,9 +162,13 @@ impl Node {
             Input::ManifestLoaded { manifest, chunk_bytes } => {
                 self.manifests.forget(&manifest);
                 let swarm = self.swarms.entry(manifest).or_insert_with(|| Swarm::new(chunk_bytes));
-                for (from, (wanted, have, credits)) in self.early_asks.remove(&manifest).unwrap_or_default() {
-                    swarm.serving.on_ask(&swarm.stock, from, wanted, have, credits);
+                self.grants_due = true;
+                // Nothing is refused as long as it is open what this node will want.
+                swarm.stock.wanted = ChunkSet::full(swarm.stock.len());
+                for (from, EarlyAsk { wanted, have, terms }) in self.early_asks.remove(&manifest).unwrap_or_default() {
+                    swarm.serving.on_ask(&swarm.stock, from, wanted, have, terms);
                 }
+                swarm.stock.wanted = ChunkSet::empty(swarm.stock.len());
             }
             Input::Wanted { manifest, chunks } => self.on_wanted(now, manifest, chunks),
             Input::Held { manifest, chunks } => self.on_held(now, manifest, &chunks),
@@ -175,6 +192,13 @@ impl Node {
             self.review_manifests(now);
             self.review_swarms(now);
         }
+        if self.manifests.next_timeout().is_some_and(|at| at <= now) {
+            self.review_manifests(now);
+        }
+        if self.swarms_at.is_some_and(|at| at <= now) || self.swarms.values().any(|s| s.pulling.is_starving(now)) {
+            self.review_swarms(now);
+        }
+        self.grants_due |= self.budget.next_timeout().is_some_and(|at| at <= now);
         for (manifest, swarm) in &mut self.swarms {
             self.grants_due |= swarm.serving.next_timeout().is_some_and(|at| at <= now);
             swarm.pulling.on_timeout(now, &mut self.out);
@@ -197,13 +221,15 @@ impl Node {
     /// When to call [`Node::handle_timeout`], and what for.
     pub fn poll_timeout(&self) -> Option<(Time, &'static str)> {
         let swarms = self.swarms.values().flat_map(|s| {
-            let news = s.pulling.next_timeout().map(|t| (t, "progress"));
+            let news = s.pulling.next_timeout();
             let leases = s.serving.next_timeout().map(|t| (t, "leases"));
             [news, leases].into_iter().flatten()
         });
-        let manifests = self.manifests.next_timeout().map(|t| (t.max(self.review_at), "manifest"));
+        let manifests = self.manifests.next_timeout().map(|t| (t, "manifest"));
         let own = [(self.status_at, "status"), (self.review_at, "review")];
-        swarms.chain(manifests).chain(own).min_by_key(|(at, _)| *at)
+        let swarms = swarms.chain(self.swarms_at.map(|t| (t, "swarms")));
+        let cap = self.budget.next_timeout().map(|t| (t, "upload cap"));
+        swarms.chain(manifests).chain(cap).chain(own).min_by_key(|(at, _)| *at)
     }
 
     pub fn id(&self) -> NodeId {
@@ -230,7 +256,7 @@ impl Node {
     /// The highest sequence number that any member says it knows of the channel.
     pub fn highest_seq_claimed(&self, channel: &ChannelName) -> Option<u64> {
         let of = |m: &Member| m.status.channels.iter().find(|c| c.channel == *channel).map(|c| c.seq);
-        self.members().filter_map(of).max()
+        self.members().filter_map(of).max().filter(|seq| *seq > 0)
     }
 
     pub fn newest_release(&self, channel: &ChannelName) -> Option<&Release> {
@@ -255,7 +281,7 @@ impl Node {
 
     fn on_connected(&mut self, now: Time, node: NodeId) {
         self.members.on_connected(node);
-        let mut statuses = self.members.snapshot(now, &mut self.rng);
+        let mut statuses = self.members.snapshot(now, &node, &mut self.rng);
         statuses.push((self.sign_status(false), 0));
         let releases = self.releases.all_newest().map(|(signed, _)| signed.clone()).collect();
         self.send(node, PeerMessage::Snapshot { statuses, releases });
@@ -283,7 +309,7 @@ impl Node {
                     self.on_status(now, from, signed, Duration::from_millis(age_ms.into()));
                 }
                 for signed in releases {
-                    self.on_release(from, signed);
+                    self.on_release(now, from, signed);
                 }
                 self.review_manifests(now);
             }
@@ -295,28 +321,19 @@ impl Node {
                 if let Err(Liar(node)) = self.manifests.on_piece(now, from, piece, &mut self.out) {
                     self.trust.on_failed_read(node, now);
                 }
+                self.review_manifests(now);
             }
-            PeerMessage::Ask { manifest, wanted, have, credits } => {
-                self.grants_due = true;
-                if let Some(swarm) = self.swarms.get_mut(&manifest) {
-                    swarm.serving.on_ask(&swarm.stock, from, wanted, have, credits);
-                } else if self.manifests.wanted().any(|m| m == manifest) {
-                    let early = self.early_asks.entry(manifest).or_default();
-                    if early.len() < ASKERS_MAX || early.contains_key(&from) {
-                        early.insert(from, (wanted, have, credits));
-                    }
-                }
+            PeerMessage::Ask { manifest, wanted, have, terms } => self.on_ask(from, manifest, EarlyAsk { wanted, have, terms }),
+            PeerMessage::Progress { manifest, returned, taken, again, terms } => {
+                self.on_progress(now, from, manifest, returned, (taken, again, terms));
             }
-            PeerMessage::Progress { manifest, got, credits } => {
-                self.grants_due = true;
+            PeerMessage::Refuse { manifest, .. } => {
                 if let Some(swarm) = self.swarms.get_mut(&manifest) {
-                    swarm.serving.on_progress(from, &got, credits);
+                    swarm.pulling.on_refused(from, now);
+                    self.review_swarms_soon(now);
                 }
             }
             PeerMessage::Grant { manifest, lease, chunks, .. } => self.on_grant(now, from, manifest, lease, chunks),
-            PeerMessage::Return { manifest, lease, chunk, outcome } => {
-                self.on_return(now, from, manifest, (lease, chunk, outcome));
-            }
             PeerMessage::Revoke { manifest, lease } => {
                 if let Some(swarm) = self.swarms.get_mut(&manifest) {
                     swarm.pulling.on_revoke(from, lease);
@@ -351,12 +368,12 @@ impl Node {
         let mut holds_new = false;
         for theirs in &member.status.channels {
             let Some(ours) = self.releases.newest(&theirs.channel) else {
-                ahead = true;
+                ahead |= theirs.seq > 0;
                 continue;
             };
             ahead |= theirs.seq > ours.seq;
             behind |= theirs.seq < ours.seq;
-            holds_new |= self.swarms.get(&theirs.manifest).is_some_and(|s| !s.stock.is_complete());
+            holds_new |= self.swarms.get(&ours.manifest).is_some_and(|s| s.pulling.is_looking(&s.stock, now));
         }
         let follows = |c: &(ChannelName, Vec<PublisherKey>)| member.status.channels.iter().any(|t| t.channel == c.0);
         let shared = self.config.channels.iter().any(follows);
@@ -371,15 +388,15 @@ impl Node {
             self.send(node, PeerMessage::Snapshot { statuses: Vec::new(), releases });
         }
         if holds_new {
-            // Look the swarm over now rather than at the next review: a newcomer is a holder.
-            self.review_at = self.review_at.min(now + PROMPT_REVIEW);
+            // A newcomer may be a holder: look the swarm over before the next review.
+            self.review_swarms_soon(now);
         }
     }
 
-    fn on_release(&mut self, via: NodeId, signed: SignedRelease) -> Verdict {
+    fn on_release(&mut self, now: Time, via: NodeId, signed: SignedRelease) -> Verdict {
         match self.releases.on_release(via, &signed) {
             ReleaseHeard::Accepted(release) => {
-                self.status_at = Time::ZERO;
+                self.status_soon(now);
                 self.out.push_back(Output::ReleaseAccepted { signed, release: *release });
                 Verdict::Accept
             }
@@ -404,7 +421,7 @@ impl Node {
         }
         swarm.stock.wanted = chunks;
         swarm.told_hydrated &= swarm.stock.is_complete();
-        swarm.pulling.on_wants_changed(manifest, &swarm.stock, &mut self.out);
+        swarm.pulling.on_wants_changed(manifest, &swarm.stock, now, &mut self.out);
         self.status_soon(now);
         self.review_swarms(now);
     }
@@ -414,7 +431,10 @@ impl Node {
         let new: Vec<u32> = chunks.iter().filter(|c| !swarm.stock.have.contains(*c)).collect();
         swarm.stock.have.union_with(chunks);
         self.grants_due = true;
-        new.into_iter().for_each(|c| swarm.pulling.on_verified(now, c, self.me));
+        for chunk in new {
+            swarm.serving.on_held(chunk);
+            swarm.pulling.on_held(now, chunk, self.me);
+        }
         self.status_soon(now);
     }
 
@@ -425,14 +445,14 @@ impl Node {
         swarm.stock.have.subtract(chunks);
         swarm.told_hydrated &= swarm.stock.is_complete();
         for chunk in lost {
-            for (reader, lease) in swarm.serving.revoke(&swarm.stock, &mut self.budget, chunk) {
+            for (reader, lease) in swarm.serving.on_lost(&swarm.stock, &mut self.budget, chunk) {
                 self.out.push_back(Output::LeaseClosed { lease, chunk });
                 let message = PeerMessage::Revoke { manifest, lease };
                 self.out.push_back(Output::Send { to: reader, message });
             }
         }
         if let Some(swarm) = self.swarms.get_mut(&manifest) {
-            swarm.pulling.on_wants_changed(manifest, &swarm.stock, &mut self.out);
+            swarm.pulling.on_wants_changed(manifest, &swarm.stock, now, &mut self.out);
         }
         self.status_soon(now);
         self.review_swarms(now);
@@ -454,9 +474,9 @@ impl Node {
 
     fn on_grant(&mut self, now: Time, from: NodeId, manifest: ManifestHash, lease: u64, chunks: Vec<u32>) {
         let Some(swarm) = self.swarms.get_mut(&manifest) else {
-            let declined = |c| swarm::returned(from, manifest, lease, c, Outcome::Declined);
-            self.out.extend(chunks.into_iter().map(declined));
-            return;
+            let outcome = Outcome::Declined;
+            let returned = chunks.into_iter().map(|chunk| Returned { lease, chunk, outcome }).collect();
+            return self.send_returned(from, manifest, returned);
         };
         let welcome = !self.trust.is_avoided(&from, now);
         let (ops, next_op) = (&mut self.ops, &mut self.next_op);
@@ -470,45 +490,79 @@ impl Node {
         swarm.pulling.on_grant(manifest, &swarm.stock, now, offer, take_op, &mut self.out);
     }
 
-    fn on_return(&mut self, now: Time, from: NodeId, manifest: ManifestHash, returned: (u64, u32, Outcome)) {
-        let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
-        let (lease, chunk, outcome) = returned;
-        if !swarm.serving.on_return(&swarm.stock, &mut self.budget, now, from, returned) {
+    fn on_ask(&mut self, from: NodeId, manifest: ManifestHash, ask: EarlyAsk) {
+        self.grants_due = true;
+        if let Some(swarm) = self.swarms.get_mut(&manifest) {
+            let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, ask.terms);
+            if let Some(refusal) = refusal {
+                self.send(from, PeerMessage::Refuse { manifest, refusal });
+            }
             return;
         }
-        self.grants_due = true;
-        self.out.push_back(Output::LeaseClosed { lease, chunk });
-        if outcome == Outcome::Corrupt {
-            self.out.push_back(Output::Recheck { manifest, chunk, reader: from });
+        if self.early_asks.len() >= EARLY_MANIFESTS_MAX && !self.early_asks.contains_key(&manifest) {
+            return self.send(from, PeerMessage::Refuse { manifest, refusal: Refusal::Nothing });
         }
+        let early = self.early_asks.entry(manifest).or_default();
+        if early.len() < ASKERS_MAX || early.contains_key(&from) {
+            early.insert(from, ask);
+        }
+    }
+
+    fn on_progress(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        manifest: ManifestHash,
+        returned: Vec<Returned>,
+        (taken, again, terms): (Vec<u32>, Vec<u32>, Terms),
+    ) {
+        self.grants_due = true;
+        let Some(swarm) = self.swarms.get_mut(&manifest) else {
+            if let Some(ask) = self.early_asks.get_mut(&manifest).and_then(|e| e.get_mut(&from)) {
+                ask.correct(&taken, &again, terms);
+            }
+            return;
+        };
+        for back in returned {
+            if !swarm.serving.on_return(&swarm.stock, &mut self.budget, now, from, back) {
+                continue;
+            }
+            let Returned { lease, chunk, outcome } = back;
+            self.out.push_back(Output::LeaseClosed { lease, chunk });
+            if outcome == Outcome::Corrupt {
+                self.out.push_back(Output::Recheck { manifest, chunk, reader: from });
+            }
+        }
+        swarm.serving.on_progress(&swarm.stock, from, &taken, &again, terms);
     }
 
     fn on_read_done(&mut self, now: Time, op: OpId, outcome: ReadOutcome) {
         let Some(Op { manifest, chunk, holder, lease }) = self.ops.remove(&op) else { return };
         let Some(swarm) = self.swarms.get_mut(&manifest) else {
             // Forgotten meanwhile; the holder wants its lease back all the same.
-            self.out.push_back(swarm::returned(holder, manifest, lease, chunk, Outcome::Declined));
-            return;
+            let returned = vec![Returned { lease, chunk, outcome: Outcome::Declined }];
+            return self.send_returned(holder, manifest, returned);
         };
-        let Some(flight) = swarm.pulling.land(&swarm.stock, op, chunk) else { return };
-        let gave_up = flight.late && outcome == ReadOutcome::Declined;
+        let Some(landed) = swarm.pulling.land(&swarm.stock, op, chunk) else { return };
+        let gave_up = landed.late && outcome == ReadOutcome::Declined;
         let outcome = if gave_up { ReadOutcome::Failed } else { outcome };
         let told = match outcome {
             ReadOutcome::Verified => {
                 swarm.stock.have.insert(chunk);
+                swarm.serving.on_held(chunk);
                 self.grants_due = true;
-                swarm.pulling.on_verified(now, chunk, holder);
                 self.trust.on_good_read(&holder);
-                self.status_in(now, STATUS_SPACING * 5);
                 Outcome::Verified
             }
-            ReadOutcome::Corrupt if !flight.revoked => {
+            ReadOutcome::Corrupt if !landed.revoked => {
                 let avoid = self.trust.on_corrupt_read(holder, now);
                 let notice = Notice::PeerBlamed { node: holder, manifest, chunk, avoid };
                 self.out.push_back(Output::Notice(notice));
                 Outcome::Corrupt
             }
-            ReadOutcome::Corrupt | ReadOutcome::Revoked | ReadOutcome::Declined => Outcome::Declined,
+            ReadOutcome::Corrupt | ReadOutcome::Revoked => Outcome::Postponed,
+            ReadOutcome::Declined if swarm.stock.is_missing(chunk) => Outcome::Postponed,
+            ReadOutcome::Declined => Outcome::Declined,
             ReadOutcome::Failed => {
                 if let Some(avoid) = self.trust.on_failed_read(holder, now) {
                     self.out.push_back(Output::Notice(Notice::PeerFailing { node: holder, avoid }));
@@ -516,23 +570,38 @@ impl Node {
                 Outcome::Failed
             }
         };
-        self.out.push_back(swarm::returned(holder, manifest, lease, chunk, told));
-        if told != Outcome::Verified {
-            self.review_at = self.review_at.min(now + PROMPT_REVIEW);
+        let returned = Returned { lease, chunk, outcome: told };
+        swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
+        if told == Outcome::Verified {
+            self.status_in(now, PROGRESS_STATUS_INTERVAL);
+        } else {
+            if self.trust.is_avoided(&holder, now) {
+                swarm.pulling.drop_ask(manifest, &swarm.stock, holder, &mut self.out);
+            }
+            self.review_swarms_soon(now);
         }
+    }
+
+    fn send_returned(&mut self, to: NodeId, manifest: ManifestHash, returned: Vec<Returned>) {
+        let (taken, again, terms) = (Vec::new(), Vec::new(), Terms::default());
+        self.send(to, PeerMessage::Progress { manifest, returned, taken, again, terms });
     }
 
     /// After every step: hand out what can be granted, send what is due, tell what is done.
     fn settle(&mut self, now: Time) {
         self.grant(now);
+        let mut hydrated = false;
         for (manifest, swarm) in &mut self.swarms {
-            swarm.pulling.flush_news(*manifest, now, &mut self.out);
+            swarm.pulling.flush_news(*manifest, &swarm.stock, now, &mut self.out);
             if !swarm.told_hydrated && !swarm.stock.wanted.is_empty() && swarm.stock.is_complete() {
                 swarm.told_hydrated = true;
-                swarm.pulling.on_wants_changed(*manifest, &swarm.stock, &mut self.out);
+                swarm.pulling.on_wants_changed(*manifest, &swarm.stock, now, &mut self.out);
                 self.out.push_back(Output::Hydrated { manifest: *manifest });
-                self.status_at = self.status_at.min(now);
+                hydrated = true;
             }
+        }
+        if hydrated {
+            self.status_soon(now);
         }
     }
 
@@ -579,10 +648,16 @@ impl Node {
         self.manifests.review(now, likely, &connected, &mut self.rng, &mut self.out);
     }
 
+    fn review_swarms_soon(&mut self, now: Time) {
+        self.swarms_at.get_or_insert(now + PROMPT_REVIEW);
+    }
+
     fn review_swarms(&mut self, now: Time) {
+        self.swarms_at = None;
         let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
         for manifest in manifests {
-            let candidates = self.candidates(now, &manifest);
+            let looking = self.swarms.get(&manifest).is_some_and(|s| s.pulling.is_looking(&s.stock, now));
+            let candidates = if looking { self.candidates(now, &manifest) } else { Vec::new() };
             let Some(swarm) = self.swarms.get_mut(&manifest) else { continue };
             let (rng, out) = (&mut self.rng, &mut self.out);
             let dials = swarm.pulling.review(manifest, &swarm.stock, now, candidates, rng, out);
@@ -594,25 +669,25 @@ impl Node {
         }
     }
 
+    /// Whoever follows a channel that is at the manifest has it or is getting it, also if its last
+    /// status record is older than the release: at thousands of nodes records are rare.
     fn candidates(&self, now: Time, manifest: &ManifestHash) -> Vec<swarm::Candidate> {
-        let of = |(node, member): (&NodeId, &Member)| {
-            // Whoever has heard of the release is asked, also before it has read the manifest: it
-            // keeps the ask, and its next status record would come too late.
-            let channel = member.status.channels.iter().find(|c| c.manifest == *manifest)?;
-            (!self.trust.is_avoided(node, now)).then(|| swarm::Candidate {
-                node: *node,
-                connected: self.members.is_connected(node),
-                have: channel.chunks_have,
-            })
-        };
-        let announced: Vec<_> = self.members.iter().filter_map(of).collect();
-        if !announced.is_empty() {
-            return announced;
+        let newest = self.releases.all_newest().filter(|(_, r)| r.manifest == *manifest);
+        let channels: Vec<&ChannelName> = newest.map(|(_, r)| &r.channel).collect();
+        let fit = |node: &NodeId| !self.trust.is_avoided(node, now);
+        if channels.is_empty() {
+            // Only newest releases are announced. For another, asking costs little: who does not
+            // have it refuses.
+            let neighbour = |node: &NodeId| swarm::Candidate { node: *node, connected: true };
+            return self.members.connected().filter(|n| fit(n)).map(neighbour).collect();
         }
-        // Only newest releases are announced. For another, asking costs little: who does not
-        // have it does not answer.
-        let neighbour = |node: &NodeId| swarm::Candidate { node: *node, connected: true, have: 0 };
-        self.members.connected().filter(|n| !self.trust.is_avoided(n, now)).map(neighbour).collect()
+        let follows = |m: &Member| m.status.channels.iter().any(|c| channels.contains(&&c.channel));
+        let following = self.members.iter().filter(|(node, m)| follows(m) && fit(node));
+        let candidate = |(node, _): (&NodeId, &Member)| {
+            let connected = self.members.is_connected(node);
+            swarm::Candidate { node: *node, connected }
+        };
+        following.map(candidate).collect()
     }
 
     fn leave(&mut self) {
@@ -626,8 +701,11 @@ impl Node {
         }
     }
 
+    /// Something changed that others want to know. Where many would speak at once, as after a
+    /// release, they take turns.
     fn status_soon(&mut self, now: Time) {
-        self.status_in(now, Duration::ZERO);
+        let within = self.members.turns().mul_f64(self.rng.random());
+        self.status_in(now, within);
     }
 
     /// Publishes a status record `within` from now, but not too soon after the last one.
@@ -637,7 +715,7 @@ impl Node {
     }
 
     fn publish_status(&mut self, now: Time) {
-        self.status_at = now + jittered(STATUS_INTERVAL, &mut self.rng);
+        self.status_at = now + jittered(self.members.status_interval(), &mut self.rng);
         self.status_sent = Some(now);
         let record = self.sign_status(false);
         self.out.push_back(Output::Gossip(GossipMessage::Status(record)));
@@ -665,17 +743,18 @@ impl Node {
     }
 
     fn channel_statuses(&self) -> Vec<ChannelStatus> {
-        let of = |(_, release): &(SignedRelease, Release)| {
-            let progress = self.progress(&release.manifest).unwrap_or_default();
+        let of = |(channel, release): (&ChannelName, Option<&Release>)| {
+            let manifest = release.map_or(ManifestHash::NONE, |r| r.manifest);
+            let progress = self.progress(&manifest).unwrap_or_default();
             ChannelStatus {
-                channel: release.channel.clone(),
-                seq: release.seq,
-                manifest: release.manifest,
+                channel: channel.clone(),
+                seq: release.map_or(0, |r| r.seq),
+                manifest,
                 chunks_wanted: progress.chunks_wanted,
                 chunks_have: progress.chunks_have,
             }
         };
-        self.releases.all_newest().map(of).collect()
+        self.releases.followed().map(of).take(STATUS_CHANNELS_MAX).collect()
     }
 
     fn send(&mut self, to: NodeId, message: PeerMessage) {
@@ -683,9 +762,19 @@ impl Node {
     }
 }
 
-/// How soon the swarm is looked over after news about holders: several pieces of news share one
-/// review. Guess.
-const PROMPT_REVIEW: Duration = Duration::from_millis(10);
+impl EarlyAsk {
+    fn correct(&mut self, taken: &[u32], again: &[u32], terms: Terms) {
+        self.terms = terms;
+        for &chunk in taken {
+            self.wanted.remove(chunk);
+            self.have.insert(chunk);
+        }
+        for &chunk in again {
+            self.have.remove(chunk);
+            self.wanted.insert(chunk);
+        }
+    }
+}
 
 fn leases(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(aquifer_core::limits::CHUNK_BYTES_TARGET.into())).unwrap_or(u32::MAX)

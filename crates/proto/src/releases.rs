@@ -64,6 +64,11 @@ impl Releases {
         self.channels.get(channel)?.newest.as_ref().map(|(_, release)| release)
     }
 
+    /// Every followed channel, and its newest release if one was heard of.
+    pub(crate) fn followed(&self) -> impl Iterator<Item = (&ChannelName, Option<&Release>)> {
+        self.channels.iter().map(|(name, c)| (name, c.newest.as_ref().map(|(_, release)| release)))
+    }
+
     pub(crate) fn all_newest(&self) -> impl Iterator<Item = &(SignedRelease, Release)> {
         self.channels.values().filter_map(|c| c.newest.as_ref())
     }

@@ -83,6 +83,7 @@ impl World {
             channels: vec![("c".parse().unwrap(), vec![Self::publisher().public()])],
             accepted: vec![],
             leased_bytes_max: 64 * u64::from(CHUNK),
+            upload_bytes_per_s: None,
             seed: self.rng.random(),
         };
         let node = Node::new(config, self.now);

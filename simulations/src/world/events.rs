@@ -8,7 +8,12 @@ use std::rc::Rc;
 
 #[derive(Debug)]
 pub(super) enum Event {
+    /// A newcomer starts, and joins the mesh.
     Start {
+        node: u32,
+    },
+    /// A node that is in the mesh already begins to act.
+    Begin {
         node: u32,
     },
     Deliver {

@@ -36,6 +36,7 @@ impl Peer {
             channels: vec![(channel(), vec![publisher().public()])],
             accepted: vec![],
             leased_bytes_max: LEASED_CHUNKS_MAX * e.chunk_bytes,
+            upload_bytes_per_s: plan.nic.upload_cap.map(whole),
             seed: e.seed << 32 | u64::from(plan.index) << 8 | u64::from(life),
         };
         Peer {
@@ -49,6 +50,11 @@ impl Peer {
             wake_at: None,
         }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "`as` saturates")]
+fn whole(value: f64) -> u64 {
+    value as u64
 }
 
 pub(super) fn channel() -> ChannelName {

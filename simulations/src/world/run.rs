@@ -1,8 +1,9 @@
 //! The driver: carries outputs of nodes to where they become inputs of others.
 
 use super::events::{Event, Events};
+use super::mesh;
 use super::peer::{Peer, channel, publisher};
-use crate::network::{Done, Network};
+use crate::network::{Done, Network, Nic};
 use crate::outcome::{Outcome, SAMPLES, Sample};
 use crate::scenario::{Expanded, Role, lower_bound};
 use anyhow::{Result, ensure};
@@ -89,7 +90,7 @@ impl<'a> World<'a> {
             unfinished: peers.iter().filter(|p| p.plan.is_measured()).count(),
             peers,
             links: BTreeSet::new(),
-            net: Network::new(e.nodes.iter().map(|n| n.nic).collect(), e.racks.clone(), TOLERANCE),
+            net: Network::new(e.nodes.iter().map(|n| Nic { upload_cap: None, ..n.nic }).collect(), e.racks.clone(), TOLERANCE),
             reads: BTreeMap::new(),
             by_op: HashMap::new(),
             next_tag: 0,
@@ -104,9 +105,12 @@ impl<'a> World<'a> {
     }
 
     fn form_mesh(&mut self) {
+        let there: Vec<u32> = self.e.nodes.iter().filter(|p| p.join == Time::ZERO).map(|p| p.index).collect();
+        mesh::form(&mut self.peers, &there, &mut self.links, &mut self.rng);
         for plan in &self.e.nodes {
             let node = plan.index;
-            self.events.plan(plan.join, Event::Start { node });
+            let begin = if plan.join == Time::ZERO { Event::Begin { node } } else { Event::Start { node } };
+            self.events.plan(plan.join, begin);
             let crash = plan.fault.crash_at.map(|at| (at, Event::Crash { node }));
             crash.into_iter().for_each(|(at, event)| self.events.plan(at, event));
         }
@@ -153,6 +157,7 @@ impl<'a> World<'a> {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Start { node } => self.start(node),
+            Event::Begin { node } => self.begin(node),
             Event::Deliver { to, life, input } => {
                 if self.lives(to, life) {
                     self.input(to, *input);
@@ -189,15 +194,20 @@ impl<'a> World<'a> {
             *peer = Peer::new(self.e, &peer.plan.clone(), peer.life, now);
         }
         peer.alive = true;
-        if peer.plan.fault.stall_at.is_some() {
-            self.net.stall(now, i, true);
-        }
         self.input(i, Input::Local(LocalStatus { addresses: vec![format!("{i}")], ..LocalStatus::default() }));
         let others: Vec<u32> = (0..i).filter(|o| self.peers[*o as usize].alive).collect();
         for _ in 0..CONNECTIONS_WANTED.min(others.len()) {
             let other = others[self.rng.random_range(0..others.len())];
             self.connect(i, other);
         }
+        self.begin(i);
+    }
+
+    fn begin(&mut self, i: u32) {
+        if self.peers[i as usize].plan.fault.stall_at.is_some() {
+            self.net.stall(self.now, i, true);
+        }
+        self.drain(i);
         match self.peers[i as usize].plan.role {
             Role::Seed => self.publish(i),
             Role::Holder => self.load(i),

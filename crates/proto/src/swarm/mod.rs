@@ -4,11 +4,19 @@
 //! granting, and chooses what. So a chunk goes where it is rarest, nothing waits for a round of
 //! requests, and a node that must keep its bandwidth simply grants less.
 
+mod asker;
+mod asks;
+mod bits;
+mod budget;
+mod news;
 mod pull;
+mod rarity;
 mod serve;
 
-pub(crate) use pull::{Candidate, Offer, Pulling, returned};
-pub(crate) use serve::{Budget, Serving};
+pub(crate) use asks::Candidate;
+pub(crate) use budget::Budget;
+pub(crate) use pull::{Offer, Pulling};
+pub(crate) use serve::Serving;
 
 use aquifer_core::ChunkSet;
 
@@ -17,6 +25,8 @@ use aquifer_core::ChunkSet;
 pub(crate) struct Stock {
     /// Length of each distinct chunk, in bytes.
     chunk_bytes: Vec<u32>,
+    /// The longest of them.
+    unit_bytes: u64,
     /// Verified here, and served.
     pub(crate) have: ChunkSet,
     /// To be held here, whether it is or not.
@@ -26,7 +36,8 @@ pub(crate) struct Stock {
 impl Stock {
     pub(crate) fn new(chunk_bytes: Vec<u32>) -> Self {
         let len = u32::try_from(chunk_bytes.len()).expect("the driver's layout numbers chunks with 32 bits");
-        Stock { chunk_bytes, have: ChunkSet::empty(len), wanted: ChunkSet::empty(len) }
+        let unit_bytes = chunk_bytes.iter().copied().max().unwrap_or(0).max(1).into();
+        Stock { chunk_bytes, unit_bytes, have: ChunkSet::empty(len), wanted: ChunkSet::empty(len) }
     }
 
     pub(crate) fn len(&self) -> u32 {
@@ -35,6 +46,11 @@ impl Stock {
 
     pub(crate) fn bytes_of(&self, chunk: u32) -> u64 {
         self.chunk_bytes.get(chunk as usize).copied().unwrap_or(0).into()
+    }
+
+    /// Length of the longest chunk: what windows are counted in.
+    pub(crate) fn unit_bytes(&self) -> u64 {
+        self.unit_bytes
     }
 
     pub(crate) fn is_missing(&self, chunk: u32) -> bool {
@@ -53,7 +69,9 @@ impl Stock {
 
     /// Chunks wanted, and how many of them are here.
     pub(crate) fn progress(&self) -> (u32, u32) {
-        (self.wanted.count(), self.wanted.count() - self.missing().count())
+        let wanted = self.wanted.count();
+        let missing = self.wanted.difference(&self.have).count();
+        (wanted, wanted - u32::try_from(missing).unwrap_or(wanted))
     }
 
     pub(crate) fn progress_bytes(&self) -> (u64, u64) {

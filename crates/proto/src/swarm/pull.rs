@@ -1,48 +1,47 @@
-//! The puller's half: whom to ask, which grants to use, when to look elsewhere.
+//! The puller's half: which grants to use, what to tell the holders, when to look elsewhere.
 
 use super::Stock;
+use super::asks::{Asks, Candidate};
+use super::news::{News, Told};
 use crate::io::{OpId, Output};
-use crate::limits::{
-    ASK_PATIENCE, ASK_REFRESH, ASKS_MAX, CREDITS_MAX, DIAL_PATIENCE, FLIGHT_BYTES_MAX, LEASE_TTL, PROGRESS_CHUNKS_MAX,
-    PROGRESS_INTERVAL,
-};
-use aquifer_core::limits::CHUNK_BYTES_TARGET;
-use aquifer_core::message::Outcome;
+use crate::limits::{ASK_REFRESH, ASKS_MAX, FLIGHT_BYTES_MAX, HUNGER_PATIENCE, LEASE_TTL, PROGRESS_INTERVAL};
+use aquifer_core::message::{Outcome, Returned};
 use aquifer_core::{ChunkSet, ManifestHash, NodeId, PeerMessage, Time};
 use rand::rngs::SmallRng;
-use rand::seq::SliceRandom;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 #[derive(Debug, Default)]
 pub(crate) struct Pulling {
-    asks: BTreeMap<NodeId, Ask>,
-    /// Candidates that a link was wanted to, and when: one that does not come up must not keep a
-    /// place from others, as a publisher that died does.
-    dialled: BTreeMap<NodeId, Time>,
+    asks: Asks,
     flights: BTreeMap<u32, Flight>,
     flight_bytes: u64,
-    /// Verified since the last progress message, and when that is due.
-    news: Vec<(u32, NodeId)>,
+    news: News,
+    /// When those who were not spoken to since are told the news.
     news_due: Option<Time>,
+    /// Since when less is under way than could be.
+    hungry_since: Option<Time>,
 }
 
 #[derive(Debug)]
-struct Ask {
-    sent_at: Time,
-    last_grant: Time,
-}
-
-#[derive(Debug)]
-pub(crate) struct Flight {
-    pub(crate) op: OpId,
-    pub(crate) holder: NodeId,
-    pub(crate) lease: u64,
+struct Flight {
+    op: OpId,
+    holder: NodeId,
+    lease: u64,
     /// Its holder took the lease back: whatever arrives is not held against it.
-    pub(crate) revoked: bool,
+    revoked: bool,
     /// It took longer than its lease: a holder that trickles is no better than one that is silent.
-    pub(crate) late: bool,
+    late: bool,
     cancelled: bool,
     deadline: Time,
+}
+
+/// A flight's end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Landed {
+    pub(crate) holder: NodeId,
+    pub(crate) lease: u64,
+    pub(crate) revoked: bool,
+    pub(crate) late: bool,
 }
 
 /// A grant as it came in; `welcome` is false from a peer that is avoided.
@@ -54,24 +53,20 @@ pub(crate) struct Offer {
     pub(crate) welcome: bool,
 }
 
-/// A peer that takes part in the swarm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Candidate {
-    pub(crate) node: NodeId,
-    pub(crate) connected: bool,
-    /// Chunks it says it has verified.
-    pub(crate) have: u32,
-}
-
 impl Pulling {
-    /// Keeps the right peers asked: as many as allowed, those with something to give among them,
-    /// and none that stays silent while others wait. Returns peers worth dialling.
+    /// Whether [`Pulling::review`] could use candidates now.
+    pub(crate) fn is_looking(&self, stock: &Stock, now: Time) -> bool {
+        !stock.is_complete() && (self.asks.len() < ASKS_MAX || self.is_starving(now))
+    }
+
+    /// Keeps enough peers asked, and none that stays silent while this node goes hungry. Returns
+    /// peers worth dialling.
     pub(crate) fn review(
         &mut self,
         manifest: ManifestHash,
         stock: &Stock,
         now: Time,
-        mut candidates: Vec<Candidate>,
+        candidates: Vec<Candidate>,
         rng: &mut SmallRng,
         out: &mut VecDeque<Output>,
     ) -> Vec<NodeId> {
@@ -79,35 +74,30 @@ impl Pulling {
             self.withdraw_all(manifest, stock, out);
             return Vec::new();
         }
-        let fit: BTreeSet<NodeId> = candidates.iter().filter(|c| c.connected).map(|c| c.node).collect();
-        let unfit: Vec<NodeId> = self.asks.keys().filter(|n| !fit.contains(n)).copied().collect();
-        unfit.into_iter().for_each(|n| self.withdraw(manifest, stock, n, out));
-
-        candidates.shuffle(rng);
-        // Half of the places go to those who have most, the other half to anybody: newcomers
-        // must be asked before they have something, or they would be asked too late.
-        candidates.sort_by_key(|c| std::cmp::Reverse(c.have));
-        let mut rest = candidates.split_off(candidates.len().min(ASKS_MAX / 2));
-        rest.shuffle(rng);
-        candidates.extend(rest);
-        self.dialled.retain(|_, at| now.since(*at) < DIAL_PATIENCE);
-        candidates.retain(|c| !self.asks.contains_key(&c.node) && (c.connected || !self.dialled.contains_key(&c.node)));
-        if !candidates.is_empty() && self.asks.len() >= ASKS_MAX {
-            self.drop_most_silent(manifest, stock, now, out);
+        if self.is_starving(now)
+            && self.asks.len() >= ASKS_MAX
+            && let Some(node) = self.asks.most_silent(now, HUNGER_PATIENCE)
+        {
+            self.asks.pass_over(node, now);
+            self.withdraw(manifest, stock, node, out);
         }
-        let free = ASKS_MAX - self.asks.len();
-        candidates.truncate(free);
-        for candidate in candidates.iter().filter(|c| c.connected) {
-            self.asks.insert(candidate.node, Ask { sent_at: now, last_grant: now });
+        if self.is_starving(now) {
+            self.hungry_since = Some(now);
         }
-        self.send_asks(manifest, stock, now, out);
-        let strangers: Vec<NodeId> = candidates.into_iter().filter(|c| !c.connected).map(|c| c.node).collect();
-        self.dialled.extend(strangers.iter().map(|n| (*n, now)));
-        strangers
+        let (new, dials) = self.asks.fill(now, self.news.end(), candidates, rng);
+        new.into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
+        self.refresh(manifest, stock, now, out);
+        dials
     }
 
     /// What is wanted changed: say so to everybody asked, and stop what is no longer wanted.
-    pub(crate) fn on_wants_changed(&mut self, manifest: ManifestHash, stock: &Stock, out: &mut VecDeque<Output>) {
+    pub(crate) fn on_wants_changed(
+        &mut self,
+        manifest: ManifestHash,
+        stock: &Stock,
+        now: Time,
+        out: &mut VecDeque<Output>,
+    ) {
         for (chunk, flight) in &mut self.flights {
             if !stock.is_missing(*chunk) && !flight.cancelled {
                 flight.cancelled = true;
@@ -117,8 +107,7 @@ impl Pulling {
         if stock.is_complete() {
             self.withdraw_all(manifest, stock, out);
         } else {
-            let asked: Vec<NodeId> = self.asks.keys().copied().collect();
-            asked.iter().for_each(|n| out.push_back(self.ask_message(manifest, stock, *n)));
+            self.asks.nodes().into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
         }
     }
 
@@ -135,11 +124,16 @@ impl Pulling {
         if let Some(ask) = self.asks.get_mut(&from) {
             ask.last_grant = now;
         }
+        let mut returned = Vec::new();
         for chunk in chunks {
             let bytes = stock.bytes_of(chunk);
             let room = self.flight_bytes == 0 || self.flight_bytes + bytes <= FLIGHT_BYTES_MAX;
-            if !welcome || !stock.is_missing(chunk) || self.flights.contains_key(&chunk) || !room {
-                out.push_back(returned(from, manifest, lease, chunk, Outcome::Declined));
+            if !stock.is_missing(chunk) || self.flights.contains_key(&chunk) {
+                returned.push(Returned { lease, chunk, outcome: Outcome::Declined });
+                continue;
+            }
+            if !welcome || !room {
+                returned.push(Returned { lease, chunk, outcome: Outcome::Postponed });
                 continue;
             }
             let op = next_op(chunk);
@@ -147,7 +141,13 @@ impl Pulling {
             let flight = Flight { op, holder: from, lease, revoked: false, late: false, cancelled: false, deadline };
             self.flights.insert(chunk, flight);
             self.flight_bytes += bytes;
+            self.news.taken(chunk, from);
+            self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
             out.push_back(Output::Read { op, peer: from, manifest, lease, chunk });
+        }
+        self.note_hunger(stock, now);
+        if !returned.is_empty() {
+            self.tell(manifest, stock, now, from, returned, out);
         }
     }
 
@@ -165,45 +165,73 @@ impl Pulling {
         hit.for_each(|f| f.revoked = true);
     }
 
+    pub(crate) fn on_refused(&mut self, from: NodeId, now: Time) {
+        if self.asks.remove(&from) {
+            self.asks.pass_over(from, now);
+        }
+    }
+
     /// Ends the flight of `chunk`, if `op` is the one under way.
-    pub(crate) fn land(&mut self, stock: &Stock, op: OpId, chunk: u32) -> Option<Flight> {
+    pub(crate) fn land(&mut self, stock: &Stock, op: OpId, chunk: u32) -> Option<Landed> {
         if self.flights.get(&chunk)?.op != op {
             return None;
         }
         self.flight_bytes -= stock.bytes_of(chunk);
-        self.flights.remove(&chunk)
+        let flight = self.flights.remove(&chunk)?;
+        Some(Landed { holder: flight.holder, lease: flight.lease, revoked: flight.revoked, late: flight.late })
     }
 
-    /// `chunk` is verified here, read from `from`, or without anybody's help.
-    pub(crate) fn on_verified(&mut self, now: Time, chunk: u32, from: NodeId) {
-        self.news.push((chunk, from));
+    /// Gives a lease back to its holder, and tells it what else is new; others look again for a
+    /// chunk that did not come.
+    pub(crate) fn give_back(
+        &mut self,
+        manifest: ManifestHash,
+        stock: &Stock,
+        now: Time,
+        holder: NodeId,
+        returned: Returned,
+        out: &mut VecDeque<Output>,
+    ) {
+        if stock.is_missing(returned.chunk) && !self.flights.contains_key(&returned.chunk) {
+            self.news.again(returned.chunk, holder);
+            self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
+        }
+        self.note_hunger(stock, now);
+        self.tell(manifest, stock, now, holder, vec![returned], out);
+    }
+
+    /// `chunk` is here without anybody's help.
+    pub(crate) fn on_held(&mut self, now: Time, chunk: u32, me: NodeId) {
+        self.news.taken(chunk, me);
         self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
+    }
+
+    /// The peer is avoided from now on.
+    pub(crate) fn drop_ask(&mut self, manifest: ManifestHash, stock: &Stock, node: NodeId, out: &mut VecDeque<Output>) {
+        self.withdraw(manifest, stock, node, out);
     }
 
     pub(crate) fn on_disconnected(&mut self, node: &NodeId) {
         self.asks.remove(node);
     }
 
-    pub(crate) fn flush_news(&mut self, manifest: ManifestHash, now: Time, out: &mut VecDeque<Output>) {
-        if self.news.len() < PROGRESS_CHUNKS_MAX && self.news_due.is_none_or(|due| due > now) {
+    /// Tells those who were not spoken to for a while.
+    pub(crate) fn flush_news(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {
+        if self.news_due.is_none_or(|due| due > now) {
             return;
         }
         self.news_due = None;
-        let news = std::mem::take(&mut self.news);
-        let credits = self.credits();
-        for node in self.asks.keys() {
-            // The holder it came from learned it from the return.
-            let got: Vec<u32> = news.iter().filter(|(_, from)| from != node).map(|(c, _)| *c).collect();
-            if !got.is_empty() {
-                let message = PeerMessage::Progress { manifest, got, credits };
-                out.push_back(Output::Send { to: *node, message });
-            }
-        }
+        let end = self.news.end();
+        let behind: Vec<NodeId> = self.asks.iter_mut().filter(|(_, a)| a.cursor < end).map(|(n, _)| *n).collect();
+        behind.into_iter().for_each(|n| self.tell(manifest, stock, now, n, Vec::new(), out));
+        self.news.trim(self.asks.least_cursor().unwrap_or(end));
     }
 
-    pub(crate) fn next_timeout(&self) -> Option<Time> {
-        let flights = self.flights.values().filter(|f| !f.cancelled).map(|f| f.deadline);
-        flights.chain(self.news_due).min()
+    pub(crate) fn next_timeout(&self) -> Option<(Time, &'static str)> {
+        let flights = self.flights.values().filter(|f| !f.cancelled).map(|f| (f.deadline, "late read"));
+        let hunger = self.hungry_since.map(|since| (since + HUNGER_PATIENCE, "hunger"));
+        let news = self.news_due.map(|due| (due, "progress"));
+        flights.chain(hunger).chain(news).min()
     }
 
     /// Cancels every read and withdraws every ask.
@@ -220,77 +248,103 @@ impl Pulling {
         self.flights.values().map(|f| f.holder).collect::<BTreeSet<_>>().len()
     }
 
-    fn send_asks(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {
-        let due = |a: &Ask| a.sent_at == now || now.since(a.sent_at) >= ASK_REFRESH;
-        let due: Vec<NodeId> = self.asks.iter().filter(|(_, a)| due(a)).map(|(n, _)| *n).collect();
-        for node in due {
-            out.push_back(self.ask_message(manifest, stock, node));
-            if let Some(ask) = self.asks.get_mut(&node) {
-                ask.sent_at = now;
+    /// Whether nothing more could be got from those asked for a while.
+    pub(crate) fn is_starving(&self, now: Time) -> bool {
+        self.hungry_since.is_some_and(|since| now.since(since) >= HUNGER_PATIENCE)
+    }
+
+    /// Hungry is who has less under way than half of what it could, and misses more than that.
+    fn note_hunger(&mut self, stock: &Stock, now: Time) {
+        let fed = self.flight_bytes >= 2 * stock.unit_bytes() || stock.is_complete();
+        if fed {
+            self.hungry_since = None;
+        } else {
+            self.hungry_since.get_or_insert(now);
+        }
+    }
+
+    fn ask(
+        &mut self,
+        manifest: ManifestHash,
+        stock: &Stock,
+        now: Time,
+        to: NodeId,
+        out: &mut VecDeque<Output>,
+    ) {
+        self.note_hunger(stock, now);
+        let terms = self.asks.terms(stock, self.flight_bytes);
+        let end = self.news.end();
+        let Some(ask) = self.asks.get_mut(&to) else { return };
+        (ask.sent_at, ask.cursor) = (now, end);
+        let (mut wanted, mut have) = (stock.missing(), stock.have.clone());
+        for &chunk in self.flights.keys() {
+            wanted.remove(chunk);
+            have.insert(chunk);
+        }
+        if wanted.is_empty() {
+            // An empty ask is none; one that wants what is on its way may yet be of use.
+            wanted = stock.missing();
+            wanted.iter().for_each(|c| {
+                have.remove(c);
+            });
+        }
+        out.push_back(Output::Send { to, message: PeerMessage::Ask { manifest, wanted, have, terms } });
+    }
+
+    /// Leases given back to `to`, and the news it has not heard.
+    fn tell(
+        &mut self,
+        manifest: ManifestHash,
+        stock: &Stock,
+        now: Time,
+        to: NodeId,
+        returned: Vec<Returned>,
+        out: &mut VecDeque<Output>,
+    ) {
+        let terms = self.asks.terms(stock, self.flight_bytes);
+        let end = self.news.end();
+        let told = match self.asks.get_mut(&to) {
+            Some(ask) => {
+                let told = self.news.since(ask.cursor, to);
+                ask.cursor = end;
+                told
+            }
+            None => Some(Told::default()),
+        };
+        match told {
+            Some(Told { taken, again }) => {
+                if !(returned.is_empty() && taken.is_empty() && again.is_empty()) {
+                    let message = PeerMessage::Progress { manifest, returned, taken, again, terms };
+                    out.push_back(Output::Send { to, message });
+                }
+            }
+            None => {
+                let (taken, again) = (Vec::new(), Vec::new());
+                let message = PeerMessage::Progress { manifest, returned, taken, again, terms };
+                out.push_back(Output::Send { to, message });
+                self.ask(manifest, stock, now, to, out);
             }
         }
     }
 
-    fn ask_message(&self, manifest: ManifestHash, stock: &Stock, to: NodeId) -> Output {
-        let message =
-            PeerMessage::Ask { manifest, wanted: stock.missing(), have: stock.have.clone(), credits: self.credits() };
-        Output::Send { to, message }
-    }
-
-    /// Shares what may be in flight among those asked.
-    fn credits(&self) -> u16 {
-        let chunks = FLIGHT_BYTES_MAX / u64::from(CHUNK_BYTES_TARGET) / self.asks.len().max(1) as u64;
-        u16::try_from(chunks).unwrap_or(CREDITS_MAX).clamp(1, CREDITS_MAX)
-    }
-
-    fn drop_most_silent(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {
-        let silent = self.asks.iter().filter(|(_, a)| now.since(a.last_grant) >= ASK_PATIENCE);
-        let most = silent.min_by_key(|(_, a)| a.last_grant).map(|(n, _)| *n);
-        if let Some(node) = most {
-            self.withdraw(manifest, stock, node, out);
-        }
+    /// Repeats asks now and then, whole.
+    fn refresh(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {
+        let old = self.asks.iter_mut().filter(|(_, a)| now.since(a.sent_at) >= ASK_REFRESH);
+        let old: Vec<NodeId> = old.map(|(n, _)| *n).collect();
+        old.into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
     }
 
     fn withdraw(&mut self, manifest: ManifestHash, stock: &Stock, node: NodeId, out: &mut VecDeque<Output>) {
-        self.asks.remove(&node);
-        let nothing = ChunkSet::empty(stock.len());
-        let message = PeerMessage::Ask { manifest, wanted: nothing, have: stock.have.clone(), credits: 0 };
-        out.push_back(Output::Send { to: node, message });
+        if self.asks.remove(&node) {
+            let nothing = || ChunkSet::empty(stock.len());
+            let terms = Default::default();
+            let message = PeerMessage::Ask { manifest, wanted: nothing(), have: nothing(), terms };
+            out.push_back(Output::Send { to: node, message });
+        }
     }
 
     fn withdraw_all(&mut self, manifest: ManifestHash, stock: &Stock, out: &mut VecDeque<Output>) {
-        let asked: Vec<NodeId> = self.asks.keys().copied().collect();
-        asked.into_iter().for_each(|n| self.withdraw(manifest, stock, n, out));
-    }
-}
-
-pub(crate) fn returned(to: NodeId, manifest: ManifestHash, lease: u64, chunk: u32, outcome: Outcome) -> Output {
-    Output::Send { to, message: PeerMessage::Return { manifest, lease, chunk, outcome } }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::SeedableRng;
-    use std::time::Duration;
-
-    #[test]
-    fn a_peer_that_cannot_be_reached_keeps_no_place_from_others() {
-        let mut stock = Stock::new(vec![1; 4]);
-        stock.wanted = ChunkSet::full(4);
-        let (mut pulling, mut rng, mut out) = (Pulling::default(), SmallRng::seed_from_u64(1), VecDeque::new());
-        let peer = |n: usize| NodeId([u8::try_from(n).unwrap(); 32]);
-        let living = |n| Candidate { node: peer(n), connected: true, have: 0 };
-        let dead = Candidate { node: peer(200), connected: false, have: 4 };
-        let candidates: Vec<Candidate> = (0..ASKS_MAX).map(living).chain([dead]).collect();
-        let manifest = ManifestHash::of(b"m");
-        let mut review = |at: Duration, candidates: &[Candidate]| {
-            let now = Time::ZERO + at;
-            let dials = pulling.review(manifest, &stock, now, candidates.to_vec(), &mut rng, &mut out);
-            (dials, pulling.asks.len())
-        };
-        assert_eq!(review(Duration::ZERO, &candidates), (vec![peer(200)], ASKS_MAX - 1));
-        assert_eq!(review(Duration::from_millis(100), &candidates), (vec![], ASKS_MAX));
-        assert_eq!(review(DIAL_PATIENCE, &candidates), (vec![peer(200)], ASKS_MAX - 1), "it is tried again later");
+        self.hungry_since = None;
+        self.asks.nodes().into_iter().for_each(|n| self.withdraw(manifest, stock, n, out));
     }
 }

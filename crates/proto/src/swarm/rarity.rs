@@ -1,0 +1,94 @@
+//! How many copies of each chunk a holder knows of, and the rarest of some chunks.
+//!
+//! Chunks with the same number of copies form a *level*. A chunk moves between neighbouring
+//! levels, and the rarest of a set is found in the first level that has anything in common with it.
+
+use super::bits::Bits;
+
+/// Levels kept apart; chunks with more copies share the last. As many as a holder has askers
+/// (`limits::ASKERS_MAX`), and one for what it gave itself.
+const LEVELS: usize = 66;
+
+#[derive(Debug)]
+pub(crate) struct Rarity {
+    len: u32,
+    copies: Vec<u8>,
+    /// Only as many as were ever needed.
+    levels: Vec<Bits>,
+}
+
+impl Rarity {
+    pub(crate) fn new(len: u32) -> Self {
+        let mut all = Bits::new(len);
+        (0..len).for_each(|c| {
+            all.insert(c);
+        });
+        Rarity { len, copies: vec![0; len as usize], levels: vec![all] }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn copies(&self, chunk: u32) -> u8 {
+        self.copies[chunk as usize]
+    }
+
+    pub(crate) fn more(&mut self, chunk: u32) {
+        let before = self.copies[chunk as usize];
+        self.copies[chunk as usize] = before.saturating_add(1);
+        self.shift(chunk, before);
+    }
+
+    pub(crate) fn fewer(&mut self, chunk: u32) {
+        let before = self.copies[chunk as usize];
+        self.copies[chunk as usize] = before.saturating_sub(1);
+        self.shift(chunk, before);
+    }
+
+    /// The rarest chunk of `of` and how many copies are known; among equals one near `from`.
+    pub(crate) fn rarest(&self, of: &Bits, from: u32) -> Option<(u32, usize)> {
+        self.levels.iter().enumerate().find_map(|(level, set)| set.common(of, from).map(|c| (c, level)))
+    }
+
+    /// Bytes it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.copies.len() + self.levels.iter().map(Bits::bytes).sum::<usize>()
+    }
+
+    fn shift(&mut self, chunk: u32, before: u8) {
+        let (from, to) = (level(before), level(self.copies[chunk as usize]));
+        if from == to {
+            return;
+        }
+        if self.levels.len() <= to {
+            self.levels.resize_with(to + 1, || Bits::new(self.len));
+        }
+        self.levels[from].remove(chunk);
+        self.levels[to].insert(chunk);
+    }
+}
+
+fn level(copies: u8) -> usize {
+    usize::from(copies).min(LEVELS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rarest_of_what_is_asked_for() {
+        let mut rarity = Rarity::new(100);
+        (0..90).for_each(|c| rarity.more(c));
+        (0..50).for_each(|c| rarity.more(c));
+        let mut of = Bits::new(100);
+        [3, 60].map(|c| of.insert(c));
+        assert_eq!(rarity.rarest(&of, 0), Some((60, 1)));
+        of.insert(95);
+        assert_eq!(rarity.rarest(&of, 10), Some((95, 0)));
+        rarity.fewer(3);
+        rarity.fewer(3);
+        of.remove(95);
+        assert_eq!(rarity.rarest(&of, 50), Some((3, 0)));
+        (0..200).for_each(|_| rarity.more(3));
+        assert_eq!(rarity.rarest(&of, 0), Some((60, 1)));
+    }
+}
