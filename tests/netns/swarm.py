@@ -205,7 +205,8 @@ class Run:
         print(
             f"  control: {control['connections']} connections, {control['bytes'] / 1e6:.1f} MB in {control['segments']} segments; "
             f"chunks: {data['connections']} connections, {data['bytes'] / 1e6:.0f} MB in {data['segments']} segments, "
-            f"{data['retransmitted_bytes'] / 1e6:.1f} MB again; CPU {spent:.1f} s",
+            f"{data['retransmitted_bytes'] / 1e6:.1f} MB again; CPU {spent:.1f} s, "
+            f"machine idle {(idle_after[0] - idle[0]) / (idle_after[1] - idle[1]):.0%}",
             flush=True,
         )
         result = {
