@@ -8,6 +8,7 @@
 
 pub mod binding;
 pub mod blueprint;
+mod checked;
 pub mod chunkset;
 pub mod codec;
 pub mod cut;

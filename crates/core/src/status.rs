@@ -1,5 +1,6 @@
 //! Status records: what a node says of itself, signed with its identity.
 
+use crate::checked::Checked;
 use crate::codec::{self, CodecError, Kind};
 use crate::hash::ManifestHash;
 use crate::id::{ChannelName, IdError, NodeId, NodeSecret, SIGNATURE_BYTES};
@@ -63,6 +64,7 @@ impl ChannelStatus {
 pub struct SignedStatus {
     body: Vec<u8>,
     signature: [u8; SIGNATURE_BYTES],
+    checked: Checked,
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -79,7 +81,7 @@ impl SignedStatus {
     pub fn sign(status: &Status, secret: &NodeSecret) -> Self {
         let body = codec::encode(Kind::Status, status);
         let signature = secret.sign(CONTEXT, &body);
-        SignedStatus { body, signature }
+        SignedStatus { body, signature, checked: Checked::default() }
     }
 
     /// Bytes it takes in a message, about.
@@ -99,7 +101,7 @@ impl SignedStatus {
     /// The record, if the node it speaks of signed it.
     pub fn open(&self) -> Result<Status, StatusError> {
         let status: Status = codec::decode::<_, RECORD_BYTES_MAX>(Kind::Status, &self.body)?;
-        status.node.verify(CONTEXT, &self.body, &self.signature)?;
+        self.checked.once(|| status.node.verify(CONTEXT, &self.body, &self.signature))?;
         let bounds = [
             ("addresses", status.addresses.len(), STATUS_ADDRESSES_MAX),
             ("data endpoints", status.data_endpoints.len(), STATUS_ADDRESSES_MAX),

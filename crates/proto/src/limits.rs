@@ -57,6 +57,9 @@ pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);
 /// neighbours BitTorrent unchokes by default, few enough to keep messages linear.
 pub const ASKS_MAX: usize = 16;
 
+/// Places among them for peers in other racks or zones, where there are enough near ones.
+pub const FAR_ASKS: usize = 4;
+
 /// Who has less under way than it could for this long replaces the ask that gave least. Guess: a
 /// few round trips of a data centre, and less than a round of gossip.
 pub const HUNGER_PATIENCE: Duration = Duration::from_millis(20);
@@ -82,7 +85,10 @@ pub const FLIGHT_UNITS: u64 = 16;
 pub const CREDIT_BYTES_MIN: u64 = 128 << 10;
 
 /// Longest chunks a holder lets be read at once.
-pub const SERVE_UNITS: u64 = 8;
+pub const SERVE_UNITS: u64 = 10;
+
+/// How many of those go to other racks before a holder's own rack.
+pub const FAR_SERVE_UNITS: u64 = 3;
 
 /// Under an upload cap, what may be granted at once after a pause.
 pub const UPLOAD_BURST: Duration = Duration::from_millis(10);

@@ -28,6 +28,8 @@ pub(crate) struct Members {
     me: NodeId,
     members: BTreeMap<NodeId, Member>,
     connected: BTreeSet<NodeId>,
+    /// Grows whenever somebody comes, goes, or says to stand elsewhere.
+    version: u64,
     /// Nodes that left or timed out, and their last record's order.
     gone: BTreeMap<NodeId, ((u64, u64), Time)>,
 }
@@ -46,7 +48,11 @@ pub(crate) enum Heard {
 
 impl Members {
     pub(crate) fn new(me: NodeId) -> Self {
-        Members { me, members: BTreeMap::new(), connected: BTreeSet::new(), gone: BTreeMap::new() }
+        Members { me, members: BTreeMap::new(), connected: BTreeSet::new(), version: 1, gone: BTreeMap::new() }
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        self.version
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&NodeId, &Member)> {
@@ -125,7 +131,9 @@ impl Members {
             notices.push(Notice::MemberJoined { node, name: status.name.clone() });
         }
         self.gone.remove(&node);
-        self.members.insert(node, Member { status, signed, made_at: now - age });
+        let labels = status.labels.clone();
+        let before = self.members.insert(node, Member { status, signed, made_at: now - age });
+        self.version += u64::from(before.is_none_or(|m| m.status.labels != labels));
         Heard::News(node)
     }
 
@@ -175,6 +183,7 @@ impl Members {
 
     fn bury(&mut self, node: NodeId, order: (u64, u64), now: Time, said_goodbye: bool, notices: &mut Vec<Notice>) {
         if let Some(member) = self.members.remove(&node) {
+            self.version += 1;
             notices.push(Notice::MemberLeft { node, name: member.status.name, said_goodbye });
         }
         self.gone.insert(node, (order, now));

@@ -63,6 +63,8 @@ pub struct Node {
     review_at: Time,
     /// When the swarms are looked over, if before that.
     swarms_at: Option<Time>,
+    /// The membership that `reach` was last settled for.
+    ranked: u64,
     reminded: BTreeMap<NodeId, Time>,
     /// Something happened that may allow another grant.
     grants_due: bool,
@@ -120,6 +122,7 @@ impl Node {
             status_sent: None,
             review_at: now,
             swarms_at: None,
+            ranked: 0,
             reminded: BTreeMap::new(),
             grants_due: false,
             out: VecDeque::new(),
@@ -161,12 +164,15 @@ impl Node {
             }
             Input::ManifestLoaded { manifest, chunk_bytes } => {
                 self.manifests.forget(&manifest);
+                self.ranked = 0;
+                let early = self.early_asks.remove(&manifest).unwrap_or_default();
+                let early: Vec<_> = early.into_iter().map(|(from, ask)| (from, self.is_far(&from), ask)).collect();
                 let swarm = self.swarms.entry(manifest).or_insert_with(|| Swarm::new(chunk_bytes));
                 self.grants_due = true;
                 // Nothing is refused as long as it is open what this node will want.
                 swarm.stock.wanted = ChunkSet::full(swarm.stock.len());
-                for (from, EarlyAsk { wanted, have, terms }) in self.early_asks.remove(&manifest).unwrap_or_default() {
-                    swarm.serving.on_ask(&swarm.stock, from, wanted, have, terms);
+                for (from, is_far, ask) in early {
+                    swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
                 }
                 swarm.stock.wanted = ChunkSet::empty(swarm.stock.len());
             }
@@ -492,8 +498,9 @@ impl Node {
 
     fn on_ask(&mut self, from: NodeId, manifest: ManifestHash, ask: EarlyAsk) {
         self.grants_due = true;
+        let is_far = self.is_far(&from);
         if let Some(swarm) = self.swarms.get_mut(&manifest) {
-            let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, ask.terms);
+            let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
             if let Some(refusal) = refusal {
                 self.send(from, PeerMessage::Refuse { manifest, refusal });
             }
@@ -654,6 +661,7 @@ impl Node {
 
     fn review_swarms(&mut self, now: Time) {
         self.swarms_at = None;
+        self.rank_neighbours();
         let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
         for manifest in manifests {
             let looking = self.swarms.get(&manifest).is_some_and(|s| s.pulling.is_looking(&s.stock, now));
@@ -669,25 +677,54 @@ impl Node {
         }
     }
 
+    /// Peers that may be asked. Only newest releases are announced; for another, asking costs
+    /// little: who does not have it refuses.
+    fn candidates(&self, now: Time, manifest: &ManifestHash) -> Vec<swarm::Candidate> {
+        let fit = |m: &&Member| !self.trust.is_avoided(&m.status.node, now);
+        let candidate = |m: &Member| swarm::Candidate {
+            node: m.status.node,
+            connected: self.members.is_connected(&m.status.node),
+            distance: self.distance(m),
+        };
+        if self.releases.channels_at(manifest).next().is_some() {
+            return self.following(manifest).filter(fit).map(candidate).collect();
+        }
+        let neighbours = self.members.connected().filter_map(|n| self.members.member(n));
+        neighbours.filter(fit).map(candidate).collect()
+    }
+
     /// Whoever follows a channel that is at the manifest has it or is getting it, also if its last
     /// status record is older than the release: at thousands of nodes records are rare.
-    fn candidates(&self, now: Time, manifest: &ManifestHash) -> Vec<swarm::Candidate> {
-        let newest = self.releases.all_newest().filter(|(_, r)| r.manifest == *manifest);
-        let channels: Vec<&ChannelName> = newest.map(|(_, r)| &r.channel).collect();
-        let fit = |node: &NodeId| !self.trust.is_avoided(node, now);
-        if channels.is_empty() {
-            // Only newest releases are announced. For another, asking costs little: who does not
-            // have it refuses.
-            let neighbour = |node: &NodeId| swarm::Candidate { node: *node, connected: true };
-            return self.members.connected().filter(|n| fit(n)).map(neighbour).collect();
+    fn following<'a>(&'a self, manifest: &'a ManifestHash) -> impl Iterator<Item = &'a Member> {
+        let channels: Vec<&ChannelName> = self.releases.channels_at(manifest).collect();
+        let follows = move |m: &&Member| m.status.channels.iter().any(|c| channels.contains(&&c.channel));
+        self.members.iter().map(|(_, m)| m).filter(follows)
+    }
+
+    fn is_far(&self, node: &NodeId) -> bool {
+        self.members.member(node).is_some_and(|m| self.distance(m) > 0)
+    }
+
+    fn distance(&self, member: &Member) -> u8 {
+        swarm::distance(&self.config.labels, &member.status.labels)
+    }
+
+    /// Where nodes stand in racks: settles anew who fetches what from afar, if somebody came, went
+    /// or moved.
+    fn rank_neighbours(&mut self) {
+        let version = self.members.version();
+        if self.config.labels.is_empty() || self.ranked == version {
+            return;
         }
-        let follows = |m: &Member| m.status.channels.iter().any(|c| channels.contains(&&c.channel));
-        let following = self.members.iter().filter(|(node, m)| follows(m) && fit(node));
-        let candidate = |(node, _): (&NodeId, &Member)| {
-            let connected = self.members.is_connected(node);
-            swarm::Candidate { node: *node, connected }
-        };
-        following.map(candidate).collect()
+        self.ranked = version;
+        let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
+        for manifest in manifests {
+            let others = self.following(&manifest).map(|m| (m.status.node, self.distance(m)));
+            let others: Vec<(NodeId, u8)> = others.collect();
+            if let Some(swarm) = self.swarms.get_mut(&manifest) {
+                swarm.pulling.on_neighbours(&self.me, &others);
+            }
+        }
     }
 
     fn leave(&mut self) {

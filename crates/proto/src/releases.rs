@@ -69,6 +69,11 @@ impl Releases {
         self.channels.iter().map(|(name, c)| (name, c.newest.as_ref().map(|(_, release)| release)))
     }
 
+    /// Channels whose newest release is this manifest.
+    pub(crate) fn channels_at<'a>(&'a self, manifest: &'a ManifestHash) -> impl Iterator<Item = &'a ChannelName> {
+        self.all_newest().filter(move |(_, r)| r.manifest == *manifest).map(|(_, r)| &r.channel)
+    }
+
     pub(crate) fn all_newest(&self) -> impl Iterator<Item = &(SignedRelease, Release)> {
         self.channels.values().filter_map(|c| c.newest.as_ref())
     }

@@ -1,6 +1,6 @@
 //! The mesh as it is when a run begins: formed long ago, links made, records exchanged.
 //!
-//! Each node has links to a few random others and has heard of at most [`KNOWN_MAX`]. In a real
+//! Each node has links to a few random others and has heard of its rack and [`KNOWN_MAX`] more. In a real
 //! mesh everybody hears of everybody; to know fewer is against us, and a thousand nodes that verify
 //! a thousand records each would take longer than what they are here to show.
 
@@ -29,6 +29,8 @@ pub(super) fn form(peers: &mut [Peer], there: &[u32], links: &mut BTreeSet<(u32,
         let known = index::sample(rng, there.len(), KNOWN_MAX.min(there.len()));
         let mut known: BTreeSet<usize> = known.into_iter().collect();
         known.extend(there.iter().enumerate().filter(|(_, o)| links.contains(&(i.min(**o), i.max(**o)))).map(|(k, _)| k));
+        let rack = |k: usize| peers[there[k] as usize].plan.nic.rack;
+        known.extend((0..there.len()).filter(|k| rack(*k).is_some() && rack(*k) == rack(at)));
         known.remove(&at);
         let statuses = known.iter().map(|k| (records[*k].clone(), 0)).collect();
         let Some(&from) = known.first() else { continue };

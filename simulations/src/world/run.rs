@@ -209,11 +209,17 @@ impl<'a> World<'a> {
         }
         self.drain(i);
         match self.peers[i as usize].plan.role {
-            Role::Seed => self.publish(i),
-            Role::Holder => self.load(i),
+            _ if Some(i) == self.announcer() && self.peers[i as usize].life == 0 => self.publish(i),
+            Role::Seed | Role::Holder => self.load(i),
             // What it has already is of the release that is to come.
             Role::Puller => {}
         }
+    }
+
+    /// Who tells the mesh of the release: the first seed, or the first node where there is none.
+    fn announcer(&self) -> Option<u32> {
+        let seed = self.e.nodes.iter().find(|n| n.role == Role::Seed);
+        seed.or(self.e.nodes.first()).map(|n| n.index)
     }
 
     fn publish(&mut self, i: u32) {
@@ -282,7 +288,8 @@ impl<'a> World<'a> {
             Output::Read { op, peer, chunk, .. } => self.read(i, op, peer, chunk),
             Output::CancelRead { op } => self.cancel(i, op),
             Output::ReleaseAccepted { release, .. } => {
-                if self.peers[i as usize].plan.role == Role::Puller {
+                let peer = &self.peers[i as usize];
+                if peer.plan.role == Role::Puller && Some(i) != self.announcer() {
                     let (manifest, bytes) = (release.manifest, release.manifest_bytes);
                     self.deliver(i, self.now, Input::ManifestWanted { manifest, bytes });
                 }

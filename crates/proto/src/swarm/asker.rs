@@ -15,6 +15,8 @@ pub(super) struct Asker {
     /// What it has or is getting, ours under lease included.
     pub(super) have: ChunkSet,
     pub(super) offer: Bits,
+    /// It stands in another rack or zone, and wants only what it is to bring there.
+    pub(super) is_far: bool,
     pub(super) credit_bytes: u64,
     /// What it has under way from everybody, by its own word and our grants since.
     pub(super) flight_bytes: u64,
@@ -31,6 +33,7 @@ impl Asker {
             wanted: ChunkSet::empty(len),
             have: ChunkSet::empty(len),
             offer: Bits::new(len),
+            is_far: false,
             credit_bytes: 0,
             flight_bytes: 0,
             leased_bytes: 0,

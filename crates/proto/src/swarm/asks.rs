@@ -1,7 +1,9 @@
 //! Whom a puller asks: enough peers, and none that stays silent while others could give.
 
 use super::Stock;
-use crate::limits::{ASK_RETRY, ASKS_MAX, CREDIT_BYTES_MIN, DIAL_PATIENCE, FLIGHT_BYTES_MAX, FLIGHT_UNITS};
+use crate::limits::{
+    ASK_RETRY, ASKS_MAX, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, FLIGHT_UNITS,
+};
 use aquifer_core::message::Terms;
 use aquifer_core::{NodeId, Time};
 use rand::rngs::SmallRng;
@@ -21,6 +23,7 @@ pub(super) struct Asks {
 
 #[derive(Debug)]
 pub(super) struct Ask {
+    pub(super) distance: u8,
     pub(super) sent_at: Time,
     pub(super) last_grant: Time,
     /// How much of the news it has heard.
@@ -32,6 +35,8 @@ pub(super) struct Ask {
 pub(crate) struct Candidate {
     pub(crate) node: NodeId,
     pub(crate) connected: bool,
+    /// Boundaries between it and this node, see `reach`.
+    pub(crate) distance: u8,
 }
 
 impl Asks {
@@ -76,22 +81,36 @@ impl Asks {
     ) -> (Vec<NodeId>, Vec<NodeId>) {
         self.dialled.retain(|_, at| now.since(*at) < DIAL_PATIENCE);
         self.passed_over.retain(|_, until| *until > now);
-        candidates.retain(|c| {
-            !self.asked.contains_key(&c.node)
-                && !self.passed_over.contains_key(&c.node)
-                && (c.connected || !self.dialled.contains_key(&c.node))
-        });
+        candidates.retain(|c| !self.asked.contains_key(&c.node) && !self.passed_over.contains_key(&c.node));
+        let near = candidates.iter().filter(|c| c.distance == 0).count();
+        candidates.retain(|c| c.connected || !self.dialled.contains_key(&c.node));
         candidates.shuffle(rng);
         candidates.sort_by_key(|c| !c.connected);
-        candidates.truncate(ASKS_MAX.saturating_sub(self.asked.len()));
-        let (near, strange): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.connected);
-        let nodes = |list: Vec<Candidate>| list.into_iter().map(|c| c.node).collect::<Vec<_>>();
-        let (asked, dials) = (nodes(near), nodes(strange));
-        for node in &asked {
-            self.asked.insert(*node, Ask { sent_at: now, last_grant: now, cursor });
+        let chosen = self.share_places(candidates, near);
+        let (near, strange): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| c.connected);
+        let dials: Vec<NodeId> = strange.into_iter().map(|c| c.node).collect();
+        for c in &near {
+            let ask = Ask { distance: c.distance, sent_at: now, last_grant: now, cursor };
+            self.asked.insert(c.node, ask);
         }
+        let asked = near.into_iter().map(|c| c.node).collect();
         self.dialled.extend(dials.iter().map(|n| (*n, now)));
         (asked, dials)
+    }
+
+    /// Most places go to the `near_others` that are near and not asked yet, reached or not; the
+    /// rest go to those that are not, the outermost first.
+    fn share_places(&self, candidates: Vec<Candidate>, near_others: usize) -> Vec<Candidate> {
+        let far_asked = self.asked.values().filter(|a| a.distance > 0).count();
+        let near_asked = self.asked.len() - far_asked;
+        let (mut near, mut far): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.distance == 0);
+        far.sort_by_key(|c| std::cmp::Reverse((c.distance, c.connected)));
+        let far_max = FAR_ASKS.max(ASKS_MAX.saturating_sub(near_asked + near_others));
+        let free = ASKS_MAX.saturating_sub(self.asked.len());
+        far.truncate(far_max.saturating_sub(far_asked).min(free));
+        near.truncate(free - far.len());
+        near.extend(far);
+        near
     }
 
     /// Who granted nothing for longest, if for at least `patience`.

@@ -11,11 +11,13 @@ mod budget;
 mod news;
 mod pull;
 mod rarity;
+mod reach;
 mod serve;
 
 pub(crate) use asks::Candidate;
 pub(crate) use budget::Budget;
 pub(crate) use pull::{Offer, Pulling};
+pub(crate) use reach::distance;
 pub(crate) use serve::Serving;
 
 use aquifer_core::ChunkSet;

@@ -3,6 +3,7 @@
 use super::Stock;
 use super::asks::{Asks, Candidate};
 use super::news::{News, Told};
+use super::reach::Reach;
 use crate::io::{OpId, Output};
 use crate::limits::{ASK_REFRESH, ASKS_MAX, FLIGHT_BYTES_MAX, HUNGER_PATIENCE, LEASE_TTL, PROGRESS_INTERVAL};
 use aquifer_core::message::{Outcome, Returned};
@@ -20,6 +21,9 @@ pub(crate) struct Pulling {
     news_due: Option<Time>,
     /// Since when less is under way than could be.
     hungry_since: Option<Time>,
+    reach: Reach,
+    /// The reach narrowed, and those far away have not heard it.
+    narrowed: bool,
 }
 
 #[derive(Debug)]
@@ -81,13 +85,24 @@ impl Pulling {
             self.asks.pass_over(node, now);
             self.withdraw(manifest, stock, node, out);
         }
-        if self.is_starving(now) {
+        let starving = self.is_starving(now);
+        if starving {
             self.hungry_since = Some(now);
+            self.reach.widen();
+        }
+        if starving || std::mem::take(&mut self.narrowed) {
+            self.ask_far(manifest, stock, now, out);
         }
         let (new, dials) = self.asks.fill(now, self.news.end(), candidates, rng);
         new.into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
         self.refresh(manifest, stock, now, out);
         dials
+    }
+
+    /// Who else is in the mesh, and how far away each is, changed.
+    pub(crate) fn on_neighbours(&mut self, me: &NodeId, others: &[(NodeId, u8)]) {
+        self.reach.rank(me, others);
+        self.narrowed = true;
     }
 
     /// What is wanted changed: say so to everybody asked, and stop what is no longer wanted.
@@ -258,6 +273,7 @@ impl Pulling {
         let fed = self.flight_bytes >= 2 * stock.unit_bytes() || stock.is_complete();
         if fed {
             self.hungry_since = None;
+            self.narrowed |= self.reach.narrow();
         } else {
             self.hungry_since.get_or_insert(now);
         }
@@ -276,6 +292,7 @@ impl Pulling {
         let end = self.news.end();
         let Some(ask) = self.asks.get_mut(&to) else { return };
         (ask.sent_at, ask.cursor) = (now, end);
+        let distance = ask.distance;
         let (mut wanted, mut have) = (stock.missing(), stock.have.clone());
         for &chunk in self.flights.keys() {
             wanted.remove(chunk);
@@ -288,6 +305,7 @@ impl Pulling {
                 have.remove(c);
             });
         }
+        self.reach.restrict(distance, &mut wanted);
         out.push_back(Output::Send { to, message: PeerMessage::Ask { manifest, wanted, have, terms } });
     }
 
@@ -305,8 +323,11 @@ impl Pulling {
         let end = self.news.end();
         let told = match self.asks.get_mut(&to) {
             Some(ask) => {
-                let told = self.news.since(ask.cursor, to);
+                let mut told = self.news.since(ask.cursor, to);
                 ask.cursor = end;
+                if let Some(told) = &mut told {
+                    told.again.retain(|c| self.reach.allows(ask.distance, *c));
+                }
                 told
             }
             None => Some(Told::default()),
@@ -325,6 +346,12 @@ impl Pulling {
                 self.ask(manifest, stock, now, to, out);
             }
         }
+    }
+
+    /// Tells those beyond a boundary anew what they may give.
+    fn ask_far(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {
+        let far: Vec<NodeId> = self.asks.iter_mut().filter(|(_, a)| a.distance > 0).map(|(n, _)| *n).collect();
+        far.into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
     }
 
     /// Repeats asks now and then, whole.

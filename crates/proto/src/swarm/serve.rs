@@ -8,7 +8,7 @@ use super::asker::Asker;
 use super::budget::Budget;
 use super::rarity::Rarity;
 use super::{Stock, bits::Bits};
-use crate::limits::{ASKERS_MAX, DECLINE_HOLD, GRANT_BYTES_MIN, GRANT_CHUNKS_MAX, LEASE_TTL};
+use crate::limits::{ASKERS_MAX, DECLINE_HOLD, FAR_SERVE_UNITS, GRANT_BYTES_MIN, GRANT_CHUNKS_MAX, LEASE_TTL};
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{ChunkSet, NodeId, Time};
 use rand::Rng;
@@ -30,6 +30,16 @@ struct Lease {
     reader: NodeId,
     chunks: Vec<u32>,
     expires: Time,
+}
+
+/// Whose turn it is first. Who asks from afar fetches what its own rack has none of, but a rack's
+/// own nodes are not kept waiting for all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    First,
+    Far,
+    Near,
+    FarLater,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -57,7 +67,7 @@ impl Serving {
         from: NodeId,
         wanted: ChunkSet,
         have: ChunkSet,
-        terms: Terms,
+        (terms, is_far): (Terms, bool),
     ) -> Option<Refusal> {
         if wanted.len() != stock.len() || have.len() != stock.len() {
             return None;
@@ -75,6 +85,7 @@ impl Serving {
         let leased: Vec<u32> = self.leases_of(from).flat_map(|(_, l)| l.chunks.iter().copied()).collect();
         let asker = self.askers.entry(from).or_insert_with(|| Asker::new(stock.len()));
         asker.agree(terms);
+        asker.is_far = is_far;
         asker.replace(stock, &mut self.rarity, wanted, have, &leased);
         asker.leased_bytes = leased.iter().map(|c| stock.bytes_of(*c)).sum();
         None
@@ -195,10 +206,18 @@ impl Serving {
             return None;
         }
         let from = rng.random_range(0..stock.len());
+        let far: u64 = self.askers.values().filter(|a| a.is_far).map(|a| a.leased_bytes).sum();
+        let far_is_open = far < FAR_SERVE_UNITS * stock.unit_bytes();
         let served = |a: &Asker| a.offer.count() > 0 && (a.leased_bytes == 0 || a.leased_bytes < a.credit_bytes);
         let hungry = |(node, a): (&NodeId, &Asker)| {
             let (_, copies) = self.rarity.rarest(&a.offer, from)?;
-            Some((copies > 0, a.flight_bytes, a.served_bytes, *node))
+            let class = match (copies, a.is_far) {
+                (0, _) => Class::First,
+                (_, true) if far_is_open => Class::Far,
+                (_, true) => Class::FarLater,
+                (_, false) => Class::Near,
+            };
+            Some((class, a.flight_bytes, a.served_bytes, *node))
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
         let (_, _, _, to) = waiting.filter_map(hungry).min()?;
