@@ -18,9 +18,9 @@ PAYLOAD_BYTES = 1448
 #: What a node may send at once after it was idle: ten full frames. Less, and the timer's grain costs rate;
 #: more, and a burst is a head start (at 25 Mbit/s this one is 5 ms).
 BURST = "16kb"
-#: The longest queue, as time. A frame that would wait longer is dropped, as a switch with shallow
-#: buffers would do.
-LATENCY_MS = 40
+#: The longest queue at either end of a link, as time. A frame that would wait longer is dropped, as a
+#: switch with shallow buffers would do: at 50 Mbit/s this is 250 KB.
+QUEUE_MS = 40
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -29,10 +29,10 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 class Network:
     """``count`` nodes, numbered from 0, at ``mbit`` Mbit/s each way. Use it in a ``with``."""
 
-    def __init__(self, count, mbit, congestion=None):
+    def __init__(self, count, mbit, queue_ms=QUEUE_MS, congestion=None):
         self.prefix = f"aqf{os.getpid()}"
         self.hub = f"{self.prefix}-hub"
-        self.count, self.mbit, self.congestion = count, mbit, congestion
+        self.count, self.mbit, self.queue_ms, self.congestion = count, mbit, queue_ms, congestion
         self.made = []
         self.resident = None
 
@@ -100,7 +100,7 @@ class Network:
         self.made.append(name)
 
     def _shape(self, namespace, device):
-        tbf = ["tbf", "rate", f"{self.mbit}mbit", "burst", BURST, "latency", f"{LATENCY_MS}ms"]
+        tbf = ["tbf", "rate", f"{self.mbit}mbit", "burst", BURST, "latency", f"{self.queue_ms}ms"]
         run("tc", "-n", namespace, "qdisc", "add", "dev", device, "root", *tbf)
 
     def _set(self, namespace, key, value):

@@ -46,7 +46,7 @@ sys.path[:0] = [HERE, os.path.join(ROOT, "python")]
 
 from aquifer.errors import AgentUnavailable  # noqa: E402
 from aquifer.wire import request_status  # noqa: E402
-from network import BURST, FRAME_BYTES, LATENCY_MS, PAYLOAD_BYTES, Network, end_with_parent, goodput, run  # noqa: E402
+from network import BURST, FRAME_BYTES, PAYLOAD_BYTES, QUEUE_MS, Network, end_with_parent, goodput, run  # noqa: E402
 
 CHANNEL = "netns/swarm"
 MESH_PORT, DATA_PORT, PROBE_PORT = 7401, 7402, 7500
@@ -436,6 +436,7 @@ def parse():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--kill", type=int, default=0, help="nodes to kill at half of the way")
     parser.add_argument("--congestion", help="TCP congestion control in the namespaces [default: the machine's]")
+    parser.add_argument("--queue-ms", type=int, default=QUEUE_MS, help="longest queue at either end of a link")
     parser.add_argument("--rtt", action="store_true", help="measure round trips of datagrams beside the swarm")
     parser.add_argument("--at-most", type=float, help="fail if the median run takes more times LB")
     parser.add_argument("--seed", type=int, default=1, help="of the release's bytes and of whom to kill")
@@ -455,7 +456,7 @@ def parse():
 
 
 def measure(options, work):
-    with Network(options.nodes + 1, options.mbit, options.congestion) as network:
+    with Network(options.nodes + 1, options.mbit, options.queue_ms, options.congestion) as network:
         bench = Bench(options, work, network)
         try:
             return measure_runs(options, bench)
@@ -467,7 +468,7 @@ def measure_runs(options, bench):
     bound, rate = bench.lower_bound(), goodput(options.mbit)
     plain = bench.plain_stream()
     print(
-        f"{options.nodes} nodes and a seed, {options.mbit} Mbit/s each way (tbf, burst {BURST}, {LATENCY_MS} ms), "
+        f"{options.nodes} nodes and a seed, {options.mbit} Mbit/s each way (tbf, burst {BURST}, queue {options.queue_ms} ms), "
         f"{bench.bytes} bytes; LB {bound:.3f} s; a plain stream gets {plain / rate:.4f} of the rate in LB",
         flush=True,
     )
@@ -475,7 +476,7 @@ def measure_runs(options, bench):
     median = statistics.median(r["ratio"] for r in runs)
     print(f"median of {len(runs)}: {statistics.median(r['seconds'] for r in runs):.2f} s, {median:.3f} x LB", flush=True)
     return {
-        "nodes": options.nodes, "mbit": options.mbit, "bytes": bench.bytes, "kill": options.kill,
+        "nodes": options.nodes, "mbit": options.mbit, "queue_ms": options.queue_ms, "bytes": bench.bytes, "kill": options.kill,
         "lower_bound_seconds": bound, "plain_stream_of_rate": plain / rate, "median_ratio": median,
         "machine": machine() | ({"congestion_control": options.congestion} if options.congestion else {}),
         "runs": runs,
