@@ -412,7 +412,10 @@ impl Agent {
             Output::Verdict { token, verdict } => self.verdict(token, verdict),
             Output::Dial { node, addresses } => self.mesh.dial(node, addresses),
             Output::Grant { to, manifest, lease, ttl, chunks } => self.grant(to, manifest, lease, ttl, chunks)?,
-            Output::LeaseClosed { lease, chunk } => self.grants.close(lease, chunk),
+            Output::LeaseClosed { lease, chunk } => {
+                tracing::trace!("closed {chunk} under lease {lease}");
+                self.grants.close(lease, chunk);
+            }
             Output::Read { op, peer, manifest, lease, chunk } => self.start_read(op, peer, manifest, lease, chunk),
             Output::CancelRead { op } => self.cancel_read(op),
             Output::ReleaseAccepted { signed, release } => self.on_release(signed, release)?,
