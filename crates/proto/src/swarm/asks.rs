@@ -66,12 +66,13 @@ impl Ask {
         }
     }
 
-    /// Chunks that keep this holder busy: one, and what it could send in the time that a word to it
-    /// and back takes, as far as that matters.
+    /// Chunks that keep this holder's link busy: one, and what it could send in the time that a word
+    /// to it and back takes, unless that is so short that its other askers fill the gap. Flows that
+    /// began together end together, and then all wait for words at once.
     fn depth(&self) -> u64 {
         let (Some(turnaround), Some(service)) = (self.turnaround, self.service) else { return 1 };
         let idle = turnaround.as_secs_f64() / service.as_secs_f64().max(1e-9);
-        1 + whole((idle - IDLE_TOLERATED).max(0.0).ceil())
+        if idle < IDLE_TOLERATED { 1 } else { 1 + whole(idle.ceil()) }
     }
 }
 
@@ -137,7 +138,9 @@ impl Asks {
     ) -> (Vec<NodeId>, Vec<NodeId>) {
         self.dialled.retain(|_, at| now.since(*at) < DIAL_PATIENCE);
         self.passed_over.retain(|_, until| *until > now);
-        candidates.iter().filter(|c| c.connected).for_each(|c| drop(self.dialled.remove(&c.node)));
+        candidates.iter().filter(|c| c.connected).for_each(|c| {
+            self.dialled.remove(&c.node);
+        });
         candidates.retain(|c| !self.asked.contains_key(&c.node) && !self.passed_over.contains_key(&c.node));
         let near = candidates.iter().filter(|c| c.distance == 0).count();
         candidates.retain(|c| c.connected || !self.dialled.contains_key(&c.node));

@@ -7,7 +7,8 @@ use super::reach::Reach;
 use crate::io::{OpId, Output};
 use crate::limits::{
     ASK_REFRESH, ASK_RETRY, ASKS_MAX, FLIGHT_BYTES_MAX, FLIGHT_WATCH, HUNGER_PATIENCE, LEASE_TTL, MUTUAL_GRACE,
-    OVERDUE_FACTOR, PACE_BYTES_MIN, PACE_SAMPLES, PROGRESS_INTERVAL, READ_STALL, SILENT_PAUSE,
+    NEWS_CHUNKS, OVERDUE_FACTOR, PACE_BYTES_MIN, PACE_SAMPLES, PROGRESS_INTERVAL_MAX, PROGRESS_INTERVAL_MIN,
+    READ_STALL, SILENT_PAUSE,
 };
 use crate::node::audit::ensure;
 use aquifer_core::message::{Outcome, Returned};
@@ -30,6 +31,9 @@ pub(crate) struct Pulling {
     began: Option<Time>,
     /// When flights are looked over.
     watch_at: Option<Time>,
+    /// When the last read ended, and the time between two such ends, as a moving average.
+    landed_at: Option<Time>,
+    gap: Duration,
     /// How long a byte takes on its way, typically: seconds.
     pace: f64,
     reach: Reach,
@@ -222,7 +226,7 @@ impl Pulling {
         self.flights.insert(chunk, flight);
         self.flight_bytes += stock.bytes_of(chunk);
         self.news.taken(chunk, holder);
-        self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
+        self.tell_soon(now);
         self.watch_at.get_or_insert(now + FLIGHT_WATCH);
         out.push_back(Output::Read { op, peer: holder, manifest, lease, chunk });
     }
@@ -247,8 +251,10 @@ impl Pulling {
                 flight.overdue = true;
                 slow.insert(flight.holder);
                 self.news.again(*chunk, flight.holder);
-                self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
             }
+        }
+        if !slow.is_empty() {
+            self.tell_soon(now);
         }
         for holder in slow {
             self.asks.pass_over(holder, now, ASK_RETRY);
@@ -279,9 +285,19 @@ impl Pulling {
         if let Some(ask) = self.asks.get_mut(&holder) {
             ask.on_end(now, took);
         }
+        if let Some(last) = self.landed_at.replace(now) {
+            self.gap = (self.gap * 15 + now.since(last)) / 16;
+        }
         let sample = took.as_secs_f64() / bytes.max(PACE_BYTES_MIN) as f64;
         self.pace = if self.pace > 0.0 { self.pace + (sample - self.pace) / PACE_SAMPLES } else { sample };
         Some(Landed { revoked, late, successor })
+    }
+
+    /// News is told after a few chunks' time: often enough that holders rarely offer what came from
+    /// elsewhere, and no more often, because each telling is a message to every holder.
+    fn tell_soon(&mut self, now: Time) {
+        let within = (self.gap * NEWS_CHUNKS).clamp(PROGRESS_INTERVAL_MIN, PROGRESS_INTERVAL_MAX);
+        self.news_due.get_or_insert(now + within);
     }
 
     /// Gives a lease back to its holder, and tells it what else is new; others look again for a
@@ -297,7 +313,7 @@ impl Pulling {
     ) {
         if stock.is_missing(returned.chunk) && !self.flights.contains_key(&returned.chunk) {
             self.news.again(returned.chunk, holder);
-            self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
+            self.tell_soon(now);
         }
         self.note_hunger(stock, now);
         self.tell(manifest, stock, now, holder, vec![returned], out);
@@ -306,7 +322,7 @@ impl Pulling {
     /// `chunk` is here without anybody's help.
     pub(crate) fn on_held(&mut self, now: Time, chunk: u32, me: NodeId) {
         self.news.taken(chunk, me);
-        self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
+        self.tell_soon(now);
     }
 
     /// The peer is avoided from now on.

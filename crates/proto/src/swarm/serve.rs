@@ -237,11 +237,11 @@ impl Serving {
         self.askers.contains_key(node)
     }
 
-    /// What one asker takes at a time, on average.
+    /// What one asker takes at a time, on average, less the chunk that only bridges the gap.
     fn typical_credit(&self, stock: &Stock) -> u64 {
         let credits = self.askers.values().map(|a| a.credit_bytes).filter(|c| *c > 0);
         let (count, sum) = credits.fold((0u64, 0u64), |(n, sum), c| (n + 1, sum.saturating_add(c)));
-        (sum / count.max(1)).max(stock.unit_bytes())
+        (sum / count.max(1)).saturating_sub(stock.unit_bytes()).max(stock.unit_bytes())
     }
 
     #[cfg(test)]
