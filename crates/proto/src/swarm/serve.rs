@@ -141,6 +141,7 @@ impl Serving {
 
     /// This node has the chunk now.
     pub(crate) fn on_held(&mut self, chunk: u32) {
+        self.rarity.hold(chunk);
         for asker in self.askers.values_mut().filter(|a| a.wanted.contains(chunk)) {
             asker.offer.insert(chunk);
         }
@@ -156,6 +157,7 @@ impl Serving {
                 asker.wants(stock, &mut self.rarity, chunk);
             }
         }
+        self.rarity.lose(chunk);
         for asker in self.askers.values_mut() {
             asker.offer.remove(chunk);
         }

@@ -25,7 +25,8 @@ impl Table {
         let bytes = u32::try_from(CHUNK).expect("it is short");
         let mut stock = Stock::new(vec![bytes; chunks as usize]);
         stock.have = ChunkSet::full(chunks);
-        let (serving, budget) = (Serving::new(chunks), Budget::new(64 * CHUNK, None, Time::ZERO));
+        let (mut serving, budget) = (Serving::new(chunks), Budget::new(64 * CHUNK, None, Time::ZERO));
+        (0..chunks).for_each(|c| serving.on_held(c));
         Table { stock, serving, budget, rng: SmallRng::seed_from_u64(1), now: Time::ZERO }
     }
 
