@@ -220,7 +220,7 @@ impl Serving {
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
         let (class, _, _, to) = waiting.filter_map(hungry).min()?;
-        if class != Class::First && budget.leased_bytes >= FIRST_AT_ONCE * credit && self.has_first_copies(from) {
+        if class != Class::First && budget.leased_bytes >= FIRST_AT_ONCE.saturating_mul(credit) && self.has_first_copies(from) {
             return None;
         }
         let chunks = self.choose(stock, (budget, credit), now, &to, from);
