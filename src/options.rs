@@ -56,6 +56,10 @@ pub(crate) struct NodeOptions {
     /// Chunk bytes that others may be reading from this node at once [default: 256MiB]
     #[arg(long, env = "AQUIFER_UPLOAD_WINDOW", value_name = "SIZE", help_heading = "Mesh")]
     pub(crate) upload_window: Option<String>,
+    /// Chunk bytes a second that this node uploads at most, so that its engines keep the rest of the
+    /// network card [default: no limit]
+    #[arg(long, env = "AQUIFER_UPLOAD_LIMIT", value_name = "SIZE", help_heading = "Mesh")]
+    pub(crate) upload_limit: Option<String>,
 }
 
 /// Options of `aquifer agent` alone.
@@ -154,7 +158,7 @@ fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
 /// number of bytes.
 fn as_meant(key: &str, value: toml::Value) -> toml::Value {
     const LISTS: [&str; 6] = ["peer", "listen", "external", "label", "trust", "channel"];
-    const SIZES: [&str; 3] = ["upload-window", "store-limit", "memory-limit"];
+    const SIZES: [&str; 4] = ["upload-window", "upload-limit", "store-limit", "memory-limit"];
     match value.as_integer() {
         Some(bytes) if SIZES.contains(&key) => toml::Value::String(bytes.to_string()),
         None if value.is_str() && LISTS.contains(&key) => toml::Value::Array(vec![value]),
@@ -193,6 +197,7 @@ impl NodeOptions {
             trust: list(self.trust, file.trust),
             state: self.state.or(file.state),
             upload_window: self.upload_window.or(file.upload_window),
+            upload_limit: self.upload_limit.or(file.upload_limit),
         }
     }
 
@@ -206,6 +211,7 @@ impl NodeOptions {
             label: self.label,
             trust: self.trust,
             upload_window: self.upload_window,
+            upload_limit: self.upload_limit,
             ..NodeOptions::default()
         }
     }
@@ -250,6 +256,7 @@ impl NodeOptions {
             store_bytes: None,
             memory_bytes: 4 << 30,
             upload_bytes: size("--upload-window", self.upload_window.as_deref())?.unwrap_or(256 << 20),
+            upload_bytes_per_s: size("--upload-limit", self.upload_limit.as_deref())?,
             socket: None,
             state,
             publish: None,

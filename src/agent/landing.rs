@@ -63,6 +63,7 @@ impl Agent {
         if let Landing::Region(conn, _) = &landing {
             self.engine_input(*conn, EngineInput::Landing { chunk });
         }
+        tracing::trace!("reads {chunk} from {} under lease {lease}", peer.short());
         let (hash, _) = hash_and_len;
         self.reading.insert(hash);
         self.reads.insert(op, Read { manifest, chunk, hash, peer, landing: Some(landing) });
@@ -83,6 +84,9 @@ impl Agent {
         let (manifest, chunk, peer) = (read.manifest, read.chunk, read.peer);
         let Some(landing) = read.landing.take() else { return };
         let expected = self.chunk(&manifest, chunk).map(|(hash, _)| hash);
+        if let Ok(done) = &completion.result {
+            tracing::trace!("has read {chunk} from {} in {:?}", peer.short(), done.elapsed);
+        }
         let outcome = match completion.result {
             Ok(done) if Some(done.digest) == expected => ReadOutcome::Verified,
             Ok(_) => ReadOutcome::Corrupt,

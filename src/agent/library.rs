@@ -365,6 +365,7 @@ impl Agent {
             }
         }
         let chunks = there;
+        tracing::trace!("granted {chunks:?} to {} under lease {lease}", to.short());
         let access = self.grants.access(to, crate::keys::random_bytes()?);
         let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
         self.mesh.send(to, PeerMessage::Grant { manifest, lease, ttl_ms, chunks, access });

@@ -78,6 +78,7 @@ pub(crate) struct AgentConfig {
     pub(crate) store_bytes: Option<u64>,
     pub(crate) memory_bytes: u64,
     pub(crate) upload_bytes: u64,
+    pub(crate) upload_bytes_per_s: Option<u64>,
     pub(crate) socket: Option<PathBuf>,
     pub(crate) state: Option<StateDir>,
     pub(crate) publish: Option<Publish>,
@@ -275,7 +276,7 @@ impl Agent {
                 channels: config.channels.clone(),
                 accepted,
                 leased_bytes_max: config.upload_bytes,
-                upload_bytes_per_s: None,
+                upload_bytes_per_s: config.upload_bytes_per_s,
                 seed,
             },
             Time::ZERO,
@@ -411,7 +412,10 @@ impl Agent {
             Output::Verdict { token, verdict } => self.verdict(token, verdict),
             Output::Dial { node, addresses } => self.mesh.dial(node, addresses),
             Output::Grant { to, manifest, lease, ttl, chunks } => self.grant(to, manifest, lease, ttl, chunks)?,
-            Output::LeaseClosed { lease, chunk } => self.grants.close(lease, chunk),
+            Output::LeaseClosed { lease, chunk } => {
+                tracing::trace!("closed {chunk} under lease {lease}");
+                self.grants.close(lease, chunk);
+            }
             Output::Read { op, peer, manifest, lease, chunk } => self.start_read(op, peer, manifest, lease, chunk),
             Output::CancelRead { op } => self.cancel_read(op),
             Output::ReleaseAccepted { signed, release } => self.on_release(signed, release)?,

@@ -2,9 +2,8 @@
 
 use crate::crates;
 use crate::fixtures::{self, Fixtures};
-use crate::run::{Totals, cargo, count_cargo, count_unittest, root, show};
+use crate::run::{Totals, cargo, count_cargo, count_unittest, program, root, show};
 use anyhow::Result;
-use std::path::Path;
 use std::process::Command;
 
 /// Runs all steps, prints the totals, and returns whether everything passed.
@@ -103,10 +102,4 @@ impl Ci {
     fn count(&mut self, ok: bool) {
         if ok { self.totals.passed += 1 } else { self.totals.failed += 1 }
     }
-}
-
-fn program() -> std::path::PathBuf {
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |d| Path::new(&d).to_path_buf());
-    target.join("release/aquifer")
 }

@@ -6,6 +6,7 @@
 mod ci;
 mod crates;
 mod fixtures;
+mod netns;
 mod run;
 
 use std::process::ExitCode;
@@ -14,13 +15,17 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   ci        everything CI runs; ends with the totals
   crates    the table of crates and whom each may know, as in ARCHITECTURE.md
-  fixtures  fetch what the tests need: a real model, Python packages";
+  fixtures  fetch what the tests need: a real model, Python packages
+  netns     how long a release takes over shaped links, in network namespaces; needs root.
+            Options, such as --nodes 8 --mbit 50 --mib 64 --runs 5 --kill 2, go to
+            tests/netns/swarm.py (--help lists them)";
 
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
         Some("ci") => ci::run(),
         Some("crates") => crates::table().map(|t| println!("{t}")).map(|()| true),
         Some("fixtures") => fixtures::prepare().map(|f| println!("{f:#?}")).map(|()| true),
+        Some("netns") => netns::run(std::env::args().skip(2)),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
