@@ -447,7 +447,7 @@ impl Node {
         self.grants_due = true;
         for chunk in new {
             swarm.serving.on_held(chunk);
-            swarm.pulling.on_held(now, chunk, self.me);
+            swarm.pulling.on_held(now, chunk, self.me, &mut self.out);
         }
         self.status_soon(now);
     }
@@ -556,7 +556,11 @@ impl Node {
             let returned = vec![Returned { lease, chunk, outcome: Outcome::Declined }];
             return self.send_returned(holder, manifest, returned);
         };
-        let Some(landed) = swarm.pulling.land(&swarm.stock, now, op, chunk) else { return };
+        let Some(landed) = swarm.pulling.land(&swarm.stock, now, op, chunk) else {
+            // Forgotten, and of interest again.
+            let returned = Returned { lease, chunk, outcome: Outcome::Declined };
+            return swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
+        };
         let gave_up = landed.late && outcome == ReadOutcome::Declined;
         let outcome = if gave_up { ReadOutcome::Failed } else { outcome };
         let told = match outcome {
