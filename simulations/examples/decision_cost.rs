@@ -37,8 +37,7 @@ const CHUNK_TIME: Duration = Duration::from_nanos(335_544);
 const LEASED_BYTES_MAX: u64 = 256 << 20;
 
 /// What an asker accepts: two chunks at once of a holder, with some under way from others.
-const TERMS: Terms =
-    Terms { credit_bytes: 2 * CHUNK_BYTES as u64, flight_bytes: 8 * CHUNK_BYTES as u64 };
+const TERMS: Terms = Terms { credit_bytes: 2 * CHUNK_BYTES as u64, flight_bytes: 8 * CHUNK_BYTES as u64 };
 
 /// Nodes whose memory is measured together.
 const NODES_FOR_STATE: u32 = 8;

@@ -57,6 +57,11 @@ pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);
 /// neighbours BitTorrent unchokes by default, few enough to keep messages linear.
 pub const ASKS_MAX: usize = 16;
 
+/// Peers among them that a node picks by itself at first; the other places are kept for those who
+/// ask it, for this long.
+pub const ASKS_OWN: usize = 8;
+pub const MUTUAL_GRACE: Duration = Duration::from_millis(10);
+
 /// Places among them for peers in other racks or zones, where there are enough near ones.
 pub const FAR_ASKS: usize = 4;
 

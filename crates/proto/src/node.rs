@@ -336,7 +336,7 @@ impl Node {
                 self.review_manifests(now);
             }
             PeerMessage::Ask { manifest, wanted, have, terms } => {
-                self.on_ask(from, manifest, EarlyAsk { wanted, have, terms })
+                self.on_ask(now, from, manifest, EarlyAsk { wanted, have, terms })
             }
             PeerMessage::Progress { manifest, returned, taken, again, terms } => {
                 self.on_progress(now, from, manifest, returned, (taken, again, terms));
@@ -499,13 +499,17 @@ impl Node {
         swarm.pulling.on_grant(manifest, &swarm.stock, now, offer, take_op, &mut self.out);
     }
 
-    fn on_ask(&mut self, from: NodeId, manifest: ManifestHash, ask: EarlyAsk) {
+    fn on_ask(&mut self, now: Time, from: NodeId, manifest: ManifestHash, ask: EarlyAsk) {
         self.grants_due = true;
         let is_far = self.is_far(&from);
         if let Some(swarm) = self.swarms.get_mut(&manifest) {
+            let (is_new, looking) = (!swarm.serving.is_asked_by(&from), swarm.pulling.is_looking(&swarm.stock, now));
             let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
             if let Some(refusal) = refusal {
                 self.send(from, PeerMessage::Refuse { manifest, refusal });
+            } else if is_new && looking {
+                // To ask it in return.
+                self.review_swarms_soon(now);
             }
             return;
         }
@@ -688,6 +692,9 @@ impl Node {
             let Some(swarm) = self.swarms.get_mut(&manifest) else { continue };
             let (rng, out) = (&mut self.rng, &mut self.out);
             let dials = swarm.pulling.review(manifest, &swarm.stock, now, candidates, rng, out);
+            if let Some(at) = swarm.pulling.open_at().filter(|at| *at > now) {
+                self.swarms_at = Some(self.swarms_at.map_or(at, |s| s.min(at)));
+            }
             for node in dials {
                 if let Some(member) = self.members.member(&node) {
                     self.out.push_back(Output::Dial { node, addresses: member.status.addresses.clone() });
@@ -700,10 +707,12 @@ impl Node {
     /// little: who does not have it refuses.
     fn candidates(&self, now: Time, manifest: &ManifestHash) -> Vec<swarm::Candidate> {
         let fit = |m: &&Member| !self.trust.is_avoided(&m.status.node, now);
+        let swarm = self.swarms.get(manifest);
         let candidate = |m: &Member| swarm::Candidate {
             node: m.status.node,
             connected: self.members.is_connected(&m.status.node),
             distance: self.distance(m),
+            asks_us: swarm.is_some_and(|s| s.serving.is_asked_by(&m.status.node)),
         };
         if self.releases.channels_at(manifest).next().is_some() {
             return self.following(manifest).filter(fit).map(candidate).collect();

@@ -123,8 +123,7 @@ impl<'a> World<'a> {
     fn new(e: &'a Expanded, options: RunOptions) -> Self {
         // The cap is the node's own decision, see `Config`.
         let uncapped = |n: &NodePlan| Nic { upload_cap: None, ..n.nic };
-        let peers: Vec<Peer> =
-            e.nodes.iter().map(|plan| Peer::new(e, plan, options.records(plan.index))).collect();
+        let peers: Vec<Peer> = e.nodes.iter().map(|plan| Peer::new(e, plan, options.records(plan.index))).collect();
         World {
             e,
             options,

@@ -1,7 +1,7 @@
 //! Whom a puller asks: enough peers, and none that stays silent while others could give.
 
 use super::Stock;
-use crate::limits::{ASKS_MAX, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, IDLE_TOLERATED};
+use crate::limits::{ASKS_MAX, ASKS_OWN, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, IDLE_TOLERATED};
 use aquifer_core::message::Terms;
 use aquifer_core::{NodeId, Time};
 use rand::rngs::SmallRng;
@@ -88,6 +88,8 @@ pub(crate) struct Candidate {
     pub(crate) connected: bool,
     /// Boundaries between it and this node, see `reach`.
     pub(crate) distance: u8,
+    /// It asks this node.
+    pub(crate) asks_us: bool,
 }
 
 impl Asks {
@@ -121,23 +123,28 @@ impl Asks {
         self.asked.values().map(|a| a.cursor).min()
     }
 
-    /// Fills free places, with connected peers before those that must be dialled. Returns whom to
-    /// ask now and whom to dial.
+    /// Fills free places. Those who ask this node come first: where asking is mutual, nobody is
+    /// asked by many more than it asks, and no node's upload lies idle while another's is crowded.
+    /// To leave them room a node picks only half of its places by itself, unless it is `alone`.
+    /// Returns whom to ask now and whom to dial.
     pub(super) fn fill(
         &mut self,
         now: Time,
         cursor: u64,
         mut candidates: Vec<Candidate>,
+        alone: bool,
         rng: &mut SmallRng,
     ) -> (Vec<NodeId>, Vec<NodeId>) {
         self.dialled.retain(|_, at| now.since(*at) < DIAL_PATIENCE);
         self.passed_over.retain(|_, until| *until > now);
+        candidates.iter().filter(|c| c.connected).for_each(|c| drop(self.dialled.remove(&c.node)));
         candidates.retain(|c| !self.asked.contains_key(&c.node) && !self.passed_over.contains_key(&c.node));
         let near = candidates.iter().filter(|c| c.distance == 0).count();
         candidates.retain(|c| c.connected || !self.dialled.contains_key(&c.node));
         candidates.shuffle(rng);
-        candidates.sort_by_key(|c| !c.connected);
-        let chosen = self.share_places(candidates, near);
+        candidates.sort_by_key(|c| (!c.asks_us, !c.connected));
+        let own = if alone { ASKS_MAX } else { ASKS_OWN };
+        let chosen = self.share_places(candidates, near, own);
         let (near, strange): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| c.connected);
         let dials: Vec<NodeId> = strange.into_iter().map(|c| c.node).collect();
         for c in &near {
@@ -149,15 +156,18 @@ impl Asks {
     }
 
     /// Most places go to the `near_others` that are near and not asked yet, reached or not; the
-    /// rest go to those that are not, the outermost first.
-    fn share_places(&self, candidates: Vec<Candidate>, near_others: usize) -> Vec<Candidate> {
+    /// rest go to those that are not, the outermost first. Of the near, those who do not ask this
+    /// node get no more than `own` places.
+    fn share_places(&self, candidates: Vec<Candidate>, near_others: usize, own: usize) -> Vec<Candidate> {
         let far_asked = self.asked.values().filter(|a| a.distance > 0).count();
         let near_asked = self.asked.len() - far_asked;
         let (mut near, mut far): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.distance == 0);
-        far.sort_by_key(|c| std::cmp::Reverse((c.distance, c.connected)));
+        far.sort_by_key(|c| std::cmp::Reverse((c.asks_us, c.distance, c.connected)));
         let far_max = FAR_ASKS.max(ASKS_MAX.saturating_sub(near_asked + near_others));
         let free = ASKS_MAX.saturating_sub(self.asked.len());
         far.truncate(far_max.saturating_sub(far_asked).min(free));
+        let mutual = near.iter().filter(|c| c.asks_us).count();
+        near.truncate(mutual.max(own.saturating_sub(near_asked + self.dialled.len())));
         near.truncate(free - far.len());
         near.extend(far);
         near

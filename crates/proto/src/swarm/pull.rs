@@ -6,8 +6,8 @@ use super::news::{News, Told};
 use super::reach::Reach;
 use crate::io::{OpId, Output};
 use crate::limits::{
-    ASK_REFRESH, ASK_RETRY, ASKS_MAX, FLIGHT_BYTES_MAX, FLIGHT_WATCH, HUNGER_PATIENCE, LEASE_TTL, OVERDUE_FACTOR,
-    PACE_BYTES_MIN, PACE_SAMPLES, PROGRESS_INTERVAL, READ_STALL, SILENT_PAUSE,
+    ASK_REFRESH, ASK_RETRY, ASKS_MAX, FLIGHT_BYTES_MAX, FLIGHT_WATCH, HUNGER_PATIENCE, LEASE_TTL, MUTUAL_GRACE,
+    OVERDUE_FACTOR, PACE_BYTES_MIN, PACE_SAMPLES, PROGRESS_INTERVAL, READ_STALL, SILENT_PAUSE,
 };
 use crate::node::audit::ensure;
 use aquifer_core::message::{Outcome, Returned, Terms};
@@ -26,6 +26,8 @@ pub(crate) struct Pulling {
     news_due: Option<Time>,
     /// Since when less is under way than could be.
     hungry_since: Option<Time>,
+    /// When holders were first looked for.
+    began: Option<Time>,
     /// When flights are looked over.
     watch_at: Option<Time>,
     /// How long a byte takes on its way, typically: seconds.
@@ -82,6 +84,11 @@ impl Pulling {
         !stock.is_complete() && (self.asks.len() < ASKS_MAX || self.is_starving(now))
     }
 
+    /// When free places are open to all.
+    pub(crate) fn open_at(&self) -> Option<Time> {
+        self.began.map(|began| began + MUTUAL_GRACE)
+    }
+
     /// Keeps enough peers asked, and none that stays silent while this node goes hungry. Returns
     /// peers worth dialling.
     pub(crate) fn review(
@@ -112,7 +119,10 @@ impl Pulling {
         if starving || std::mem::take(&mut self.narrowed) {
             self.ask_far(manifest, stock, now, out);
         }
-        let (new, dials) = self.asks.fill(now, self.news.end(), candidates, rng);
+        // At first there is room for those who will ask this node, and are to be asked in return.
+        let began = *self.began.get_or_insert(now);
+        let alone = starving || now.since(began) >= MUTUAL_GRACE;
+        let (new, dials) = self.asks.fill(now, self.news.end(), candidates, alone, rng);
         new.into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
         self.refresh(manifest, stock, now, out);
         dials

@@ -8,7 +8,9 @@ use super::asker::Asker;
 use super::budget::Budget;
 use super::rarity::Rarity;
 use super::{Stock, bits::Bits};
-use crate::limits::{ASKERS_MAX, DECLINE_HOLD, FAR_SERVE_UNITS, FIRST_AT_ONCE, GRANT_BYTES_MIN, GRANT_CHUNKS_MAX, LEASE_TTL};
+use crate::limits::{
+    ASKERS_MAX, DECLINE_HOLD, FAR_SERVE_UNITS, FIRST_AT_ONCE, GRANT_BYTES_MIN, GRANT_CHUNKS_MAX, LEASE_TTL,
+};
 use crate::node::audit::ensure;
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{ChunkSet, NodeId, Time};
@@ -231,6 +233,10 @@ impl Serving {
     fn has_first_copies(&self, from: u32) -> bool {
         let first = |a: &Asker| self.rarity.rarest(&a.offer, from).is_some_and(|(_, copies)| copies == 0);
         self.askers.values().any(first)
+    }
+
+    pub(crate) fn is_asked_by(&self, node: &NodeId) -> bool {
+        self.askers.contains_key(node)
     }
 
     /// What one asker takes at a time, on average.
