@@ -35,7 +35,11 @@ impl Half {
         let mut stock = Stock::new(vec![CHUNK; chunks as usize]);
         stock.wanted = ChunkSet::full(chunks);
         let (pulling, rng) = (Pulling::default(), SmallRng::seed_from_u64(1));
-        Half { stock, pulling, now: Time::ZERO, rng, out: VecDeque::new(), next_op: 1 }
+        let mut half = Half { stock, pulling, now: Time::ZERO, rng, out: VecDeque::new(), next_op: 1 };
+        // All places are open to all from then on.
+        half.review(&[]);
+        half.now = half.pulling.open_at().expect("it has begun to look");
+        half
     }
 
     fn review(&mut self, candidates: &[Candidate]) -> Vec<NodeId> {
@@ -84,13 +88,13 @@ impl Half {
 }
 
 fn living(n: usize) -> Candidate {
-    Candidate { node: peer(n), connected: true, distance: 0 }
+    Candidate { node: peer(n), connected: true, distance: 0, asks_us: false }
 }
 
 #[test]
 fn a_peer_that_cannot_be_reached_keeps_no_place_from_others() {
     let mut half = Half::new(4);
-    let dead = Candidate { node: peer(200), connected: false, distance: 0 };
+    let dead = Candidate { node: peer(200), connected: false, distance: 0, asks_us: false };
     let few: Vec<Candidate> = (1..ASKS_MAX).map(living).chain([dead]).collect();
     assert_eq!((half.review(&few), half.pulling.asks.len()), (vec![peer(200)], ASKS_MAX - 1));
     half.now = half.now + Duration::from_millis(1);
@@ -209,7 +213,7 @@ fn news_that_are_too_old_lead_to_a_whole_ask() {
 #[test]
 fn from_afar_only_its_own_share_is_asked_for_and_more_in_hunger() {
     let mut half = Half::new(256);
-    let beyond = |n| Candidate { node: peer(n), connected: true, distance: 2 };
+    let beyond = |n| Candidate { node: peer(n), connected: true, distance: 2, asks_us: false };
     // Three more stand behind the same boundary.
     let me = peer(9);
     half.pulling.on_neighbours(&me, &[(peer(1), 2), (peer(11), 0), (peer(12), 0), (peer(13), 1)]);
