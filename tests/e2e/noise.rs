@@ -1,7 +1,7 @@
 //! Peers that send garbage, nothing, or never stop, to a node that has work to do.
 
 use crate::site::{CHANNEL, Member, Site, until};
-use aquifer_core::message::Outcome;
+use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{Access, ChunkSet, ManifestHash, NodeId, PeerMessage};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,6 +14,9 @@ const MIB: u64 = 1 << 20;
 const CONNECTIONS: usize = 40;
 /// An idle agent has about 10 MiB; a queue of 32 MiB and a handful of buffers may come to it.
 const RESIDENT_MAX: u64 = 160 * MIB;
+
+/// An asker that takes everything at once, and says that it starves.
+const GREED: Terms = Terms { credit_bytes: u64::MAX, flight_bytes: 0 };
 
 /// Sends until it is told to stop; connects again whenever it is hung up on.
 fn noise(to: SocketAddr, stop: &Arc<AtomicBool>, sent: &Arc<AtomicU64>, first: &'static [u8], then: Option<u8>) {
@@ -99,20 +102,24 @@ fn a_member_that_talks_nonsense() {
     for manifest in [real, ManifestHash::of(b"another")] {
         for len in [0, 1, chunks - 1, chunks, chunks + 1, 4 << 20] {
             let (wanted, have) = (ChunkSet::full(len), ChunkSet::full(len));
-            member.send(node, PeerMessage::Ask { manifest, wanted: wanted.clone(), have, credits: u16::MAX });
-            member.send(node, PeerMessage::Ask { manifest, wanted, have: ChunkSet::empty(len), credits: 0 });
+            member.send(node, PeerMessage::Ask { manifest, wanted: wanted.clone(), have, terms: GREED });
+            let terms = Terms::default();
+            member.send(node, PeerMessage::Ask { manifest, wanted, have: ChunkSet::empty(len), terms });
         }
         for chunk in [0, chunks, u32::MAX] {
-            member.send(node, PeerMessage::Progress { manifest, got: vec![chunk; 2000], credits: 9 });
+            let (returned, taken, again) = (vec![], vec![chunk; 2000], vec![chunk; 2000]);
+            member.send(node, PeerMessage::Progress { manifest, returned, taken, again, terms: GREED });
             let access = Access { ticket: 1, secret: [1; 32] };
             let granted = vec![chunk, chunk];
             member.send(node, PeerMessage::Grant { manifest, lease: 1, ttl_ms: 0, chunks: granted, access });
             for lease in [0, 1, u64::MAX] {
-                let outcome = Outcome::Corrupt;
-                member.send(node, PeerMessage::Return { manifest, lease, chunk, outcome });
+                let returned = vec![Returned { lease, chunk, outcome: Outcome::Corrupt }; 2];
+                let (taken, again, terms) = (vec![], vec![], Terms::default());
+                member.send(node, PeerMessage::Progress { manifest, returned, taken, again, terms });
                 member.send(node, PeerMessage::Revoke { manifest, lease });
             }
         }
+        member.send(node, PeerMessage::Refuse { manifest, refusal: Refusal::Nothing });
         for offset in [1, u64::MAX / 2, u64::MAX] {
             member.send(node, PeerMessage::ManifestAsk { manifest, offset });
             let bytes = vec![7; 1000];
@@ -127,7 +134,7 @@ fn a_member_that_talks_nonsense() {
     });
     // Asked for its chunks in earnest, it still grants them.
     let (wanted, have) = (ChunkSet::full(chunks), ChunkSet::empty(chunks));
-    member.send(node, PeerMessage::Ask { manifest: real, wanted, have, credits: 4 });
+    member.send(node, PeerMessage::Ask { manifest: real, wanted, have, terms: GREED });
     member.until_hears("a grant", |from, message| {
         let PeerMessage::Grant { manifest, chunks, .. } = message else { return false };
         *from == node && *manifest == real && !chunks.is_empty()

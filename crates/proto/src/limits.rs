@@ -11,8 +11,11 @@ pub const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 /// nobody has more than 250 records a second to verify (about 1 % of a core).
 pub const STATUS_TURN: Duration = Duration::from_millis(4);
 
-/// How soon progress with a release is told at the earliest: it is for people.
+/// How soon progress with a release is told at the earliest: it is for people. With many members
+/// less often, so that records take no bandwidth worth mentioning from a slow link: a record is
+/// about 500 bytes, and gossip brings it some six times.
 pub const PROGRESS_STATUS_INTERVAL: Duration = Duration::from_secs(1);
+pub const PROGRESS_STATUS_TURN: Duration = Duration::from_millis(250);
 
 /// Least time between two records of one node. Guess: progress is for people and for choosing
 /// holders, neither of which needs more.
@@ -133,7 +136,7 @@ pub const GRANT_CHUNKS_MAX: usize = 256;
 /// difference in simulation.
 pub const NEWS_CHUNKS: u32 = 6;
 pub const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(1);
-pub const PROGRESS_INTERVAL_MAX: Duration = Duration::from_millis(100);
+pub const PROGRESS_INTERVAL_MAX: Duration = Duration::from_millis(300);
 
 /// News kept for holders that have not heard it; who is further behind is told everything anew.
 pub const NEWS_MAX: usize = 4096;

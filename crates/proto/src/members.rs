@@ -2,8 +2,8 @@
 
 use crate::io::Notice;
 use crate::limits::{
-    CONNECTIONS_WANTED, MEMBER_TIMEOUT_INTERVALS, MEMBERS_MAX, SNAPSHOT_BYTES_MAX, SNAPSHOT_FAMILIAR_MAX,
-    SNAPSHOT_STATUSES_MAX, STATUS_INTERVAL, STATUS_TURN, TOMBSTONE,
+    CONNECTIONS_WANTED, MEMBER_TIMEOUT_INTERVALS, MEMBERS_MAX, PROGRESS_STATUS_INTERVAL, PROGRESS_STATUS_TURN,
+    SNAPSHOT_BYTES_MAX, SNAPSHOT_FAMILIAR_MAX, SNAPSHOT_STATUSES_MAX, STATUS_INTERVAL, STATUS_TURN, TOMBSTONE,
 };
 use aquifer_core::status::StatusError;
 use aquifer_core::{NodeId, SignedStatus, Status, Time};
@@ -67,6 +67,12 @@ impl Members {
     /// Time in which every member may speak once.
     pub(crate) fn turns(&self) -> Duration {
         STATUS_TURN.saturating_mul(u32::try_from(self.members.len()).unwrap_or(u32::MAX))
+    }
+
+    /// How soon a node tells of its progress, and no later than it would speak anyway.
+    pub(crate) fn progress_interval(&self) -> Duration {
+        let turns = PROGRESS_STATUS_TURN.saturating_mul(u32::try_from(self.members.len()).unwrap_or(u32::MAX));
+        PROGRESS_STATUS_INTERVAL.max(turns).min(self.status_interval())
     }
 
     /// How often a node speaks when nothing changed.

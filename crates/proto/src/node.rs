@@ -4,8 +4,7 @@ pub(crate) mod audit;
 
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
 use crate::limits::{
-    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROGRESS_STATUS_INTERVAL, PROMPT_REVIEW, REMIND_INTERVAL,
-    REVIEW_INTERVAL, STATUS_SPACING,
+    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_SPACING,
 };
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members, jittered};
@@ -447,7 +446,7 @@ impl Node {
         self.grants_due = true;
         for chunk in new {
             swarm.serving.on_held(chunk);
-            swarm.pulling.on_held(now, chunk, self.me);
+            swarm.pulling.on_held(now, chunk, self.me, &mut self.out);
         }
         self.status_soon(now);
     }
@@ -560,7 +559,11 @@ impl Node {
             let returned = vec![Returned { lease, chunk, outcome: Outcome::Declined }];
             return self.send_returned(holder, manifest, returned);
         };
-        let Some(landed) = swarm.pulling.land(&swarm.stock, now, op, chunk) else { return };
+        let Some(landed) = swarm.pulling.land(&swarm.stock, now, op, chunk) else {
+            // Forgotten, and of interest again.
+            let returned = Returned { lease, chunk, outcome: Outcome::Declined };
+            return swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
+        };
         let gave_up = landed.late && outcome == ReadOutcome::Declined;
         let outcome = if gave_up { ReadOutcome::Failed } else { outcome };
         let told = match outcome {
@@ -599,7 +602,7 @@ impl Node {
         let returned = Returned { lease, chunk, outcome: told };
         swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
         if told == Outcome::Verified {
-            self.status_in(now, PROGRESS_STATUS_INTERVAL);
+            self.status_in(now, self.members.progress_interval());
         } else {
             if self.trust.is_avoided(&holder, now) {
                 swarm.pulling.drop_ask(manifest, &swarm.stock, holder, &mut self.out);

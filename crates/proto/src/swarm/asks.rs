@@ -138,15 +138,16 @@ impl Asks {
     ) -> (Vec<NodeId>, Vec<NodeId>) {
         self.dialled.retain(|_, at| now.since(*at) < DIAL_PATIENCE);
         self.passed_over.retain(|_, until| *until > now);
-        candidates.iter().filter(|c| c.connected).for_each(|c| {
-            self.dialled.remove(&c.node);
-        });
+        for up in candidates.iter().filter(|c| c.connected) {
+            self.dialled.remove(&up.node);
+        }
         candidates.retain(|c| !self.asked.contains_key(&c.node) && !self.passed_over.contains_key(&c.node));
         let near = candidates.iter().filter(|c| c.distance == 0).count();
         candidates.retain(|c| c.connected || !self.dialled.contains_key(&c.node));
         candidates.shuffle(rng);
         candidates.sort_by_key(|c| (!c.asks_us, !c.connected));
-        let own = if alone { ASKS_MAX } else { ASKS_OWN };
+        // Who is being dialled counts at first only: one that never comes up keeps no place.
+        let own = if alone { ASKS_MAX } else { ASKS_OWN.saturating_sub(self.dialled.len()) };
         let chosen = self.share_places(candidates, near, own);
         let (near, strange): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|c| c.connected);
         let dials: Vec<NodeId> = strange.into_iter().map(|c| c.node).collect();
@@ -170,7 +171,7 @@ impl Asks {
         let free = ASKS_MAX.saturating_sub(self.asked.len());
         far.truncate(far_max.saturating_sub(far_asked).min(free));
         let mutual = near.iter().filter(|c| c.asks_us).count();
-        near.truncate(mutual.max(own.saturating_sub(near_asked + self.dialled.len())));
+        near.truncate(mutual.max(own.saturating_sub(near_asked)));
         near.truncate(free - far.len());
         near.extend(far);
         near
@@ -202,3 +203,6 @@ impl Asks {
         Terms { credit_bytes: credit.max(stock.unit_bytes()), flight_bytes }
     }
 }
+
+#[cfg(test)]
+mod tests;

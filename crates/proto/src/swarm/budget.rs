@@ -81,3 +81,6 @@ impl Pace {
         self.tokens
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use crate::limits::{
     READ_STALL, SILENT_PAUSE,
 };
 use crate::node::audit::ensure;
-use aquifer_core::message::{Outcome, Returned};
+use aquifer_core::message::{Outcome, Returned, Terms};
 use aquifer_core::{ChunkSet, ManifestHash, NodeId, PeerMessage, Time};
 use rand::rngs::SmallRng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -263,8 +263,11 @@ impl Pulling {
     }
 
     pub(crate) fn on_revoke(&mut self, from: NodeId, lease: u64) {
-        let hit = self.flights.values_mut().filter(|f| f.holder == from && f.lease == lease);
-        hit.for_each(|f| f.revoked = true);
+        for flight in self.flights.values_mut() {
+            flight.revoked |= flight.holder == from && flight.lease == lease;
+            // It owes nothing for a read that never began.
+            flight.successor.take_if(|next| *next == (from, lease));
+        }
     }
 
     pub(crate) fn on_refused(&mut self, from: NodeId, now: Time) {
@@ -280,7 +283,12 @@ impl Pulling {
         }
         let bytes = stock.bytes_of(chunk);
         self.flight_bytes -= bytes;
-        let Flight { holder, started, successor, revoked, late, .. } = self.flights.remove(&chunk)?;
+        let Flight { holder, started, overdue, successor, revoked, late, .. } = self.flights.remove(&chunk)?;
+        if overdue {
+            // Others were told that they might bring it; if it did not come they are told again.
+            self.news.taken(chunk, holder);
+            self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
+        }
         let took = now.since(started);
         if let Some(ask) = self.asks.get_mut(&holder) {
             ask.on_end(now, took);
@@ -320,7 +328,11 @@ impl Pulling {
     }
 
     /// `chunk` is here without anybody's help.
-    pub(crate) fn on_held(&mut self, now: Time, chunk: u32, me: NodeId) {
+    pub(crate) fn on_held(&mut self, now: Time, chunk: u32, me: NodeId, out: &mut VecDeque<Output>) {
+        if let Some(flight) = self.flights.get_mut(&chunk).filter(|f| !f.cancelled) {
+            flight.cancelled = true;
+            out.push_back(Output::CancelRead { op: flight.op });
+        }
         self.news.taken(chunk, me);
         self.tell_soon(now);
     }
@@ -358,6 +370,14 @@ impl Pulling {
         for flight in self.flights.values_mut().filter(|f| !f.cancelled) {
             flight.cancelled = true;
             out.push_back(Output::CancelRead { op: flight.op });
+        }
+        for (&chunk, flight) in &mut self.flights {
+            if let Some((to, lease)) = flight.successor.take() {
+                let returned = vec![Returned { lease, chunk, outcome: Outcome::Declined }];
+                let (taken, again, terms) = (Vec::new(), Vec::new(), Terms::default());
+                let message = PeerMessage::Progress { manifest, returned, taken, again, terms };
+                out.push_back(Output::Send { to, message });
+            }
         }
         self.withdraw_all(manifest, stock, out);
     }
@@ -493,3 +513,6 @@ impl Pulling {
         self.asks.nodes().into_iter().for_each(|n| self.withdraw(manifest, stock, n, out));
     }
 }
+
+#[cfg(test)]
+mod tests;

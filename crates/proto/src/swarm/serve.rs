@@ -143,6 +143,7 @@ impl Serving {
 
     /// This node has the chunk now.
     pub(crate) fn on_held(&mut self, chunk: u32) {
+        self.rarity.hold(chunk);
         for asker in self.askers.values_mut().filter(|a| a.wanted.contains(chunk)) {
             asker.offer.insert(chunk);
         }
@@ -158,6 +159,7 @@ impl Serving {
                 asker.wants(stock, &mut self.rarity, chunk);
             }
         }
+        self.rarity.lose(chunk);
         for asker in self.askers.values_mut() {
             asker.offer.remove(chunk);
         }
@@ -220,7 +222,10 @@ impl Serving {
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
         let (class, _, _, to) = waiting.filter_map(hungry).min()?;
-        if class != Class::First && budget.leased_bytes >= FIRST_AT_ONCE * credit && self.has_first_copies(from) {
+        if class != Class::First
+            && budget.leased_bytes >= FIRST_AT_ONCE.saturating_mul(credit)
+            && self.has_first_copies(from)
+        {
             return None;
         }
         let chunks = self.choose(stock, (budget, credit), now, &to, from);

@@ -1,5 +1,9 @@
 use super::*;
+use crate::limits::UPLOAD_BURST;
+use proptest::prelude::*;
 use rand::SeedableRng;
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 const CHUNK: u64 = 4 << 20;
 
@@ -25,7 +29,8 @@ impl Table {
         let bytes = u32::try_from(CHUNK).expect("it is short");
         let mut stock = Stock::new(vec![bytes; chunks as usize]);
         stock.have = ChunkSet::full(chunks);
-        let (serving, budget) = (Serving::new(chunks), Budget::new(64 * CHUNK, None, Time::ZERO));
+        let (mut serving, budget) = (Serving::new(chunks), Budget::new(64 * CHUNK, None, Time::ZERO));
+        (0..chunks).for_each(|c| serving.on_held(c));
         Table { stock, serving, budget, rng: SmallRng::seed_from_u64(1), now: Time::ZERO }
     }
 
@@ -57,4 +62,322 @@ fn nobody_returns_the_lease_of_another() {
     assert!(table.returned(1, lease, 0, Outcome::Verified));
     assert!(!table.returned(1, lease, 0, Outcome::Verified), "once is enough");
     assert_eq!(table.budget.leased_bytes, 0);
+}
+
+#[test]
+fn a_seed_gives_every_chunk_once_before_any_twice() {
+    let mut table = Table::seed(40);
+    for n in 0..5 {
+        table.ask(n, 0..40, AMPLE);
+    }
+    let mut given = Vec::new();
+    while given.len() < 40 {
+        let granted = table.grant().expect("what was granted is returned at once");
+        for chunk in granted.chunks {
+            assert!(table.returned(granted.to.0[0], granted.lease, chunk, Outcome::Verified));
+            given.push(chunk);
+        }
+    }
+    given.sort_unstable();
+    assert_eq!(given, (0..40).collect::<Vec<_>>());
+    assert!(table.grant().is_some(), "then second copies");
+}
+
+#[test]
+fn first_copies_go_out_before_second_ones_whoever_wants_them() {
+    let mut table = Table::seed(10);
+    // Node 1 starves and wants what node 2 has; node 3 is well fed and wants what nobody has.
+    table.serving.on_ask(
+        &table.stock,
+        node(2),
+        ChunkSet::from_indices(10, [9]),
+        ChunkSet::from_indices(10, 0..9),
+        (Terms { credit_bytes: 0, flight_bytes: 0 }, false),
+    );
+    table.ask(1, 0..9, AMPLE);
+    table.ask(3, 9..10, Terms { flight_bytes: 100 * CHUNK, ..AMPLE });
+    let first = table.grant().unwrap();
+    assert_eq!((first.to, first.chunks), (node(3), vec![9]));
+    assert_eq!(table.grant().unwrap().to, node(1));
+}
+
+#[test]
+fn the_hungriest_is_served_first_and_no_further_than_its_credit() {
+    let mut table = Table::seed(30);
+    for (n, flight) in [(1, 3), (2, 0), (3, 1)] {
+        table.ask(n, 0..30, Terms { credit_bytes: 2 * CHUNK, flight_bytes: flight * CHUNK });
+    }
+    let order: Vec<u8> = std::iter::from_fn(|| table.grant()).map(|g| g.to.0[0]).collect();
+    // Grants count as being under way; among equals goes first who was given least.
+    assert_eq!(order, [2, 3, 2, 3, 1, 1]);
+}
+
+#[test]
+fn who_cannot_be_served_is_refused() {
+    let mut table = Table::seed(10);
+    table.serving.on_lost(&table.stock, &mut table.budget, 9);
+    table.stock.have.remove(9);
+    let most = u8::try_from(ASKERS_MAX).unwrap();
+    assert_eq!(table.ask(200, 9..10, AMPLE), Some(Refusal::Nothing), "it is not here, nor to come");
+    table.stock.wanted = ChunkSet::full(10);
+    assert_eq!(table.ask(200, 9..10, AMPLE), None, "it is to come");
+    for n in 1..most {
+        assert_eq!(table.ask(n, 0..10, AMPLE), None);
+    }
+    assert_eq!(table.ask(201, 0..10, AMPLE), Some(Refusal::Full));
+    assert_eq!(table.ask(200, 0..10, AMPLE), None, "who asks already may ask for something else");
+    assert_eq!(table.ask(1, [], AMPLE), None, "a withdrawal makes room");
+    assert_eq!(table.ask(201, 0..10, AMPLE), None);
+}
+
+#[test]
+fn what_an_asker_takes_elsewhere_is_not_offered_until_it_wants_it_again() {
+    let mut table = Table::seed(2);
+    table.ask(1, 0..2, AMPLE);
+    table.serving.on_progress(&table.stock, node(1), &[0], &[], AMPLE);
+    assert_eq!(table.grant().map(|g| g.chunks), Some(vec![1]));
+    assert_eq!(table.grant(), None);
+    table.serving.on_progress(&table.stock, node(1), &[], &[0, 1], AMPLE);
+    assert_eq!(table.grant().map(|g| g.chunks), Some(vec![0]), "the other is under lease");
+    assert_eq!(table.grant(), None);
+    table.serving.on_progress(&table.stock, node(1), &[7], &[7], AMPLE);
+    table.serving.on_progress(&table.stock, node(2), &[0], &[1], AMPLE);
+    assert_eq!(table.grant(), None, "there is no chunk 7, and no ask of the other");
+}
+
+#[test]
+fn what_failed_is_not_offered_again_at_once() {
+    let mut table = Table::seed(1);
+    for outcome in [Outcome::Postponed, Outcome::Corrupt, Outcome::Failed] {
+        table.ask(1, 0..1, AMPLE);
+        let lease = table.grant().unwrap().lease;
+        assert!(table.returned(1, lease, 0, outcome));
+        assert_eq!(table.grant(), None);
+        table.now = table.serving.next_timeout().expect("it is wanted again then");
+        assert_eq!(table.serving.on_timeout(&table.stock, &mut table.budget, table.now), []);
+        let lease = table.grant().unwrap().lease;
+        assert!(table.returned(1, lease, 0, Outcome::Verified));
+    }
+}
+
+#[test]
+fn a_lease_runs_out_and_its_chunk_is_granted_again() {
+    let mut table = Table::seed(1);
+    table.ask(1, 0..1, AMPLE);
+    let first = table.grant().unwrap();
+    assert_eq!(table.serving.next_timeout(), Some(Time::ZERO + LEASE_TTL));
+    table.now = Time::ZERO + LEASE_TTL;
+    let closed = table.serving.on_timeout(&table.stock, &mut table.budget, table.now);
+    assert_eq!(closed, [(node(1), first.lease, 0)]);
+    assert!(!table.returned(1, first.lease, 0, Outcome::Verified));
+    assert_eq!(table.budget.leased_bytes, 0);
+    assert!(table.grant().is_some());
+}
+
+#[test]
+fn those_from_afar_go_first_up_to_their_share() {
+    let mut table = Table::seed(30);
+    // Everything has been given once: no chunk is a first copy.
+    table.ask(9, 0..30, AMPLE);
+    for _ in 0..30 {
+        let granted = table.grant().unwrap();
+        assert!(granted.chunks.into_iter().all(|c| table.returned(9, granted.lease, c, Outcome::Verified)));
+    }
+    table.serving.on_gone(&table.stock, &mut table.budget, &node(9));
+    let (all, none) = (ChunkSet::full(30), ChunkSet::empty(30));
+    table.serving.on_ask(&table.stock, node(1), all, none, (Terms { flight_bytes: 50 * CHUNK, ..AMPLE }, true));
+    table.ask(2, 0..30, AMPLE);
+    let order: Vec<u8> = (0..5).map(|_| table.grant().unwrap().to.0[0]).collect();
+    let share = usize::try_from(FAR_SERVE_UNITS).unwrap();
+    assert!(order[..share].iter().all(|n| *n == 1) && order[share..].iter().all(|n| *n == 2), "{order:?}");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Ask(u8, Vec<u32>, Vec<u32>, Terms, bool),
+    Progress(u8, Vec<u32>, Vec<u32>, Terms),
+    Return(u8, prop::sample::Index, Outcome),
+    Gone(u8),
+    Held(u32),
+    Lost(u32),
+    Later(u64),
+    Grant,
+}
+
+const CHUNKS: u32 = 20;
+const PEERS: u8 = 5;
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let chunks = || prop::collection::vec(0..CHUNKS + 2, 0..20);
+    let terms = || {
+        let bytes = || prop_oneof![Just(0), 0..4 * CHUNK, Just(u64::MAX)];
+        (bytes(), bytes()).prop_map(|(credit_bytes, flight_bytes)| Terms { credit_bytes, flight_bytes })
+    };
+    let outcome = prop_oneof![
+        Just(Outcome::Verified),
+        Just(Outcome::Declined),
+        Just(Outcome::Postponed),
+        Just(Outcome::Corrupt),
+        Just(Outcome::Failed)
+    ];
+    let step = prop_oneof![
+        3 => (0..PEERS, chunks(), chunks(), terms(), any::<bool>()).prop_map(|(n, w, h, t, f)| Step::Ask(n, w, h, t, f)),
+        2 => (0..PEERS, chunks(), chunks(), terms()).prop_map(|(n, t, a, terms)| Step::Progress(n, t, a, terms)),
+        4 => (0..PEERS, any::<prop::sample::Index>(), outcome).prop_map(|(n, l, o)| Step::Return(n, l, o)),
+        1 => (0..PEERS).prop_map(Step::Gone),
+        1 => (0..CHUNKS).prop_map(Step::Held),
+        1 => (0..CHUNKS).prop_map(Step::Lost),
+        1 => (0u64..40_000).prop_map(Step::Later),
+        8 => Just(Step::Grant),
+    ];
+    prop::collection::vec(step, 0..120)
+}
+
+/// What an asker may be granted, by its own words.
+type Wants = BTreeMap<NodeId, BTreeSet<u32>>;
+
+/// The table, a model of what each asker wants, and every lease that was ever made.
+struct Books {
+    table: Table,
+    wants: Wants,
+    open: Vec<(NodeId, u64, u32)>,
+}
+
+impl Books {
+    fn step(&mut self, step: Step) {
+        let Table { stock, serving, budget, now, .. } = &mut self.table;
+        match step {
+            Step::Ask(n, wanted, have, terms, is_far) => {
+                let have = ChunkSet::from_indices(CHUNKS, have.into_iter().filter(|c| *c < CHUNKS));
+                let mut wanted = ChunkSet::from_indices(CHUNKS, wanted.into_iter().filter(|c| *c < CHUNKS));
+                wanted.subtract(&have);
+                let stands = !wanted.is_empty();
+                let asked = wanted.iter().collect();
+                let refusal = serving.on_ask(stock, node(n), wanted, have, (terms, is_far));
+                match stands && refusal.is_none() {
+                    true => drop(self.wants.insert(node(n), asked)),
+                    false => drop(self.wants.remove(&node(n))),
+                }
+            }
+            Step::Progress(n, taken, again, terms) => {
+                serving.on_progress(stock, node(n), &taken, &again, terms);
+                if let Some(wants) = self.wants.get_mut(&node(n)) {
+                    wants.retain(|c| !taken.contains(c));
+                    wants.extend(again);
+                }
+            }
+            Step::Return(n, at, outcome) if !self.open.is_empty() => {
+                let (reader, lease, chunk) = self.open[at.index(self.open.len())];
+                let returned = Returned { lease, chunk, outcome };
+                let closed = serving.on_return(stock, budget, *now, node(n), returned);
+                assert!(!closed || reader == node(n));
+                let failed = !matches!(outcome, Outcome::Verified | Outcome::Declined);
+                if let Some(wants) = self.wants.get_mut(&reader).filter(|_| closed && failed) {
+                    wants.insert(chunk);
+                }
+            }
+            Step::Return(..) => {}
+            Step::Gone(n) => {
+                serving.on_gone(stock, budget, &node(n));
+                self.wants.remove(&node(n));
+            }
+            Step::Held(c) => {
+                stock.have.insert(c);
+                serving.on_held(c);
+            }
+            Step::Lost(c) => {
+                stock.have.remove(c);
+                for (reader, _) in serving.on_lost(stock, budget, c) {
+                    self.wants.entry(reader).and_modify(|w| w.extend([c]));
+                }
+            }
+            Step::Later(ms) => {
+                *now = *now + Duration::from_millis(ms);
+                for (reader, _, chunk) in serving.on_timeout(stock, budget, *now) {
+                    self.wants.entry(reader).and_modify(|w| w.extend([chunk]));
+                }
+                assert!(serving.next_timeout().is_none_or(|at| at > *now), "what was due is done");
+            }
+            Step::Grant => self.grant(),
+        }
+        self.table.serving.assert_invariants(&self.table.stock);
+        let Table { stock, serving, budget, .. } = &self.table;
+        assert_eq!(serving.audit(stock), Ok(budget.leased_bytes));
+        assert!(serving.asking().eq(self.wants.keys()));
+    }
+
+    fn grant(&mut self) {
+        let Some(Granted { to, lease, chunks }) = self.table.grant() else { return };
+        let Table { stock, serving, budget, .. } = &self.table;
+        let bytes: u64 = chunks.iter().map(|c| stock.bytes_of(*c)).sum();
+        let asker = &serving.askers[&to];
+        assert!(!chunks.is_empty() && chunks.len() <= GRANT_CHUNKS_MAX);
+        assert!(chunks.len() == 1 || asker.leased_bytes <= asker.credit_bytes, "beyond its credit");
+        assert!(bytes <= stock.unit_bytes().max(GRANT_BYTES_MIN));
+        assert!(budget.leased_bytes <= budget.leased_bytes_max || budget.leased_bytes == bytes);
+        for chunk in chunks {
+            assert!(stock.have.contains(chunk), "{chunk} is not here");
+            let wanted = self.wants.get_mut(&to).is_some_and(|w| w.remove(&chunk));
+            assert!(wanted, "{chunk} is not wanted");
+            assert!(!self.open.contains(&(to, lease, chunk)));
+            self.open.push((to, lease, chunk));
+        }
+    }
+}
+
+proptest! {
+    /// Whatever peers say and whatever is lost, the books balance and no bound is exceeded.
+    #[test]
+    fn books_balance(
+        steps in steps(),
+        sizes in prop::collection::vec(prop_oneof![1u32..4 << 20, 1u32..9000], CHUNKS as usize),
+        cap in prop::option::of(1u64 << 10..1 << 30),
+    ) {
+        let stock = Stock::new(sizes);
+        let budget = Budget::new(5 * CHUNK, cap, Time::ZERO);
+        let (serving, rng) = (Serving::new(CHUNKS), SmallRng::seed_from_u64(2));
+        let table = Table { stock, serving, budget, rng, now: Time::ZERO };
+        let mut books = Books { table, wants: Wants::new(), open: Vec::new() };
+        (0..CHUNKS).filter(|c| c % 3 != 0).for_each(|c| books.step(Step::Held(c)));
+        steps.into_iter().for_each(|step| books.step(step));
+        (0..PEERS).for_each(|n| books.step(Step::Gone(n)));
+        prop_assert_eq!(books.table.budget.leased_bytes, 0);
+        prop_assert_eq!(books.table.serving.leases.len(), 0);
+    }
+
+    /// Within any time no more is granted than the cap's rate, its burst and one grant.
+    #[test]
+    fn the_upload_cap_holds_within_any_window(
+        rate in 1u64 << 20..1 << 32,
+        pauses_us in prop::collection::vec(0u64..30_000, 1..60),
+    ) {
+        let mut table = Table::seed(200);
+        table.budget = Budget::new(64 * CHUNK, Some(rate), Time::ZERO);
+        for n in 1..4 {
+            table.ask(n, 0..200, AMPLE);
+        }
+        let mut granted: Vec<(Time, u64)> = Vec::new();
+        for pause in pauses_us {
+            while let Some(Granted { to, lease, chunks }) = table.grant() {
+                granted.push((table.now, chunks.len() as u64 * CHUNK));
+                assert!(chunks.into_iter().all(|c| table.returned(to.0[0], lease, c, Outcome::Verified)));
+            }
+            if let Some(at) = table.budget.next_timeout() {
+                prop_assert!(at > table.now);
+                // Half of the time it is exactly when more is allowed.
+                table.now = if pause % 2 == 0 { at } else { table.now };
+                prop_assert_eq!(table.budget.on_timeout(table.now), pause % 2 == 0);
+            }
+            table.now = table.now + Duration::from_micros(pause);
+        }
+        let burst = rate as f64 * UPLOAD_BURST.as_secs_f64();
+        for (i, (begin, _)) in granted.iter().enumerate() {
+            let mut sum = 0;
+            for (end, bytes) in &granted[i..] {
+                sum += bytes;
+                let most = rate as f64 * end.since(*begin).as_secs_f64() + burst + CHUNK as f64;
+                prop_assert!(sum as f64 <= most * 1.000_001, "{sum} bytes, {most} at most");
+            }
+        }
+    }
 }
