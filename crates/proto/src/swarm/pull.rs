@@ -287,7 +287,7 @@ impl Pulling {
         if overdue {
             // Others were told that they might bring it; if it did not come they are told again.
             self.news.taken(chunk, holder);
-            self.news_due.get_or_insert(now + PROGRESS_INTERVAL);
+            self.tell_soon(now);
         }
         let took = now.since(started);
         if let Some(ask) = self.asks.get_mut(&holder) {
