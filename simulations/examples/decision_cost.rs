@@ -19,7 +19,7 @@ use aquifer_core::{
     Access, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherSecret,
     Release, SignedRelease, SignedStatus, Status, Time,
 };
-use aquifer_proto::limits::PROGRESS_INTERVAL;
+use aquifer_proto::limits::NEWS_CHUNKS;
 use aquifer_proto::{Config, Input, LocalStatus, Output, ReadOutcome, Recorded};
 use clap::Parser;
 use rand::rngs::SmallRng;
@@ -389,8 +389,7 @@ impl<'m> Bench<'m> {
 
     /// Who did not speak for a while tells what it got elsewhere.
     fn tell_news(&mut self) {
-        let interval = u64::try_from(PROGRESS_INTERVAL.as_nanos() / CHUNK_TIME.as_nanos()).unwrap_or(u64::MAX);
-        let behind = |a: &Asker| self.moved - a.told >= interval;
+        let behind = |a: &Asker| self.moved - a.told >= u64::from(NEWS_CHUNKS);
         let behind: Vec<usize> = (0..self.askers.len()).filter(|i| behind(&self.askers[*i])).collect();
         behind.into_iter().for_each(|i| self.speak(i, Vec::new()));
     }

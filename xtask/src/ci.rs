@@ -1,8 +1,8 @@
 //! Everything CI runs, in the order in which failing is cheapest.
 
-use crate::crates;
 use crate::fixtures::{self, Fixtures};
 use crate::run::{Totals, cargo, count_cargo, count_unittest, program, root, show};
+use crate::{crates, netns};
 use anyhow::Result;
 use std::process::Command;
 
@@ -17,6 +17,8 @@ pub(crate) fn run() -> Result<bool> {
     ci.step("docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     ci.tests(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
     ci.step("release build", &mut cargo(&["build", "--release", "--locked"]))?;
+    ci.simulations()?;
+    ci.netns()?;
     let fixtures = fixtures::prepare()?;
     ci.python(&fixtures)?;
     ci.demos(&fixtures)?;
@@ -55,6 +57,36 @@ impl Ci {
         // A test binary that did not build or crashed fails without a line of its own.
         let unsaid = u64::from(!ok && counted.failed == 0);
         self.totals.add(Totals { failed: counted.failed + unsaid, ..counted });
+        Ok(())
+    }
+
+    /// Every committed scenario at its smaller sizes, and random ones; a bug planted in the
+    /// scheduler must not go unseen.
+    fn simulations(&mut self) -> Result<()> {
+        let simulations = |features: &[&str], args: &[&str]| {
+            let run = ["run", "--release", "--locked", "--package", "simulations"];
+            cargo(&[&run[..], features, &["--"], args].concat())
+        };
+        self.step("simulations", &mut simulations(&[], &["all", "--quick"]))?;
+        self.step("random faults", &mut simulations(&[], &["chaos", "--seeds", "100"]))?;
+        let planted = ["--features", "planted-bug"];
+        let (unseen, _) =
+            show("random faults find a planted bug", &mut simulations(&planted, &["chaos", "--seeds", "100"]))?;
+        println!("{}", if unseen { "the planted bug was NOT found" } else { "found, as it must be" });
+        self.count(!unseen);
+        Ok(())
+    }
+
+    /// Real agents over shaped links. How fast they are is for a quiet machine to say; here they
+    /// must all end with the release, a killed one aside.
+    fn netns(&mut self) -> Result<()> {
+        if !netns::is_root() {
+            println!("not root: the swarm over shaped links is skipped, it makes network namespaces");
+            self.totals.skipped += 1;
+            return Ok(());
+        }
+        let args = ["--nodes", "5", "--mbit", "50", "--mib", "16", "--runs", "1", "--kill", "1"];
+        self.step("a swarm over shaped links", &mut netns::command(args.map(str::to_string)))?;
         Ok(())
     }
 

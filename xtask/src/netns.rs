@@ -10,7 +10,19 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result<bool> {
     if !built {
         bail!("the program does not build");
     }
+    Ok(command(args).status()?.success())
+}
+
+/// Runs `tests/netns/swarm.py` on the program as it was built last.
+pub(crate) fn command(args: impl IntoIterator<Item = String>) -> Command {
     let mut command = Command::new("python3");
     command.arg(root().join("tests/netns/swarm.py")).arg("--program").arg(program()).args(args);
-    Ok(command.status()?.success())
+    command
+}
+
+/// Only root makes network namespaces.
+pub(crate) fn is_root() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    uids.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0")
 }

@@ -76,7 +76,7 @@ impl Half {
 
     fn flush(&mut self) {
         let Half { stock, pulling, now, out, .. } = self;
-        *now = *now + PROGRESS_INTERVAL;
+        *now = *now + PROGRESS_INTERVAL_MAX;
         pulling.flush_news(manifest(), stock, *now, out);
     }
 
