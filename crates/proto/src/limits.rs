@@ -123,7 +123,7 @@ pub const FIRST_AT_ONCE: u64 = 4;
 pub const FAR_SERVE_UNITS: u64 = 3;
 
 /// Under an upload cap, what may be granted at once after a pause.
-pub const UPLOAD_BURST: Duration = Duration::from_millis(10);
+pub const UPLOAD_BURST: Duration = Duration::from_millis(1);
 
 /// Bytes that a grant of small chunks goes up to.
 pub const GRANT_BYTES_MIN: u64 = 128 << 10;
