@@ -3,25 +3,27 @@
 use aquifer_core::limits::{MANIFEST_CHUNKS_MAX, MESSAGE_BYTES_MAX};
 use std::time::Duration;
 
-/// How often a node tells the mesh of itself when nothing changed. Guess: a third of a minute's
-/// twentieth, so that one lost record is no news.
+/// How often a node tells the mesh of itself when nothing changed, give or take a quarter. Guess:
+/// after a few lost records, a quarter of a minute, it is gone.
 pub const STATUS_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Where there are many nodes, each speaks less often: this much time for each member, so that
-/// nobody has more than 250 records a second to verify (about 1 % of a core).
+/// nobody has more than 250 records a second to verify when nothing happens (about 1 % of a core).
+/// Where many have news at once, they spread it over as long.
 pub const STATUS_TURN: Duration = Duration::from_millis(4);
 
-/// How soon progress with a release is told at the earliest: it is for people. With many members
-/// less often, so that records take no bandwidth worth mentioning from a slow link: a record is
-/// about 500 bytes, and gossip brings it some six times.
+/// How long after progress with a release it is told: it is for people. With many members this
+/// much time for each, and no later than a node speaks anyway, so that records take no bandwidth
+/// worth mentioning from a slow link: a record is about 500 bytes, and gossip brings it some six
+/// times.
 pub const PROGRESS_STATUS_INTERVAL: Duration = Duration::from_secs(1);
 pub const PROGRESS_STATUS_TURN: Duration = Duration::from_millis(250);
 
-/// Least time between two records of one node. Guess: progress is for people and for choosing
-/// holders, neither of which needs more.
+/// Least time between two records of one node, whatever its news: what happens meanwhile is told in
+/// one. Guess.
 pub const STATUS_SPACING: Duration = Duration::from_millis(200);
 
-/// A node not heard of for this many intervals is gone: five records lost in a row.
+/// A node not heard of for this many intervals is gone: four to six records lost in a row.
 pub const MEMBER_TIMEOUT_INTERVALS: u32 = 5;
 
 /// How long a gone node's last record is remembered, so that an old copy of it is not news.
@@ -30,23 +32,24 @@ pub const TOMBSTONE: Duration = Duration::from_secs(600);
 /// Most nodes known at once. 4,096 is the design's largest swarm, twice that for churn.
 pub const MEMBERS_MAX: usize = 8192;
 
-/// Control connections a node keeps beyond those its swarms need. Guess: gossip stays connected
-/// with high probability from 5 random links on.
+/// Control connections below which a node dials members at random; its swarms may want more. Guess:
+/// gossip stays connected with high probability from 5 random links on.
 pub const CONNECTIONS_WANTED: usize = 8;
 
-/// How often links, asks and fetches are looked over.
+/// How often members, links, asks and fetches are looked over, if nothing calls for it before.
+/// Guess.
 pub const REVIEW_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Status records in a snapshot, at most, and their bytes: half of a message, so that releases fit
-/// beside them.
+/// Status records in a snapshot, at most. Guess.
 pub const SNAPSHOT_STATUSES_MAX: usize = 512;
 /// Records for a peer that is a member already, and has heard most: what it may have missed
 /// spreads all the same, and a link costs little to make where thousands are.
 pub const SNAPSHOT_FAMILIAR_MAX: usize = 64;
+/// Bytes of status records in a snapshot: half of a message, so that releases fit beside them.
 pub const SNAPSHOT_BYTES_MAX: usize = MESSAGE_BYTES_MAX / 2;
 
-/// How soon the swarms are looked over after news about holders: several pieces of news share one
-/// review. Guess.
+/// How soon the swarms are looked over after news about holders, a refusal, a new asker or a read
+/// that brought nothing: several of them share one review. Guess.
 pub const PROMPT_REVIEW: Duration = Duration::from_millis(2);
 
 /// Manifests that are not known yet and whose asks are kept all the same: an asker may have heard
@@ -56,20 +59,22 @@ pub const EARLY_MANIFESTS_MAX: usize = 8;
 /// Least time between two reminders of a release to one peer that seems to have missed it.
 pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);
 
-/// Peers a puller asks at once for one manifest. Guess, to be settled by simulation: twice the
-/// neighbours BitTorrent unchokes by default, few enough to keep messages linear.
+/// Peers a puller asks at once for one manifest. Guess: enough that one that falls silent is hardly
+/// missed, few enough that telling each of them the news costs little beside the chunks.
 pub const ASKS_MAX: usize = 16;
 
-/// Peers among them that a node picks by itself at first; the other places are kept for those who
-/// ask it, for this long.
+/// Near peers among them that a node picks by itself at first; the other places are kept for those
+/// who ask it, for this long after it began to look.
 pub const ASKS_OWN: usize = 8;
 pub const MUTUAL_GRACE: Duration = Duration::from_millis(10);
 
-/// Places among them for peers in other racks or zones, where there are enough near ones.
+/// Places among them for peers beyond a boundary (another host, rack or zone), where there are
+/// enough near ones.
 pub const FAR_ASKS: usize = 4;
 
-/// Who has less under way than it could for this long replaces the ask that gave least. Guess: a
-/// few round trips of a data centre, and less than a round of gossip.
+/// Who has less than two chunks under way for this long gives the place of whoever granted nothing
+/// for longest, and at least for as long, to another, and fetches more from afar. Guess: many round
+/// trips of a data centre, and less than a heartbeat of gossip.
 pub const HUNGER_PATIENCE: Duration = Duration::from_millis(20);
 
 /// A peer that refused, or was too slow, is not asked again for this long; one that merely gave
@@ -81,7 +86,8 @@ pub const SILENT_PAUSE: Duration = Duration::from_millis(100);
 /// Guess: a TCP connection over a lossy path takes a second or three.
 pub const DIAL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A standing ask is repeated whole this often, in case a correction was lost with a connection.
+/// A standing ask is repeated whole this often, in case its holder did not keep it, as one that
+/// came too early beyond [`ASKERS_MAX`], or the two ends understood each other wrong. Guess.
 pub const ASK_REFRESH: Duration = Duration::from_secs(10);
 
 /// Chunk data a puller lets be under way for one manifest: it bounds landing memory, and 128 MiB
@@ -89,51 +95,57 @@ pub const ASK_REFRESH: Duration = Duration::from_secs(10);
 pub const FLIGHT_BYTES_MAX: u64 = 128 << 20;
 
 /// How often flights are looked over, and how old one is at least before it counts as overdue.
-/// Guess: as the patience of the hungry.
+/// Guess: as [`HUNGER_PATIENCE`].
 pub const FLIGHT_WATCH: Duration = Duration::from_millis(20);
 
-/// A flight that takes this many times as long as flights do is overdue: another holder may bring
-/// the chunk, and this one is asked no more for a while. A node at a tenth of the others' speed is
-/// just slow enough.
+/// A flight that takes this many times as long as its bytes usually do is overdue: another holder
+/// may bring the chunk, and this one is asked no more for [`ASK_RETRY`]. A node at a tenth of the
+/// others' speed is just slow enough.
 pub const OVERDUE_FACTOR: u32 = 8;
 
-/// Flights that the usual time of a byte is averaged over, and the least length one counts as
-/// having: the time of a short one is all latency.
+/// Flights that the usual time of a byte is averaged over, and the least length one counts as having
+/// in the average: the time of a short one is all latency. Guesses.
 pub const PACE_SAMPLES: f64 = 32.0;
 pub const PACE_BYTES_MIN: u64 = 64 << 10;
 
-/// A holder may be idle for this part of a chunk's time between two chunks. Settled by simulation: at
-/// 4 % (`one-seed`) a second chunk under way costs more than it gains, at 25 % (`links`) it gains 5 %.
+/// A holder may be idle for this part of a chunk's time between two chunks. Settled by simulation:
+/// at 4 % (`one-seed`) a second chunk under way costs more than it gains, at 25 % (`links`) it
+/// gains 5 %.
 pub const IDLE_TOLERATED: f64 = 0.1;
 
-/// Least bytes one holder is given credit for: tiny chunks travel many at a time.
+/// Least bytes one holder is given credit for: tiny chunks travel many at a time. As
+/// `aquifer_core::limits::CHUNK_BYTES_TARGET_MIN`, the least target of a chunk.
 pub const CREDIT_BYTES_MIN: u64 = 128 << 10;
 
-/// Askers whose credit a holder lets be under lease at once. Fewer leave links idle when askers
-/// happen to crowd elsewhere; more make each chunk, and so the first copies, slower. Settled by
-/// simulation (`one-seed`, 64 nodes, 2,048 chunks): 6 keep 90 % of the links busy, 8 96 %, 12 99 %;
-/// the last chunk's way through the swarm grows with it.
+/// Askers whose credit a holder lets be under lease at once: of the average credit, less the one
+/// chunk that only bridges the time between two, if it is more than one. Fewer leave links idle
+/// when askers happen to crowd elsewhere; more make each chunk, and so the first copies, slower.
+/// Settled by simulation (`one-seed`, 64 nodes, 2,048 chunks): 6 keep 90 % of the links busy,
+/// 8 keep 96 %, 12 keep 99 %; the last chunk's way through the swarm grows with it.
 pub const SERVED_AT_ONCE: u64 = 10;
 
 /// As long as first copies wait, nothing else is granted if so many askers' credit is under lease: a
 /// lone seed's link is busy with them, and second copies would only slow the first.
 pub const FIRST_AT_ONCE: u64 = 4;
 
-/// How many chunks go to other racks before a holder's own rack.
+/// How many longest chunks' bytes may be under lease to askers beyond a boundary before a holder's
+/// own rack has precedence.
 pub const FAR_SERVE_UNITS: u64 = 3;
 
-/// Under an upload cap, what may be granted at once after a pause.
+/// Under an upload cap, what may be granted at once after a pause: what it allows in this time, and
+/// the one grant that overdraws.
 pub const UPLOAD_BURST: Duration = Duration::from_millis(1);
 
-/// Bytes that a grant of small chunks goes up to.
+/// Bytes that a grant of small chunks goes up to, or the manifest's longest chunk if that is more.
+/// As [`CREDIT_BYTES_MIN`]: one grant may use up the least credit.
 pub const GRANT_BYTES_MIN: u64 = 128 << 10;
 
 /// Chunks in one grant, at most: bounds a message about tiny chunks.
 pub const GRANT_CHUNKS_MAX: usize = 256;
 
-/// News of chunks is told to holders that were not spoken to for the time in which so many chunks
-/// arrive, within bounds. Six is what 2 ms are at 100 Gbit/s, where half or a quarter of it made no
-/// difference in simulation.
+/// News of chunks is told to holders that have not heard it with something else within the time in
+/// which so many chunks arrive, between the bounds. Six is what 2 ms are at 100 Gbit/s, where half
+/// or a quarter of it made no difference in simulation.
 pub const NEWS_CHUNKS: u32 = 6;
 pub const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(1);
 pub const PROGRESS_INTERVAL_MAX: Duration = Duration::from_millis(300);
@@ -141,36 +153,44 @@ pub const PROGRESS_INTERVAL_MAX: Duration = Duration::from_millis(300);
 /// News kept for holders that have not heard it; who is further behind is told everything anew.
 pub const NEWS_MAX: usize = 4096;
 
-/// A read that brings no byte for this long is given up by the transport.
+/// A read that brings no byte for this long is given up by the transport. Guess.
 pub const READ_STALL: Duration = Duration::from_secs(5);
 
-/// How long a granted chunk stays where it is. A reader gives up long before.
+/// How long a granted chunk stays where it is, and how long a read may take: a reader that gets
+/// nothing gives up before, after [`READ_STALL`], one that is trickled at after this. Guess.
 pub const LEASE_TTL: Duration = Duration::from_secs(30);
 
-/// A chunk that could not be read, or was postponed, is not offered again for this long.
+/// A chunk that an asker could not read, or postponed, is not granted to it again for this long.
+/// Guess.
 pub const DECLINE_HOLD: Duration = Duration::from_secs(1);
 
-/// Most standing asks a holder keeps per manifest. Guess: four times what a balanced swarm gives.
+/// Most standing asks a holder keeps per manifest. Guess: four times [`ASKS_MAX`], what a balanced
+/// swarm gives.
 pub const ASKERS_MAX: usize = 64;
 
-/// A manifest piece not answered for this long is asked of another peer.
+/// A manifest piece not answered for this long is asked of another peer, from the beginning; who
+/// sent something else is passed over for as long. Guess.
 pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(3);
-/// A peer that had not the manifest is asked again after this long: right after a release everybody
-/// is about to have it. After as many misses the time grows by as much, up to the longest. Guesses.
+/// A peer that had not the manifest, or did not answer, is asked again after this long: right after
+/// a release everybody is about to have it. With each so many that had it not the time grows by as
+/// much, up to the longest. Guesses.
 pub const MANIFEST_RETRY: Duration = Duration::from_millis(5);
 pub const MANIFEST_MISSES: u32 = 16;
 pub const MANIFEST_RETRY_MAX: Duration = Duration::from_millis(300);
 
-/// How long a peer is avoided after a failed read; doubles each time, a good read forgives.
+/// How long a peer is avoided after a failed read, or pieces that are not the manifest; doubles each
+/// time, a good read forgives. Guesses.
 pub const AVOID_FAILED: Duration = Duration::from_millis(500);
 pub const AVOID_FAILED_MAX: Duration = Duration::from_secs(30);
 /// How long a peer is avoided after bytes that do not hash to their name; doubles each time.
+/// Guesses.
 pub const AVOID_CORRUPT: Duration = Duration::from_secs(30);
 pub const AVOID_CORRUPT_MAX: Duration = Duration::from_secs(3600);
 /// Peers whose behaviour is remembered. As many as members.
 pub const TRUST_MAX: usize = MEMBERS_MAX;
 
-/// Peers for which refused releases are counted one by one; the rest are counted together.
+/// Refusals of releases that are told, each once for a peer and a reason; the rest are only counted.
+/// Guess.
 pub const REJECTION_PEERS_MAX: usize = 1024;
 
 /// Longest event in a recording: a manifest's chunk lengths are four bytes each, and everything
