@@ -42,7 +42,8 @@ pub(crate) struct NodeOptions {
     /// What to call this node [default: the host's name]
     #[arg(long, env = "AQUIFER_NAME", help_heading = "Mesh")]
     pub(crate) name: Option<String>,
-    /// Labels such as zone=a or rack=12. May be repeated
+    /// Labels such as zone=a, rack=12 or host=h7: what is behind one uplink crosses it about once. May be
+    /// repeated
     #[arg(long, env = "AQUIFER_LABEL", value_name = "KEY=VALUE", value_delimiter = ',', help_heading = "Mesh")]
     pub(crate) label: Vec<String>,
     /// A publisher to believe: its public key (`aquifer keygen public`), for all channels, or

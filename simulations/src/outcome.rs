@@ -32,7 +32,8 @@ pub struct Outcome {
     pub across_bytes: u64,
     /// Bytes into racks, over racks times F.
     pub uplink_ratio: Option<f64>,
-    /// By which fraction a node's uploads were ever above its cap.
+    /// By which fraction the most crowded link was ever above its capacity: how exact the model's
+    /// rates are. That uploads keep to their caps is checked, and a violation if not.
     pub cap_excess: f64,
     pub violations: Vec<String>,
     pub samples: Vec<Sample>,

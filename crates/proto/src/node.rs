@@ -516,9 +516,10 @@ impl Node {
             return self.send(from, PeerMessage::Refuse { manifest, refusal: Refusal::Nothing });
         }
         let early = self.early_asks.entry(manifest).or_default();
-        if early.len() < ASKERS_MAX || early.contains_key(&from) {
-            early.insert(from, ask);
+        if early.len() >= ASKERS_MAX && !early.contains_key(&from) {
+            return self.send(from, PeerMessage::Refuse { manifest, refusal: Refusal::Full });
         }
+        early.insert(from, ask);
     }
 
     fn on_progress(

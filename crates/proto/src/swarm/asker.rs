@@ -3,6 +3,7 @@
 use super::Stock;
 use super::bits::Bits;
 use super::rarity::Rarity;
+use crate::limits::FLIGHT_BYTES_MAX;
 use aquifer_core::message::Terms;
 use aquifer_core::{ChunkSet, Time};
 use std::collections::BTreeMap;
@@ -43,7 +44,8 @@ impl Asker {
     }
 
     pub(super) fn agree(&mut self, terms: Terms) {
-        self.credit_bytes = terms.credit_bytes;
+        // More than a puller ever lets be under way is a mistake, or worse.
+        self.credit_bytes = terms.credit_bytes.min(FLIGHT_BYTES_MAX);
         self.flight_bytes = terms.flight_bytes;
     }
 

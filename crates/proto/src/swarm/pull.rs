@@ -246,7 +246,7 @@ impl Pulling {
                 flight.cancelled = true;
                 out.push_back(Output::CancelRead { op: flight.op });
             }
-            let usual = Duration::from_secs_f64(self.pace * stock.bytes_of(*chunk) as f64);
+            let usual = Duration::from_secs_f64(self.pace * stock.bytes_of(*chunk).max(PACE_BYTES_MIN) as f64);
             if !flight.overdue && self.pace > 0.0 && age >= FLIGHT_WATCH.max(usual * OVERDUE_FACTOR) {
                 flight.overdue = true;
                 slow.insert(flight.holder);
@@ -413,7 +413,7 @@ impl Pulling {
         self.hungry_since.is_some_and(|since| now.since(since) >= HUNGER_PATIENCE)
     }
 
-    /// Hungry is who has less under way than half of what it could, and misses more than that.
+    /// Hungry is who misses something and has less than two long chunks under way.
     fn note_hunger(&mut self, stock: &Stock, now: Time) {
         let fed = self.flight_bytes >= 2 * stock.unit_bytes() || stock.is_complete();
         if fed {
