@@ -80,9 +80,13 @@ impl Members {
         STATUS_INTERVAL.max(self.turns())
     }
 
-    /// A node not heard of for this long is gone.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.status_interval() * MEMBER_TIMEOUT_INTERVALS
+    /// A node that spoke `status` and is not heard of for this long is gone: never sooner than by
+    /// its own word. Who just came knows few members, and hears of nodes that take turns with
+    /// thousands. Nor later than the largest mesh would wait.
+    fn timeout(&self, status: &Status) -> Duration {
+        let members_max = u32::try_from(MEMBERS_MAX).unwrap_or(u32::MAX);
+        let told = Duration::from_millis(status.interval_ms.into()).min(STATUS_TURN.saturating_mul(members_max));
+        self.status_interval().max(told) * MEMBER_TIMEOUT_INTERVALS
     }
 
     pub(crate) fn member(&self, node: &NodeId) -> Option<&Member> {
@@ -121,7 +125,7 @@ impl Members {
             Err(error) => return Heard::Refused(error),
         };
         let (node, order) = (status.node, (status.incarnation, status.seq));
-        if node == self.me || age >= self.timeout() {
+        if node == self.me || age >= self.timeout(&status) {
             return Heard::OldNews;
         }
         let known = self.members.get(&node).map(|m| (m.status.incarnation, m.status.seq));
@@ -156,8 +160,7 @@ impl Members {
     }
 
     pub(crate) fn on_timeout(&mut self, now: Time, notices: &mut Vec<Notice>) {
-        let timeout = self.timeout();
-        let silent = |m: &Member| now.since(m.made_at) >= timeout;
+        let silent = |m: &Member| now.since(m.made_at) >= self.timeout(&m.status);
         let expired: Vec<_> = self.members.iter().filter(|(_, m)| silent(m)).map(|(n, _)| *n).collect();
         for node in expired {
             let order = self.members.get(&node).map_or((0, 0), |m| (m.status.incarnation, m.status.seq));
@@ -216,6 +219,10 @@ mod tests {
     use aquifer_core::NodeSecret;
 
     fn record(seed: u8, incarnation: u64, seq: u64, leaving: bool) -> SignedStatus {
+        record_every(3000, seed, incarnation, seq, leaving)
+    }
+
+    fn record_every(interval_ms: u32, seed: u8, incarnation: u64, seq: u64, leaving: bool) -> SignedStatus {
         let secret = NodeSecret::from_seed([seed; 32]);
         let status = Status {
             node: secret.public(),
@@ -230,6 +237,7 @@ mod tests {
             leases_max: 0,
             engines: 0,
             engines_ready: 0,
+            interval_ms,
             leaving,
             version: String::new(),
         };
@@ -279,6 +287,35 @@ mod tests {
         let start = Time::ZERO + MEMBER_TIMEOUT;
         assert!(hear(&mut members, start, record(1, 5, 3, false), old));
         members.on_timeout(start + S, &mut Vec::new());
+        assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_newcomer_that_knows_few_waits_as_long_as_those_who_speak_rarely() {
+        let mut members = Members::new(NodeId([9; 32]));
+        let every = 16_000;
+        let start = Time::ZERO + MEMBER_TIMEOUT * 6;
+        assert!(hear(&mut members, start, record_every(every, 1, 5, 2, false), MEMBER_TIMEOUT + S));
+        assert!(hear(&mut members, start, record(2, 5, 2, false), S));
+        members.on_timeout(start + MEMBER_TIMEOUT, &mut Vec::new());
+        assert_eq!(members.iter().count(), 1, "only who said to speak often is missed soon");
+        members.on_timeout(start + MEMBER_TIMEOUT * 5, &mut Vec::new());
+        assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn nobody_is_waited_for_without_end() {
+        let mut members = Members::new(NodeId([9; 32]));
+        assert!(hear(&mut members, Time::ZERO, record_every(u32::MAX, 1, 5, 2, false), S));
+        members.on_timeout(Time::ZERO + MEMBER_TIMEOUT * 12, &mut Vec::new());
+        assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_goodbye_counts_however_rarely_a_node_speaks() {
+        let mut members = Members::new(NodeId([9; 32]));
+        assert!(hear(&mut members, Time::ZERO, record_every(16_000, 1, 5, 2, false), S));
+        assert!(hear(&mut members, Time::ZERO, record_every(16_000, 1, 5, 3, true), S));
         assert_eq!(members.iter().count(), 0);
     }
 }

@@ -4,7 +4,8 @@ pub(crate) mod audit;
 
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
 use crate::limits::{
-    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_SPACING,
+    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL,
+    STATUS_SPACING,
 };
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members, jittered};
@@ -61,6 +62,8 @@ pub struct Node {
     status_seq: u64,
     status_at: Time,
     status_sent: Option<Time>,
+    /// Between the record before and the one due at `status_at`, about: what this node's word says.
+    status_interval: Duration,
     review_at: Time,
     /// When the swarms are looked over, if before that.
     swarms_at: Option<Time>,
@@ -125,6 +128,7 @@ impl Node {
             status_seq: 0,
             status_at: now,
             status_sent: None,
+            status_interval: STATUS_INTERVAL,
             review_at: now,
             swarms_at: None,
             ranked: 0,
@@ -779,7 +783,8 @@ impl Node {
     }
 
     fn publish_status(&mut self, now: Time) {
-        self.status_at = now + jittered(self.members.status_interval(), &mut self.rng);
+        self.status_interval = self.members.status_interval();
+        self.status_at = now + jittered(self.status_interval, &mut self.rng);
         self.status_sent = Some(now);
         let record = self.sign_status(false);
         self.out.push_back(Output::Gossip(GossipMessage::Status(record)));
@@ -800,6 +805,7 @@ impl Node {
             leases_max: leases(self.budget.leased_bytes_max),
             engines: self.local.engines,
             engines_ready: self.local.engines_ready,
+            interval_ms: u32::try_from(self.status_interval.as_millis()).unwrap_or(u32::MAX),
             leaving,
             version: self.config.version.clone(),
         };

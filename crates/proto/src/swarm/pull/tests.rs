@@ -495,6 +495,7 @@ fn status(n: u8) -> SignedStatus {
         leases_max: 0,
         engines: 0,
         engines_ready: 0,
+        interval_ms: 3000,
         leaving: false,
         version: String::new(),
     };
