@@ -52,6 +52,9 @@ pub const PROMPT_REVIEW: Duration = Duration::from_millis(2);
 /// Manifests that are not known yet and whose asks are kept all the same: an asker may have heard
 /// of a release first. Guess.
 pub const EARLY_MANIFESTS_MAX: usize = 8;
+/// Who asks early is refused after this long, unless the manifest is being fetched. Guess: a release
+/// is everywhere long before.
+pub const EARLY_ASK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Least time between two reminders of a release to one peer that seems to have missed it.
 pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);

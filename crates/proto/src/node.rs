@@ -3,14 +3,11 @@
 pub(crate) mod audit;
 
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
-use crate::limits::{
-    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL,
-    STATUS_SPACING,
-};
+use crate::limits::{LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING};
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members, jittered};
 use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
-use crate::swarm::{self, Budget, Swarm};
+use crate::swarm::{self, Budget, EarlyAsk, EarlyAsks, Swarm};
 use crate::trust::Trust;
 use aquifer_core::limits::{STATUS_ADDRESSES_MAX, STATUS_CHANNELS_MAX};
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
@@ -54,7 +51,7 @@ pub struct Node {
     trust: Trust,
     swarms: BTreeMap<ManifestHash, Swarm>,
     /// Asks about manifests that are still on their way here.
-    early_asks: BTreeMap<ManifestHash, BTreeMap<NodeId, EarlyAsk>>,
+    early_asks: EarlyAsks,
     budget: Budget,
     ops: BTreeMap<OpId, Op>,
     next_op: OpId,
@@ -82,14 +79,6 @@ struct Op {
     chunk: u32,
     holder: NodeId,
     lease: u64,
-}
-
-/// An ask as it came, and was corrected since.
-#[derive(Debug)]
-struct EarlyAsk {
-    wanted: ChunkSet,
-    have: ChunkSet,
-    terms: Terms,
 }
 
 /// How far one manifest is.
@@ -120,7 +109,7 @@ impl Node {
             manifests: Manifests::default(),
             trust: Trust::default(),
             swarms: BTreeMap::new(),
-            early_asks: BTreeMap::new(),
+            early_asks: EarlyAsks::default(),
             budget: Budget::new(config.leased_bytes_max, config.upload_bytes_per_s, now),
             ops: BTreeMap::new(),
             next_op: 1,
@@ -174,7 +163,7 @@ impl Node {
             Input::ManifestLoaded { manifest, chunk_bytes } => {
                 self.manifests.forget(&manifest);
                 self.ranked = 0;
-                let early = self.early_asks.remove(&manifest).unwrap_or_default();
+                let early = self.early_asks.take(&manifest);
                 let early: Vec<_> = early.into_iter().map(|(from, ask)| (from, self.is_far(&from), ask)).collect();
                 let swarm = self.swarms.entry(manifest).or_insert_with(|| Swarm::new(chunk_bytes));
                 self.grants_due = true;
@@ -203,6 +192,8 @@ impl Node {
             self.out.extend(notices.into_iter().map(Output::Notice));
             let dials = self.members.to_dial(&mut self.rng);
             self.out.extend(dials.into_iter().map(|(node, addresses)| Output::Dial { node, addresses }));
+            let in_vain = self.early_asks.on_timeout(now, |m| self.manifests.is_wanted(m));
+            in_vain.into_iter().for_each(|(manifest, node)| self.refuse(node, manifest, Refusal::Nothing));
             self.reminded.retain(|_, at| now.since(*at) < REMIND_INTERVAL);
             self.review_manifests(now);
             self.review_swarms(now);
@@ -307,7 +298,7 @@ impl Node {
     fn on_disconnected(&mut self, now: Time, node: NodeId) {
         self.grants_due = true;
         self.members.on_disconnected(&node);
-        self.early_asks.values_mut().for_each(|early| drop(early.remove(&node)));
+        self.early_asks.on_disconnected(&node);
         for swarm in self.swarms.values_mut() {
             swarm.pulling.on_disconnected(&node);
             let freed = swarm.serving.on_gone(&swarm.stock, &mut self.budget, &node);
@@ -478,8 +469,11 @@ impl Node {
     fn on_forget(&mut self, manifest: ManifestHash) {
         self.grants_due = true;
         self.manifests.forget(&manifest);
-        self.early_asks.remove(&manifest);
+        let early: Vec<NodeId> = self.early_asks.take(&manifest).into_keys().collect();
+        early.into_iter().for_each(|node| self.refuse(node, manifest, Refusal::Nothing));
         let Some(mut swarm) = self.swarms.remove(&manifest) else { return };
+        let asking: Vec<NodeId> = swarm.serving.asking().copied().collect();
+        asking.into_iter().for_each(|node| self.refuse(node, manifest, Refusal::Nothing));
         swarm.pulling.stop(manifest, &swarm.stock, &mut self.out);
         let everybody: Vec<NodeId> = self.members.connected().copied().collect();
         for node in everybody {
@@ -509,19 +503,15 @@ impl Node {
             let (is_new, looking) = (!swarm.serving.is_asked_by(&from), swarm.pulling.is_looking(&swarm.stock, now));
             let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
             if let Some(refusal) = refusal {
-                self.send(from, PeerMessage::Refuse { manifest, refusal });
+                self.refuse(from, manifest, refusal);
             } else if is_new && looking {
                 // To ask it in return.
                 self.review_swarms_soon(now);
             }
             return;
         }
-        if self.early_asks.len() >= EARLY_MANIFESTS_MAX && !self.early_asks.contains_key(&manifest) {
-            return self.send(from, PeerMessage::Refuse { manifest, refusal: Refusal::Nothing });
-        }
-        let early = self.early_asks.entry(manifest).or_default();
-        if early.len() < ASKERS_MAX || early.contains_key(&from) {
-            early.insert(from, ask);
+        if let Some(refusal) = self.early_asks.on_ask(now, from, manifest, ask) {
+            self.refuse(from, manifest, refusal);
         }
     }
 
@@ -535,10 +525,7 @@ impl Node {
     ) {
         self.grants_due = true;
         let Some(swarm) = self.swarms.get_mut(&manifest) else {
-            if let Some(ask) = self.early_asks.get_mut(&manifest).and_then(|e| e.get_mut(&from)) {
-                ask.correct(&taken, &again, terms);
-            }
-            return;
+            return self.early_asks.on_progress(from, manifest, (&taken, &again, terms));
         };
         for back in returned {
             if !swarm.serving.on_return(&swarm.stock, &mut self.budget, now, from, back) {
@@ -827,22 +814,12 @@ impl Node {
         self.releases.followed().map(of).take(STATUS_CHANNELS_MAX).collect()
     }
 
+    fn refuse(&mut self, to: NodeId, manifest: ManifestHash, refusal: Refusal) {
+        self.send(to, PeerMessage::Refuse { manifest, refusal });
+    }
+
     fn send(&mut self, to: NodeId, message: PeerMessage) {
         self.out.push_back(Output::Send { to, message });
-    }
-}
-
-impl EarlyAsk {
-    fn correct(&mut self, taken: &[u32], again: &[u32], terms: Terms) {
-        self.terms = terms;
-        for &chunk in taken {
-            self.wanted.remove(chunk);
-            self.have.insert(chunk);
-        }
-        for &chunk in again {
-            self.have.remove(chunk);
-            self.wanted.insert(chunk);
-        }
     }
 }
 
@@ -856,3 +833,6 @@ fn take_op(ops: &mut BTreeMap<OpId, Op>, next: &mut OpId, op: Op) -> OpId {
 fn leases(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(aquifer_core::limits::CHUNK_BYTES_TARGET.into())).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

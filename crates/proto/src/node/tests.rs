@@ -1,0 +1,71 @@
+use super::*;
+use crate::limits::EARLY_ASK_PATIENCE;
+
+fn peer() -> NodeId {
+    NodeSecret::from_seed([2; 32]).public()
+}
+
+fn manifest() -> ManifestHash {
+    ManifestHash::of(b"manifest")
+}
+
+fn node() -> Node {
+    let config = Config {
+        identity: NodeSecret::from_seed([1; 32]),
+        incarnation: 1,
+        name: "n".into(),
+        version: String::new(),
+        labels: vec![],
+        channels: vec![],
+        accepted: vec![],
+        leased_bytes_max: 1 << 20,
+        upload_bytes_per_s: None,
+        seed: 1,
+    };
+    let mut node = Node::new(config, Time::ZERO);
+    node.handle(Time::ZERO, Input::Connected { node: peer() });
+    node
+}
+
+fn ask(node: &mut Node, now: Time) {
+    let (wanted, have) = (ChunkSet::full(4), ChunkSet::empty(4));
+    let terms = Terms { credit_bytes: 1 << 20, flight_bytes: 0 };
+    let message = PeerMessage::Ask { manifest: manifest(), wanted, have, terms };
+    node.handle(now, Input::Message { from: peer(), message });
+}
+
+/// Whether an ask was refused since the last call.
+fn refused(node: &mut Node) -> bool {
+    let refusal = |o| matches!(o, Output::Send { to, message: PeerMessage::Refuse { .. } } if to == peer());
+    std::iter::from_fn(|| node.poll_output()).filter(|o| refusal(o.clone())).count() > 0
+}
+
+#[test]
+fn who_asks_for_what_is_forgotten_is_told() {
+    let mut node = node();
+    let chunk_bytes = vec![9; 4];
+    node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes });
+    node.handle(Time::ZERO, Input::Wanted { manifest: manifest(), chunks: ChunkSet::full(4) });
+    ask(&mut node, Time::ZERO);
+    assert!(!refused(&mut node));
+    node.handle(Time::ZERO, Input::Forget { manifest: manifest() });
+    assert!(refused(&mut node));
+    ask(&mut node, Time::ZERO);
+    assert!(!refused(&mut node), "it may come again");
+    node.handle(Time::ZERO, Input::Forget { manifest: manifest() });
+    assert!(refused(&mut node));
+}
+
+#[test]
+fn an_early_ask_for_what_does_not_come_is_refused_at_last() {
+    let mut node = node();
+    ask(&mut node, Time::ZERO);
+    let mut now = Time::ZERO;
+    while now.since(Time::ZERO) < EARLY_ASK_PATIENCE {
+        assert!(!refused(&mut node), "at {now:?}");
+        now = now + REVIEW_INTERVAL;
+        node.handle_timeout(now);
+        node.audit(now).unwrap();
+    }
+    assert!(refused(&mut node));
+}
