@@ -19,8 +19,16 @@ use std::time::Duration;
 pub struct Member {
     pub status: Status,
     signed: SignedStatus,
-    /// When the record was made, as far as its age on arrival tells.
-    made_at: Time,
+    heard_at: Time,
+    /// How old the record was then: it may be older than this node.
+    age: Duration,
+}
+
+impl Member {
+    /// How old its record is.
+    fn age(&self, now: Time) -> Duration {
+        self.age.saturating_add(now.since(self.heard_at))
+    }
 }
 
 #[derive(Debug)]
@@ -147,7 +155,7 @@ impl Members {
         }
         self.gone.remove(&node);
         let labels = status.labels.clone();
-        let before = self.members.insert(node, Member { status, signed, made_at: now - age });
+        let before = self.members.insert(node, Member { status, signed, heard_at: now, age });
         self.version += u64::from(before.is_none_or(|m| m.status.labels != labels));
         Heard::News(node)
     }
@@ -160,7 +168,7 @@ impl Members {
     }
 
     pub(crate) fn on_timeout(&mut self, now: Time, notices: &mut Vec<Notice>) {
-        let silent = |m: &Member| now.since(m.made_at) >= self.timeout(&m.status);
+        let silent = |m: &Member| m.age(now) >= self.timeout(&m.status);
         let expired: Vec<_> = self.members.iter().filter(|(_, m)| silent(m)).map(|(n, _)| *n).collect();
         for node in expired {
             let order = self.members.get(&node).map_or((0, 0), |m| (m.status.incarnation, m.status.seq));
@@ -172,7 +180,7 @@ impl Members {
     /// Records to greet a new connection to `node` with, and their ages in milliseconds.
     pub(crate) fn snapshot(&self, now: Time, node: &NodeId, rng: &mut SmallRng) -> Vec<(SignedStatus, u32)> {
         let most = if self.members.contains_key(node) { SNAPSHOT_FAMILIAR_MAX } else { SNAPSHOT_STATUSES_MAX };
-        let age = |m: &Member| u32::try_from(now.since(m.made_at).as_millis()).unwrap_or(u32::MAX);
+        let age = |m: &Member| u32::try_from(m.age(now).as_millis()).unwrap_or(u32::MAX);
         let chosen = self.members.values().choose_multiple(rng, most);
         let mut room = SNAPSHOT_BYTES_MAX;
         let fits = |m: &&Member| {
@@ -217,6 +225,7 @@ pub(crate) fn jittered(interval: Duration, rng: &mut SmallRng) -> Duration {
 mod tests {
     use super::*;
     use aquifer_core::NodeSecret;
+    use rand::SeedableRng;
 
     fn record(seed: u8, incarnation: u64, seq: u64, leaving: bool) -> SignedStatus {
         record_every(3000, seed, incarnation, seq, leaving)
@@ -316,6 +325,16 @@ mod tests {
         let mut members = Members::new(NodeId([9; 32]));
         assert!(hear(&mut members, Time::ZERO, record_every(16_000, 1, 5, 2, false), S));
         assert!(hear(&mut members, Time::ZERO, record_every(16_000, 1, 5, 3, true), S));
+        assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_record_may_be_older_than_who_hears_it() {
+        let mut members = Members::new(NodeId([9; 32]));
+        assert!(hear(&mut members, Time::ZERO, record(1, 5, 2, false), MEMBER_TIMEOUT - S));
+        let told = members.snapshot(Time::ZERO, &NodeId([8; 32]), &mut SmallRng::seed_from_u64(1));
+        assert_eq!(told.iter().map(|(_, age_ms)| *age_ms).collect::<Vec<_>>(), [14_000]);
+        members.on_timeout(Time::ZERO + S, &mut Vec::new());
         assert_eq!(members.iter().count(), 0);
     }
 }
