@@ -344,7 +344,7 @@ impl Node {
             PeerMessage::Grant { manifest, lease, chunks, .. } => self.on_grant(now, from, manifest, lease, chunks),
             PeerMessage::Revoke { manifest, lease } => {
                 if let Some(swarm) = self.swarms.get_mut(&manifest) {
-                    swarm.pulling.on_revoke(from, lease);
+                    swarm.pulling.on_revoke(manifest, &swarm.stock, now, (from, lease), &mut self.out);
                 }
             }
         }
