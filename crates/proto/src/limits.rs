@@ -21,7 +21,8 @@ pub const PROGRESS_STATUS_TURN: Duration = Duration::from_millis(250);
 /// holders, neither of which needs more.
 pub const STATUS_SPACING: Duration = Duration::from_millis(200);
 
-/// A node not heard of for this many intervals is gone: five records lost in a row.
+/// A node not heard of for this many intervals is gone: five records lost in a row. The longer of its
+/// own interval and ours counts.
 pub const MEMBER_TIMEOUT_INTERVALS: u32 = 5;
 
 /// How long a gone node's last record is remembered, so that an old copy of it is not news.

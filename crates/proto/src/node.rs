@@ -3,7 +3,9 @@
 pub(crate) mod audit;
 
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
-use crate::limits::{LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING};
+use crate::limits::{
+    GRANT_CHUNKS_MAX, LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING,
+};
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members, jittered};
 use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
@@ -483,7 +485,9 @@ impl Node {
         }
     }
 
-    fn on_grant(&mut self, now: Time, from: NodeId, manifest: ManifestHash, lease: u64, chunks: Vec<u32>) {
+    fn on_grant(&mut self, now: Time, from: NodeId, manifest: ManifestHash, lease: u64, mut chunks: Vec<u32>) {
+        // Who grants more at once counts on nothing that is returned, and an answer has its bounds.
+        chunks.truncate(GRANT_CHUNKS_MAX);
         let Some(swarm) = self.swarms.get_mut(&manifest) else {
             let outcome = Outcome::Declined;
             let returned = chunks.into_iter().map(|chunk| Returned { lease, chunk, outcome }).collect();

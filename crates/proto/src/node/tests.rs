@@ -1,5 +1,6 @@
 use super::*;
 use crate::limits::EARLY_ASK_PATIENCE;
+use aquifer_core::Access;
 
 fn peer() -> NodeId {
     NodeSecret::from_seed([2; 32]).public()
@@ -68,4 +69,27 @@ fn an_early_ask_for_what_does_not_come_is_refused_at_last() {
         node.audit(now).unwrap();
     }
     assert!(refused(&mut node));
+}
+
+#[test]
+fn a_grant_of_a_million_chunks_has_a_short_answer() {
+    let mut node = node();
+    let chunks = vec![0; 1 << 20];
+    for loaded in [false, true] {
+        if loaded {
+            node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes: vec![9; 4] });
+        }
+        let access = Access { ticket: 0, secret: [0; 32] };
+        let grant = PeerMessage::Grant { manifest: manifest(), lease: 1, ttl_ms: 1, chunks: chunks.clone(), access };
+        node.handle(Time::ZERO, Input::Message { from: peer(), message: grant });
+        let returned = |o| {
+            if let Output::Send { message: PeerMessage::Progress { returned, .. }, .. } = o {
+                returned.len()
+            } else {
+                0
+            }
+        };
+        let count: usize = std::iter::from_fn(|| node.poll_output()).map(returned).sum();
+        assert_eq!(count, GRANT_CHUNKS_MAX);
+    }
 }
