@@ -555,8 +555,15 @@ impl Node {
             return self.send_returned(holder, manifest, returned);
         };
         let Some(landed) = swarm.pulling.land(&swarm.stock, now, op, chunk) else {
-            // Forgotten, and of interest again.
-            let returned = Returned { lease, chunk, outcome: Outcome::Declined };
+            // Forgotten, and of interest again: what came counts all the same.
+            let mut told = Outcome::Declined;
+            if outcome == ReadOutcome::Verified {
+                told = Outcome::Verified;
+                let landed = ChunkSet::from_indices(swarm.stock.len(), [chunk]);
+                self.on_held(now, manifest, &landed);
+            }
+            let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
+            let returned = Returned { lease, chunk, outcome: told };
             return swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
         };
         let gave_up = landed.late && outcome == ReadOutcome::Declined;

@@ -93,3 +93,23 @@ fn a_grant_of_a_million_chunks_has_a_short_answer() {
         assert_eq!(count, GRANT_CHUNKS_MAX);
     }
 }
+
+#[test]
+fn what_was_read_for_a_forgotten_manifest_is_held_if_it_is_of_interest_again() {
+    let mut node = node();
+    let take_in = |node: &mut Node| {
+        node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes: vec![9; 4] });
+        node.handle(Time::ZERO, Input::Wanted { manifest: manifest(), chunks: ChunkSet::full(4) });
+    };
+    take_in(&mut node);
+    let access = Access { ticket: 0, secret: [0; 32] };
+    let grant = PeerMessage::Grant { manifest: manifest(), lease: 1, ttl_ms: 30_000, chunks: vec![2], access };
+    node.handle(Time::ZERO, Input::Message { from: peer(), message: grant });
+    let read = |o| if let Output::Read { op, .. } = o { Some(op) } else { None };
+    let op = std::iter::from_fn(|| node.poll_output()).find_map(read).expect("it is read");
+    node.handle(Time::ZERO, Input::Forget { manifest: manifest() });
+    take_in(&mut node);
+    node.handle(Time::ZERO, Input::ReadDone { op, outcome: ReadOutcome::Verified });
+    assert_eq!(node.progress(&manifest()).map(|p| p.chunks_have), Some(1));
+    node.audit(Time::ZERO).unwrap();
+}
