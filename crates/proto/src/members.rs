@@ -36,7 +36,7 @@ pub(crate) struct Members {
     me: NodeId,
     members: BTreeMap<NodeId, Member>,
     connected: BTreeSet<NodeId>,
-    /// Grows whenever somebody comes, goes, or says to stand elsewhere.
+    /// Grows whenever somebody comes, goes, or says to stand elsewhere or to follow other channels.
     version: u64,
     /// Nodes that left or timed out, and their last record's order.
     gone: BTreeMap<NodeId, ((u64, u64), Time)>,
@@ -154,9 +154,9 @@ impl Members {
             notices.push(Notice::MemberJoined { node, name: status.name.clone() });
         }
         self.gone.remove(&node);
-        let labels = status.labels.clone();
-        let before = self.members.insert(node, Member { status, signed, heard_at: now, age });
-        self.version += u64::from(before.is_none_or(|m| m.status.labels != labels));
+        let moved = self.members.get(&node).is_none_or(|m| is_elsewhere(&m.status, &status));
+        self.version += u64::from(moved);
+        self.members.insert(node, Member { status, signed, heard_at: now, age });
         Heard::News(node)
     }
 
@@ -216,6 +216,12 @@ impl Members {
     }
 }
 
+/// Whether a node takes part at another place or in other channels than before.
+fn is_elsewhere(before: &Status, now: &Status) -> bool {
+    let channels = before.channels.iter().map(|c| &c.channel);
+    before.labels != now.labels || !channels.eq(now.channels.iter().map(|c| &c.channel))
+}
+
 /// Spreads what all nodes do at the same interval: between 75 % and 125 % of it.
 pub(crate) fn jittered(interval: Duration, rng: &mut SmallRng) -> Duration {
     interval.mul_f64(rng.random_range(0.75..1.25))
@@ -224,7 +230,7 @@ pub(crate) fn jittered(interval: Duration, rng: &mut SmallRng) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aquifer_core::NodeSecret;
+    use aquifer_core::{ChannelStatus, ManifestHash, NodeSecret};
     use rand::SeedableRng;
 
     fn record(seed: u8, incarnation: u64, seq: u64, leaving: bool) -> SignedStatus {
@@ -233,10 +239,14 @@ mod tests {
 
     fn record_every(interval_ms: u32, seed: u8, incarnation: u64, seq: u64, leaving: bool) -> SignedStatus {
         let secret = NodeSecret::from_seed([seed; 32]);
-        let status = Status {
-            node: secret.public(),
-            incarnation,
-            seq,
+        SignedStatus::sign(&Status { incarnation, seq, leaving, interval_ms, ..status(seed) }, &secret)
+    }
+
+    fn status(seed: u8) -> Status {
+        Status {
+            node: NodeSecret::from_seed([seed; 32]).public(),
+            incarnation: 1,
+            seq: 1,
             name: format!("n{seed}"),
             addresses: vec![],
             data_endpoints: vec![],
@@ -246,11 +256,10 @@ mod tests {
             leases_max: 0,
             engines: 0,
             engines_ready: 0,
-            interval_ms,
-            leaving,
+            interval_ms: 3000,
+            leaving: false,
             version: String::new(),
-        };
-        SignedStatus::sign(&status, &secret)
+        }
     }
 
     fn hear(members: &mut Members, now: Time, record: SignedStatus, age: Duration) -> bool {
@@ -336,5 +345,27 @@ mod tests {
         assert_eq!(told.iter().map(|(_, age_ms)| *age_ms).collect::<Vec<_>>(), [14_000]);
         members.on_timeout(Time::ZERO + S, &mut Vec::new());
         assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn who_takes_part_elsewhere_is_noticed() {
+        let mut members = Members::new(NodeId([9; 32]));
+        let secret = NodeSecret::from_seed([1; 32]);
+        let mut status = status(1);
+        let mut versions = Vec::new();
+        let mut says = |change: &dyn Fn(&mut Status)| {
+            change(&mut status);
+            status.seq += 1;
+            assert!(hear(&mut members, Time::ZERO, SignedStatus::sign(&status, &secret), S));
+            versions.push(members.version());
+        };
+        let manifest = ManifestHash::of(b"m");
+        let channel = "c".parse().unwrap();
+        let follows = ChannelStatus { channel, seq: 1, manifest, chunks_wanted: 9, chunks_have: 0 };
+        says(&|_| ());
+        says(&|s| s.labels = vec![("rack".into(), "1".into())]);
+        says(&|s| s.channels = vec![follows.clone()]);
+        says(&|s| s.channels[0].chunks_have = 9);
+        assert_eq!(versions, [2, 3, 4, 4]);
     }
 }

@@ -431,7 +431,7 @@ impl Pulling {
         self.hungry_since.is_some_and(|since| now.since(since) >= HUNGER_PATIENCE)
     }
 
-    /// Hungry is who has less under way than half of what it could, and misses more than that.
+    /// Hungry is who misses something and has less than two chunks under way, be it all that is missing.
     fn note_hunger(&mut self, stock: &Stock, now: Time) {
         let fed = self.flight_bytes >= 2 * stock.unit_bytes() || stock.is_complete();
         if fed {
