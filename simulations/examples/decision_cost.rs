@@ -470,6 +470,7 @@ fn status(node: NodeId, seq: u64, options: Options) -> Status {
         leases_max: 64,
         engines: 8,
         engines_ready: 0,
+        interval_ms: 3000,
         leaving: false,
         version: "0.1.0".into(),
     }

@@ -35,6 +35,9 @@ pub struct Status {
     /// Engines registered with it, and how many of them serve what they should.
     pub engines: u32,
     pub engines_ready: u32,
+    /// How often it speaks when nothing changed, in milliseconds. It depends on how many members it
+    /// knows: others may know fewer, and must not miss it too soon.
+    pub interval_ms: u32,
     /// True in a node's last words.
     pub leaving: bool,
     /// Version of the program.
@@ -139,6 +142,7 @@ mod tests {
             leases_max: 0,
             engines: 0,
             engines_ready: 0,
+            interval_ms: 3000,
             leaving: false,
             version: String::new(),
         }

@@ -23,7 +23,8 @@ pub const PROGRESS_STATUS_TURN: Duration = Duration::from_millis(250);
 /// one. Guess.
 pub const STATUS_SPACING: Duration = Duration::from_millis(200);
 
-/// A node not heard of for this many intervals is gone: four to six records lost in a row.
+/// A node not heard of for this many intervals is gone: four to six records lost in a row. The longer
+/// of its own interval and ours counts.
 pub const MEMBER_TIMEOUT_INTERVALS: u32 = 5;
 
 /// How long a gone node's last record is remembered, so that an old copy of it is not news.
@@ -55,6 +56,9 @@ pub const PROMPT_REVIEW: Duration = Duration::from_millis(2);
 /// Manifests that are not known yet and whose asks are kept all the same: an asker may have heard
 /// of a release first. Guess.
 pub const EARLY_MANIFESTS_MAX: usize = 8;
+/// Who asks early is refused after this long, unless the manifest is being fetched. Guess: a release
+/// is everywhere long before.
+pub const EARLY_ASK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Least time between two reminders of a release to one peer that seems to have missed it.
 pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);

@@ -52,6 +52,10 @@ impl Manifests {
         self.fetches.keys().copied()
     }
 
+    pub(crate) fn is_wanted(&self, manifest: &ManifestHash) -> bool {
+        self.fetches.contains_key(manifest)
+    }
+
     /// When [`Manifests::review`] has something to do again.
     pub(crate) fn next_timeout(&self) -> Option<Time> {
         let next = |f: &Fetch| match f.asked {

@@ -19,8 +19,16 @@ use std::time::Duration;
 pub struct Member {
     pub status: Status,
     signed: SignedStatus,
-    /// When the record was made, as far as its age on arrival tells.
-    made_at: Time,
+    heard_at: Time,
+    /// How old the record was then: it may be older than this node.
+    age: Duration,
+}
+
+impl Member {
+    /// How old its record is.
+    fn age(&self, now: Time) -> Duration {
+        self.age.saturating_add(now.since(self.heard_at))
+    }
 }
 
 #[derive(Debug)]
@@ -28,7 +36,7 @@ pub(crate) struct Members {
     me: NodeId,
     members: BTreeMap<NodeId, Member>,
     connected: BTreeSet<NodeId>,
-    /// Grows whenever somebody comes, goes, or says to stand elsewhere.
+    /// Grows whenever somebody comes, goes, or says to stand elsewhere or to follow other channels.
     version: u64,
     /// Nodes that left or timed out, and their last record's order.
     gone: BTreeMap<NodeId, ((u64, u64), Time)>,
@@ -80,9 +88,13 @@ impl Members {
         STATUS_INTERVAL.max(self.turns())
     }
 
-    /// A node not heard of for this long is gone.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.status_interval() * MEMBER_TIMEOUT_INTERVALS
+    /// A node that spoke `status` and is not heard of for this long is gone: never sooner than by
+    /// its own word. Who just came knows few members, and hears of nodes that take turns with
+    /// thousands. Nor later than the largest mesh would wait.
+    fn timeout(&self, status: &Status) -> Duration {
+        let members_max = u32::try_from(MEMBERS_MAX).unwrap_or(u32::MAX);
+        let told = Duration::from_millis(status.interval_ms.into()).min(STATUS_TURN.saturating_mul(members_max));
+        self.status_interval().max(told) * MEMBER_TIMEOUT_INTERVALS
     }
 
     pub(crate) fn member(&self, node: &NodeId) -> Option<&Member> {
@@ -121,7 +133,7 @@ impl Members {
             Err(error) => return Heard::Refused(error),
         };
         let (node, order) = (status.node, (status.incarnation, status.seq));
-        if node == self.me || age >= self.timeout() {
+        if node == self.me || age >= self.timeout(&status) {
             return Heard::OldNews;
         }
         let known = self.members.get(&node).map(|m| (m.status.incarnation, m.status.seq));
@@ -142,9 +154,9 @@ impl Members {
             notices.push(Notice::MemberJoined { node, name: status.name.clone() });
         }
         self.gone.remove(&node);
-        let labels = status.labels.clone();
-        let before = self.members.insert(node, Member { status, signed, made_at: now - age });
-        self.version += u64::from(before.is_none_or(|m| m.status.labels != labels));
+        let moved = self.members.get(&node).is_none_or(|m| is_elsewhere(&m.status, &status));
+        self.version += u64::from(moved);
+        self.members.insert(node, Member { status, signed, heard_at: now, age });
         Heard::News(node)
     }
 
@@ -156,8 +168,7 @@ impl Members {
     }
 
     pub(crate) fn on_timeout(&mut self, now: Time, notices: &mut Vec<Notice>) {
-        let timeout = self.timeout();
-        let silent = |m: &Member| now.since(m.made_at) >= timeout;
+        let silent = |m: &Member| m.age(now) >= self.timeout(&m.status);
         let expired: Vec<_> = self.members.iter().filter(|(_, m)| silent(m)).map(|(n, _)| *n).collect();
         for node in expired {
             let order = self.members.get(&node).map_or((0, 0), |m| (m.status.incarnation, m.status.seq));
@@ -169,7 +180,7 @@ impl Members {
     /// Records to greet a new connection to `node` with, and their ages in milliseconds.
     pub(crate) fn snapshot(&self, now: Time, node: &NodeId, rng: &mut SmallRng) -> Vec<(SignedStatus, u32)> {
         let most = if self.members.contains_key(node) { SNAPSHOT_FAMILIAR_MAX } else { SNAPSHOT_STATUSES_MAX };
-        let age = |m: &Member| u32::try_from(now.since(m.made_at).as_millis()).unwrap_or(u32::MAX);
+        let age = |m: &Member| u32::try_from(m.age(now).as_millis()).unwrap_or(u32::MAX);
         let chosen = self.members.values().choose_multiple(rng, most);
         let mut room = SNAPSHOT_BYTES_MAX;
         let fits = |m: &&Member| {
@@ -205,6 +216,12 @@ impl Members {
     }
 }
 
+/// Whether a node takes part at another place or in other channels than before.
+fn is_elsewhere(before: &Status, now: &Status) -> bool {
+    let channels = before.channels.iter().map(|c| &c.channel);
+    before.labels != now.labels || !channels.eq(now.channels.iter().map(|c| &c.channel))
+}
+
 /// Spreads what all nodes do at the same interval: between 75 % and 125 % of it.
 pub(crate) fn jittered(interval: Duration, rng: &mut SmallRng) -> Duration {
     interval.mul_f64(rng.random_range(0.75..1.25))
@@ -213,14 +230,23 @@ pub(crate) fn jittered(interval: Duration, rng: &mut SmallRng) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aquifer_core::NodeSecret;
+    use aquifer_core::{ChannelStatus, ManifestHash, NodeSecret};
+    use rand::SeedableRng;
 
     fn record(seed: u8, incarnation: u64, seq: u64, leaving: bool) -> SignedStatus {
+        record_every(3000, seed, incarnation, seq, leaving)
+    }
+
+    fn record_every(interval_ms: u32, seed: u8, incarnation: u64, seq: u64, leaving: bool) -> SignedStatus {
         let secret = NodeSecret::from_seed([seed; 32]);
-        let status = Status {
-            node: secret.public(),
-            incarnation,
-            seq,
+        SignedStatus::sign(&Status { incarnation, seq, leaving, interval_ms, ..status(seed) }, &secret)
+    }
+
+    fn status(seed: u8) -> Status {
+        Status {
+            node: NodeSecret::from_seed([seed; 32]).public(),
+            incarnation: 1,
+            seq: 1,
             name: format!("n{seed}"),
             addresses: vec![],
             data_endpoints: vec![],
@@ -230,10 +256,10 @@ mod tests {
             leases_max: 0,
             engines: 0,
             engines_ready: 0,
-            leaving,
+            interval_ms: 3000,
+            leaving: false,
             version: String::new(),
-        };
-        SignedStatus::sign(&status, &secret)
+        }
     }
 
     fn hear(members: &mut Members, now: Time, record: SignedStatus, age: Duration) -> bool {
@@ -280,5 +306,66 @@ mod tests {
         assert!(hear(&mut members, start, record(1, 5, 3, false), old));
         members.on_timeout(start + S, &mut Vec::new());
         assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_newcomer_that_knows_few_waits_as_long_as_those_who_speak_rarely() {
+        let mut members = Members::new(NodeId([9; 32]));
+        let every = 16_000;
+        let start = Time::ZERO + MEMBER_TIMEOUT * 6;
+        assert!(hear(&mut members, start, record_every(every, 1, 5, 2, false), MEMBER_TIMEOUT + S));
+        assert!(hear(&mut members, start, record(2, 5, 2, false), S));
+        members.on_timeout(start + MEMBER_TIMEOUT, &mut Vec::new());
+        assert_eq!(members.iter().count(), 1, "only who said to speak often is missed soon");
+        members.on_timeout(start + MEMBER_TIMEOUT * 5, &mut Vec::new());
+        assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn nobody_is_waited_for_without_end() {
+        let mut members = Members::new(NodeId([9; 32]));
+        assert!(hear(&mut members, Time::ZERO, record_every(u32::MAX, 1, 5, 2, false), S));
+        members.on_timeout(Time::ZERO + MEMBER_TIMEOUT * 12, &mut Vec::new());
+        assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_goodbye_counts_however_rarely_a_node_speaks() {
+        let mut members = Members::new(NodeId([9; 32]));
+        assert!(hear(&mut members, Time::ZERO, record_every(16_000, 1, 5, 2, false), S));
+        assert!(hear(&mut members, Time::ZERO, record_every(16_000, 1, 5, 3, true), S));
+        assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn a_record_may_be_older_than_who_hears_it() {
+        let mut members = Members::new(NodeId([9; 32]));
+        assert!(hear(&mut members, Time::ZERO, record(1, 5, 2, false), MEMBER_TIMEOUT - S));
+        let told = members.snapshot(Time::ZERO, &NodeId([8; 32]), &mut SmallRng::seed_from_u64(1));
+        assert_eq!(told.iter().map(|(_, age_ms)| *age_ms).collect::<Vec<_>>(), [14_000]);
+        members.on_timeout(Time::ZERO + S, &mut Vec::new());
+        assert_eq!(members.iter().count(), 0);
+    }
+
+    #[test]
+    fn who_takes_part_elsewhere_is_noticed() {
+        let mut members = Members::new(NodeId([9; 32]));
+        let secret = NodeSecret::from_seed([1; 32]);
+        let mut status = status(1);
+        let mut versions = Vec::new();
+        let mut says = |change: &dyn Fn(&mut Status)| {
+            change(&mut status);
+            status.seq += 1;
+            assert!(hear(&mut members, Time::ZERO, SignedStatus::sign(&status, &secret), S));
+            versions.push(members.version());
+        };
+        let manifest = ManifestHash::of(b"m");
+        let channel = "c".parse().unwrap();
+        let follows = ChannelStatus { channel, seq: 1, manifest, chunks_wanted: 9, chunks_have: 0 };
+        says(&|_| ());
+        says(&|s| s.labels = vec![("rack".into(), "1".into())]);
+        says(&|s| s.channels = vec![follows.clone()]);
+        says(&|s| s.channels[0].chunks_have = 9);
+        assert_eq!(versions, [2, 3, 4, 4]);
     }
 }

@@ -4,12 +4,12 @@ pub(crate) mod audit;
 
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
 use crate::limits::{
-    ASKERS_MAX, EARLY_MANIFESTS_MAX, LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_SPACING,
+    GRANT_CHUNKS_MAX, LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING,
 };
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members, jittered};
 use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
-use crate::swarm::{self, Budget, Swarm};
+use crate::swarm::{self, Budget, EarlyAsk, EarlyAsks, Swarm};
 use crate::trust::Trust;
 use aquifer_core::limits::{STATUS_ADDRESSES_MAX, STATUS_CHANNELS_MAX};
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
@@ -53,7 +53,7 @@ pub struct Node {
     trust: Trust,
     swarms: BTreeMap<ManifestHash, Swarm>,
     /// Asks about manifests that are still on their way here.
-    early_asks: BTreeMap<ManifestHash, BTreeMap<NodeId, EarlyAsk>>,
+    early_asks: EarlyAsks,
     budget: Budget,
     ops: BTreeMap<OpId, Op>,
     next_op: OpId,
@@ -61,6 +61,8 @@ pub struct Node {
     status_seq: u64,
     status_at: Time,
     status_sent: Option<Time>,
+    /// Between the record before and the one due at `status_at`, about: what this node's word says.
+    status_interval: Duration,
     review_at: Time,
     /// When the swarms are looked over, if before that.
     swarms_at: Option<Time>,
@@ -79,14 +81,6 @@ struct Op {
     chunk: u32,
     holder: NodeId,
     lease: u64,
-}
-
-/// An ask as it came, and was corrected since.
-#[derive(Debug)]
-struct EarlyAsk {
-    wanted: ChunkSet,
-    have: ChunkSet,
-    terms: Terms,
 }
 
 /// How far one manifest is.
@@ -117,7 +111,7 @@ impl Node {
             manifests: Manifests::default(),
             trust: Trust::default(),
             swarms: BTreeMap::new(),
-            early_asks: BTreeMap::new(),
+            early_asks: EarlyAsks::default(),
             budget: Budget::new(config.leased_bytes_max, config.upload_bytes_per_s, now),
             ops: BTreeMap::new(),
             next_op: 1,
@@ -125,6 +119,7 @@ impl Node {
             status_seq: 0,
             status_at: now,
             status_sent: None,
+            status_interval: STATUS_INTERVAL,
             review_at: now,
             swarms_at: None,
             ranked: 0,
@@ -170,7 +165,7 @@ impl Node {
             Input::ManifestLoaded { manifest, chunk_bytes } => {
                 self.manifests.forget(&manifest);
                 self.ranked = 0;
-                let early = self.early_asks.remove(&manifest).unwrap_or_default();
+                let early = self.early_asks.take(&manifest);
                 let early: Vec<_> = early.into_iter().map(|(from, ask)| (from, self.is_far(&from), ask)).collect();
                 let swarm = self.swarms.entry(manifest).or_insert_with(|| Swarm::new(chunk_bytes));
                 self.grants_due = true;
@@ -199,6 +194,8 @@ impl Node {
             self.out.extend(notices.into_iter().map(Output::Notice));
             let dials = self.members.to_dial(&mut self.rng);
             self.out.extend(dials.into_iter().map(|(node, addresses)| Output::Dial { node, addresses }));
+            let in_vain = self.early_asks.on_timeout(now, |m| self.manifests.is_wanted(m));
+            in_vain.into_iter().for_each(|(manifest, node)| self.refuse(node, manifest, Refusal::Nothing));
             self.reminded.retain(|_, at| now.since(*at) < REMIND_INTERVAL);
             self.review_manifests(now);
             self.review_swarms(now);
@@ -303,7 +300,7 @@ impl Node {
     fn on_disconnected(&mut self, now: Time, node: NodeId) {
         self.grants_due = true;
         self.members.on_disconnected(&node);
-        self.early_asks.values_mut().for_each(|early| drop(early.remove(&node)));
+        self.early_asks.on_disconnected(&node);
         for swarm in self.swarms.values_mut() {
             swarm.pulling.on_disconnected(&node);
             let freed = swarm.serving.on_gone(&swarm.stock, &mut self.budget, &node);
@@ -349,7 +346,7 @@ impl Node {
             PeerMessage::Grant { manifest, lease, chunks, .. } => self.on_grant(now, from, manifest, lease, chunks),
             PeerMessage::Revoke { manifest, lease } => {
                 if let Some(swarm) = self.swarms.get_mut(&manifest) {
-                    swarm.pulling.on_revoke(from, lease);
+                    swarm.pulling.on_revoke(manifest, &swarm.stock, now, (from, lease), &mut self.out);
                 }
             }
         }
@@ -474,8 +471,11 @@ impl Node {
     fn on_forget(&mut self, manifest: ManifestHash) {
         self.grants_due = true;
         self.manifests.forget(&manifest);
-        self.early_asks.remove(&manifest);
+        let early: Vec<NodeId> = self.early_asks.take(&manifest).into_keys().collect();
+        early.into_iter().for_each(|node| self.refuse(node, manifest, Refusal::Nothing));
         let Some(mut swarm) = self.swarms.remove(&manifest) else { return };
+        let asking: Vec<NodeId> = swarm.serving.asking().copied().collect();
+        asking.into_iter().for_each(|node| self.refuse(node, manifest, Refusal::Nothing));
         swarm.pulling.stop(manifest, &swarm.stock, &mut self.out);
         let everybody: Vec<NodeId> = self.members.connected().copied().collect();
         for node in everybody {
@@ -485,7 +485,9 @@ impl Node {
         }
     }
 
-    fn on_grant(&mut self, now: Time, from: NodeId, manifest: ManifestHash, lease: u64, chunks: Vec<u32>) {
+    fn on_grant(&mut self, now: Time, from: NodeId, manifest: ManifestHash, lease: u64, mut chunks: Vec<u32>) {
+        // Who grants more at once counts on nothing that is returned, and an answer has its bounds.
+        chunks.truncate(GRANT_CHUNKS_MAX);
         let Some(swarm) = self.swarms.get_mut(&manifest) else {
             let outcome = Outcome::Declined;
             let returned = chunks.into_iter().map(|chunk| Returned { lease, chunk, outcome }).collect();
@@ -505,21 +507,16 @@ impl Node {
             let (is_new, looking) = (!swarm.serving.is_asked_by(&from), swarm.pulling.is_looking(&swarm.stock, now));
             let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
             if let Some(refusal) = refusal {
-                self.send(from, PeerMessage::Refuse { manifest, refusal });
+                self.refuse(from, manifest, refusal);
             } else if is_new && looking {
                 // To ask it in return.
                 self.review_swarms_soon(now);
             }
             return;
         }
-        if self.early_asks.len() >= EARLY_MANIFESTS_MAX && !self.early_asks.contains_key(&manifest) {
-            return self.send(from, PeerMessage::Refuse { manifest, refusal: Refusal::Nothing });
+        if let Some(refusal) = self.early_asks.on_ask(now, from, manifest, ask) {
+            self.refuse(from, manifest, refusal);
         }
-        let early = self.early_asks.entry(manifest).or_default();
-        if early.len() >= ASKERS_MAX && !early.contains_key(&from) {
-            return self.send(from, PeerMessage::Refuse { manifest, refusal: Refusal::Full });
-        }
-        early.insert(from, ask);
     }
 
     fn on_progress(
@@ -532,10 +529,7 @@ impl Node {
     ) {
         self.grants_due = true;
         let Some(swarm) = self.swarms.get_mut(&manifest) else {
-            if let Some(ask) = self.early_asks.get_mut(&manifest).and_then(|e| e.get_mut(&from)) {
-                ask.correct(&taken, &again, terms);
-            }
-            return;
+            return self.early_asks.on_progress(from, manifest, (&taken, &again, terms));
         };
         for back in returned {
             if !swarm.serving.on_return(&swarm.stock, &mut self.budget, now, from, back) {
@@ -561,8 +555,15 @@ impl Node {
             return self.send_returned(holder, manifest, returned);
         };
         let Some(landed) = swarm.pulling.land(&swarm.stock, now, op, chunk) else {
-            // Forgotten, and of interest again.
-            let returned = Returned { lease, chunk, outcome: Outcome::Declined };
+            // Forgotten, and of interest again: what came counts all the same.
+            let mut told = Outcome::Declined;
+            if outcome == ReadOutcome::Verified {
+                told = Outcome::Verified;
+                let landed = ChunkSet::from_indices(swarm.stock.len(), [chunk]);
+                self.on_held(now, manifest, &landed);
+            }
+            let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
+            let returned = Returned { lease, chunk, outcome: told };
             return swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
         };
         let gave_up = landed.late && outcome == ReadOutcome::Declined;
@@ -780,7 +781,8 @@ impl Node {
     }
 
     fn publish_status(&mut self, now: Time) {
-        self.status_at = now + jittered(self.members.status_interval(), &mut self.rng);
+        self.status_interval = self.members.status_interval();
+        self.status_at = now + jittered(self.status_interval, &mut self.rng);
         self.status_sent = Some(now);
         let record = self.sign_status(false);
         self.out.push_back(Output::Gossip(GossipMessage::Status(record)));
@@ -801,6 +803,7 @@ impl Node {
             leases_max: leases(self.budget.leased_bytes_max),
             engines: self.local.engines,
             engines_ready: self.local.engines_ready,
+            interval_ms: u32::try_from(self.status_interval.as_millis()).unwrap_or(u32::MAX),
             leaving,
             version: self.config.version.clone(),
         };
@@ -822,22 +825,12 @@ impl Node {
         self.releases.followed().map(of).take(STATUS_CHANNELS_MAX).collect()
     }
 
+    fn refuse(&mut self, to: NodeId, manifest: ManifestHash, refusal: Refusal) {
+        self.send(to, PeerMessage::Refuse { manifest, refusal });
+    }
+
     fn send(&mut self, to: NodeId, message: PeerMessage) {
         self.out.push_back(Output::Send { to, message });
-    }
-}
-
-impl EarlyAsk {
-    fn correct(&mut self, taken: &[u32], again: &[u32], terms: Terms) {
-        self.terms = terms;
-        for &chunk in taken {
-            self.wanted.remove(chunk);
-            self.have.insert(chunk);
-        }
-        for &chunk in again {
-            self.have.remove(chunk);
-            self.wanted.insert(chunk);
-        }
     }
 }
 
@@ -851,3 +844,6 @@ fn take_op(ops: &mut BTreeMap<OpId, Op>, next: &mut OpId, op: Op) -> OpId {
 fn leases(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(aquifer_core::limits::CHUNK_BYTES_TARGET.into())).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

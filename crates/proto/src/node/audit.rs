@@ -12,9 +12,7 @@ impl Node {
         within("members gone", gone, MEMBERS_MAX)?;
         within("peers judged", self.trust.len(), TRUST_MAX)?;
         within("peers reminded", self.reminded.len(), MEMBERS_MAX)?;
-        for early in self.early_asks.values() {
-            within("early asks", early.len(), ASKERS_MAX)?;
-        }
+        within("early asks", self.early_asks.most(), ASKERS_MAX)?;
         within("manifests asked about early", self.early_asks.len(), EARLY_MANIFESTS_MAX)?;
         self.audit_links()?;
         self.audit_reads(now)?;
@@ -23,7 +21,7 @@ impl Node {
 
     /// What a peer asked for, or is asked for, ends with the connection to it.
     fn audit_links(&self) -> Result<(), String> {
-        let early = self.early_asks.values().flat_map(|e| e.keys().copied());
+        let early = self.early_asks.asking().copied();
         let asks = self.swarms.values().flat_map(|s| s.pulling.asked().into_iter().chain(s.serving.asking().copied()));
         let stranger = early.chain(asks).find(|n| !self.members.is_connected(n));
         ensure(stranger.is_none(), || format!("keeps an ask of {stranger:?} without a connection"))

@@ -73,6 +73,7 @@ fn status(n: u8, seq: u64) -> SignedStatus {
         leases_max: 0,
         engines: 0,
         engines_ready: 0,
+        interval_ms: 3000,
         leaving: false,
         version: String::new(),
     };

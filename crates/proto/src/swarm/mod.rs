@@ -8,6 +8,7 @@ mod asker;
 mod asks;
 mod bits;
 mod budget;
+mod early;
 mod news;
 mod pull;
 mod rarity;
@@ -16,6 +17,7 @@ mod serve;
 
 pub(crate) use asks::Candidate;
 pub(crate) use budget::Budget;
+pub(crate) use early::{EarlyAsk, EarlyAsks};
 pub(crate) use pull::{Offer, Pulling};
 pub(crate) use reach::distance;
 pub(crate) use serve::Serving;

@@ -262,11 +262,25 @@ impl Pulling {
         }
     }
 
-    pub(crate) fn on_revoke(&mut self, from: NodeId, lease: u64) {
-        for flight in self.flights.values_mut() {
+    pub(crate) fn on_revoke(
+        &mut self,
+        manifest: ManifestHash,
+        stock: &Stock,
+        now: Time,
+        (from, lease): (NodeId, u64),
+        out: &mut VecDeque<Output>,
+    ) {
+        let mut returned = Vec::new();
+        for (&chunk, flight) in &mut self.flights {
             flight.revoked |= flight.holder == from && flight.lease == lease;
-            // It owes nothing for a read that never began.
-            flight.successor.take_if(|next| *next == (from, lease));
+            // A read that never began. Only some of the lease's chunks may be gone, and the holder
+            // waits for the others.
+            if flight.successor.take_if(|next| *next == (from, lease)).is_some() {
+                returned.push(Returned { lease, chunk, outcome: Outcome::Declined });
+            }
+        }
+        if !returned.is_empty() {
+            self.tell(manifest, stock, now, from, returned, out);
         }
     }
 
@@ -342,8 +356,12 @@ impl Pulling {
         self.withdraw(manifest, stock, node, out);
     }
 
+    /// Its leases ended with the connection: it takes nothing over.
     pub(crate) fn on_disconnected(&mut self, node: &NodeId) {
         self.asks.remove(node);
+        for flight in self.flights.values_mut() {
+            flight.successor.take_if(|(holder, _)| holder == node);
+        }
     }
 
     /// Tells those who were not spoken to for a while.
@@ -413,7 +431,7 @@ impl Pulling {
         self.hungry_since.is_some_and(|since| now.since(since) >= HUNGER_PATIENCE)
     }
 
-    /// Hungry is who misses something and has less than two long chunks under way.
+    /// Hungry is who misses something and has less than two chunks under way, be it all that is missing.
     fn note_hunger(&mut self, stock: &Stock, now: Time) {
         let fed = self.flight_bytes >= 2 * stock.unit_bytes() || stock.is_complete();
         if fed {

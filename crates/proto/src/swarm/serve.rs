@@ -235,7 +235,7 @@ impl Serving {
     /// Whether a chunk of which no copy is known waits for an asker that has its hands full.
     fn has_first_copies(&self, from: u32) -> bool {
         let first = |a: &Asker| self.rarity.rarest(&a.offer, from).is_some_and(|(_, copies)| copies == 0);
-        self.askers.values().any(first)
+        self.askers.values().filter(|a| a.credit_bytes > 0).any(first)
     }
 
     pub(crate) fn is_asked_by(&self, node: &NodeId) -> bool {

@@ -106,6 +106,47 @@ fn a_peer_that_cannot_be_reached_keeps_no_place_from_others() {
     assert_eq!((half.review(&few), half.pulling.asks.len()), (vec![peer(200)], ASKS_MAX - 1), "it is tried again");
 }
 
+/// Two reads from the first peer that take far longer than one before them.
+fn two_slow_reads() -> (Half, [OpId; 2]) {
+    let mut half = Half::new(4);
+    half.review(&[living(1), living(2)]);
+    let quick = half.begin(peer(1), 0);
+    half.now = half.now + Duration::from_millis(1);
+    half.verify(peer(1), quick, 0);
+    let slow = [1, 2].map(|chunk| half.begin(peer(1), chunk));
+    for _ in 0..3 {
+        half.now = half.now + FLIGHT_WATCH;
+        half.pulling.on_timeout(manifest(), &half.stock, half.now, &mut half.out);
+    }
+    (half, slow)
+}
+
+#[test]
+fn who_is_gone_takes_nothing_over() {
+    let (mut half, slow) = two_slow_reads();
+    half.begin(peer(2), 1);
+    half.begin(peer(2), 2);
+    half.pulling.on_disconnected(&peer(3));
+    assert!(half.verify(peer(1), slow[0], 1).is_some());
+    half.pulling.on_disconnected(&peer(2));
+    assert_eq!(half.verify(peer(1), slow[1], 2), None);
+}
+
+#[test]
+fn a_revoked_lease_is_returned_where_no_read_began() {
+    let (mut half, slow) = two_slow_reads();
+    let lease = 77;
+    let offer = Offer { from: peer(2), lease, chunks: vec![1, 2], welcome: true };
+    half.pulling.on_grant(manifest(), &half.stock, half.now, offer, |_, _, _| panic!("it waits"), &mut half.out);
+    half.said();
+    half.pulling.on_revoke(manifest(), &half.stock, half.now, (peer(2), lease), &mut half.out);
+    let said = half.said();
+    let [(to, PeerMessage::Progress { returned, .. })] = &said[..] else { panic!("{said:?}") };
+    let back = |chunk| Returned { lease, chunk, outcome: Outcome::Declined };
+    assert_eq!((*to, &returned[..]), (peer(2), &[back(1), back(2)][..]));
+    assert_eq!(half.verify(peer(1), slow[0], 1), None);
+}
+
 #[test]
 fn who_refuses_or_stays_silent_loses_its_place_to_others() {
     let mut half = Half::new(4);
@@ -188,7 +229,7 @@ fn a_slow_read_hands_its_chunk_to_one_other_that_counts_on_it() {
     );
     let mut revoked = with_an_overdue_read().0;
     let also_next = revoked.begin(peer(2), 1);
-    revoked.pulling.on_revoke(peer(2), also_next);
+    revoked.pulling.on_revoke(manifest(), &revoked.stock, revoked.now, (peer(2), also_next), &mut revoked.out);
     assert_eq!(revoked.verify(peer(1), slow, 1), None, "nothing is read under a lease that was taken back");
     assert_eq!(half.verify(peer(1), slow, 1), Some((peer(2), next)));
 }
@@ -360,8 +401,9 @@ impl Puller {
             Step::End(..) => {}
             Step::Revoke(at) if !self.leased.is_empty() => {
                 let keys: Vec<_> = self.leased.keys().copied().collect();
-                let (from, lease, _) = keys[at.index(keys.len())];
-                self.leased.iter_mut().filter(|((_, l, _), _)| *l == lease).for_each(|(_, counts)| *counts = false);
+                let (from, lease, chunk) = keys[at.index(keys.len())];
+                // Only one of its chunks is gone, it may be.
+                self.leased.insert((from, lease, chunk), false);
                 self.told(Input::Message { from, message: PeerMessage::Revoke { manifest, lease } });
             }
             Step::Revoke(_) => {}
@@ -495,6 +537,7 @@ fn status(n: u8) -> SignedStatus {
         leases_max: 0,
         engines: 0,
         engines_ready: 0,
+        interval_ms: 3000,
         leaving: false,
         version: String::new(),
     };

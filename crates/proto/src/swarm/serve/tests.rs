@@ -102,6 +102,21 @@ fn first_copies_go_out_before_second_ones_whoever_wants_them() {
 }
 
 #[test]
+fn who_takes_nothing_keeps_no_second_copies_back() {
+    let mut table = Table::seed(30);
+    table.ask(1, 0..1, AMPLE);
+    let first = table.grant().unwrap();
+    assert!(table.returned(1, first.lease, 0, Outcome::Verified));
+    table.ask(1, [], AMPLE);
+    // Node 2 wants first copies and gives no credit; node 3 wants what was given once.
+    table.ask(2, 10..30, Terms { credit_bytes: 0, flight_bytes: 0 });
+    table.ask(3, 0..1, AMPLE);
+    // Elsewhere much is under lease.
+    table.budget.take(FIRST_AT_ONCE * 8 * CHUNK);
+    assert_eq!(table.grant().map(|g| g.to), Some(node(3)));
+}
+
+#[test]
 fn the_hungriest_is_served_first_and_no_further_than_its_credit() {
     let mut table = Table::seed(30);
     for (n, flight) in [(1, 3), (2, 0), (3, 1)] {

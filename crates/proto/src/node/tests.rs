@@ -1,0 +1,115 @@
+use super::*;
+use crate::limits::EARLY_ASK_PATIENCE;
+use aquifer_core::Access;
+
+fn peer() -> NodeId {
+    NodeSecret::from_seed([2; 32]).public()
+}
+
+fn manifest() -> ManifestHash {
+    ManifestHash::of(b"manifest")
+}
+
+fn node() -> Node {
+    let config = Config {
+        identity: NodeSecret::from_seed([1; 32]),
+        incarnation: 1,
+        name: "n".into(),
+        version: String::new(),
+        labels: vec![],
+        channels: vec![],
+        accepted: vec![],
+        leased_bytes_max: 1 << 20,
+        upload_bytes_per_s: None,
+        seed: 1,
+    };
+    let mut node = Node::new(config, Time::ZERO);
+    node.handle(Time::ZERO, Input::Connected { node: peer() });
+    node
+}
+
+fn ask(node: &mut Node, now: Time) {
+    let (wanted, have) = (ChunkSet::full(4), ChunkSet::empty(4));
+    let terms = Terms { credit_bytes: 1 << 20, flight_bytes: 0 };
+    let message = PeerMessage::Ask { manifest: manifest(), wanted, have, terms };
+    node.handle(now, Input::Message { from: peer(), message });
+}
+
+/// Whether an ask was refused since the last call.
+fn refused(node: &mut Node) -> bool {
+    let refusal = |o| matches!(o, Output::Send { to, message: PeerMessage::Refuse { .. } } if to == peer());
+    std::iter::from_fn(|| node.poll_output()).filter(|o| refusal(o.clone())).count() > 0
+}
+
+#[test]
+fn who_asks_for_what_is_forgotten_is_told() {
+    let mut node = node();
+    let chunk_bytes = vec![9; 4];
+    node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes });
+    node.handle(Time::ZERO, Input::Wanted { manifest: manifest(), chunks: ChunkSet::full(4) });
+    ask(&mut node, Time::ZERO);
+    assert!(!refused(&mut node));
+    node.handle(Time::ZERO, Input::Forget { manifest: manifest() });
+    assert!(refused(&mut node));
+    ask(&mut node, Time::ZERO);
+    assert!(!refused(&mut node), "it may come again");
+    node.handle(Time::ZERO, Input::Forget { manifest: manifest() });
+    assert!(refused(&mut node));
+}
+
+#[test]
+fn an_early_ask_for_what_does_not_come_is_refused_at_last() {
+    let mut node = node();
+    ask(&mut node, Time::ZERO);
+    let mut now = Time::ZERO;
+    while now.since(Time::ZERO) < EARLY_ASK_PATIENCE {
+        assert!(!refused(&mut node), "at {now:?}");
+        now = now + REVIEW_INTERVAL;
+        node.handle_timeout(now);
+        node.audit(now).unwrap();
+    }
+    assert!(refused(&mut node));
+}
+
+#[test]
+fn a_grant_of_a_million_chunks_has_a_short_answer() {
+    let mut node = node();
+    let chunks = vec![0; 1 << 20];
+    for loaded in [false, true] {
+        if loaded {
+            node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes: vec![9; 4] });
+        }
+        let access = Access { ticket: 0, secret: [0; 32] };
+        let grant = PeerMessage::Grant { manifest: manifest(), lease: 1, ttl_ms: 1, chunks: chunks.clone(), access };
+        node.handle(Time::ZERO, Input::Message { from: peer(), message: grant });
+        let returned = |o| {
+            if let Output::Send { message: PeerMessage::Progress { returned, .. }, .. } = o {
+                returned.len()
+            } else {
+                0
+            }
+        };
+        let count: usize = std::iter::from_fn(|| node.poll_output()).map(returned).sum();
+        assert_eq!(count, GRANT_CHUNKS_MAX);
+    }
+}
+
+#[test]
+fn what_was_read_for_a_forgotten_manifest_is_held_if_it_is_of_interest_again() {
+    let mut node = node();
+    let take_in = |node: &mut Node| {
+        node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes: vec![9; 4] });
+        node.handle(Time::ZERO, Input::Wanted { manifest: manifest(), chunks: ChunkSet::full(4) });
+    };
+    take_in(&mut node);
+    let access = Access { ticket: 0, secret: [0; 32] };
+    let grant = PeerMessage::Grant { manifest: manifest(), lease: 1, ttl_ms: 30_000, chunks: vec![2], access };
+    node.handle(Time::ZERO, Input::Message { from: peer(), message: grant });
+    let read = |o| if let Output::Read { op, .. } = o { Some(op) } else { None };
+    let op = std::iter::from_fn(|| node.poll_output()).find_map(read).expect("it is read");
+    node.handle(Time::ZERO, Input::Forget { manifest: manifest() });
+    take_in(&mut node);
+    node.handle(Time::ZERO, Input::ReadDone { op, outcome: ReadOutcome::Verified });
+    assert_eq!(node.progress(&manifest()).map(|p| p.chunks_have), Some(1));
+    node.audit(Time::ZERO).unwrap();
+}
