@@ -90,8 +90,8 @@ pub const SILENT_PAUSE: Duration = Duration::from_millis(100);
 /// Guess: a TCP connection over a lossy path takes a second or three.
 pub const DIAL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A standing ask is repeated whole this often, in case its holder did not keep it, as one that
-/// came too early beyond [`ASKERS_MAX`], or the two ends understood each other wrong. Guess.
+/// A standing ask is repeated whole this often, in case the two ends understood each other wrong.
+/// Guess.
 pub const ASK_REFRESH: Duration = Duration::from_secs(10);
 
 /// Chunk data a puller lets be under way for one manifest: it bounds landing memory, and 128 MiB

@@ -607,15 +607,14 @@ impl Node {
             self.status_in(now, self.members.progress_interval());
         } else {
             if self.trust.is_avoided(&holder, now) {
-                swarm.pulling.drop_ask(manifest, &swarm.stock, holder, &mut self.out);
+                swarm.pulling.withdraw(manifest, &swarm.stock, holder, &mut self.out);
             }
             self.review_swarms_soon(now);
         }
     }
 
     fn send_returned(&mut self, to: NodeId, manifest: ManifestHash, returned: Vec<Returned>) {
-        let (taken, again, terms) = (Vec::new(), Vec::new(), Terms::default());
-        self.send(to, PeerMessage::Progress { manifest, returned, taken, again, terms });
+        self.out.push_back(swarm::only_returned(to, manifest, returned));
     }
 
     /// After every step: hand out what can be granted, send what is due, tell what is done.

@@ -351,11 +351,6 @@ impl Pulling {
         self.tell_soon(now);
     }
 
-    /// The peer is avoided from now on.
-    pub(crate) fn drop_ask(&mut self, manifest: ManifestHash, stock: &Stock, node: NodeId, out: &mut VecDeque<Output>) {
-        self.withdraw(manifest, stock, node, out);
-    }
-
     /// Its leases ended with the connection: it takes nothing over.
     pub(crate) fn on_disconnected(&mut self, node: &NodeId) {
         self.asks.remove(node);
@@ -391,10 +386,7 @@ impl Pulling {
         }
         for (&chunk, flight) in &mut self.flights {
             if let Some((to, lease)) = flight.successor.take() {
-                let returned = vec![Returned { lease, chunk, outcome: Outcome::Declined }];
-                let (taken, again, terms) = (Vec::new(), Vec::new(), Terms::default());
-                let message = PeerMessage::Progress { manifest, returned, taken, again, terms };
-                out.push_back(Output::Send { to, message });
+                out.push_back(only_returned(to, manifest, vec![Returned { lease, chunk, outcome: Outcome::Declined }]));
             }
         }
         self.withdraw_all(manifest, stock, out);
@@ -517,7 +509,8 @@ impl Pulling {
         old.into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
     }
 
-    fn withdraw(&mut self, manifest: ManifestHash, stock: &Stock, node: NodeId, out: &mut VecDeque<Output>) {
+    /// The peer is asked no more.
+    pub(crate) fn withdraw(&mut self, manifest: ManifestHash, stock: &Stock, node: NodeId, out: &mut VecDeque<Output>) {
         if self.asks.remove(&node) {
             let nothing = || ChunkSet::empty(stock.len());
             let terms = Default::default();
@@ -530,6 +523,12 @@ impl Pulling {
         self.hungry_since = None;
         self.asks.nodes().into_iter().for_each(|n| self.withdraw(manifest, stock, n, out));
     }
+}
+
+/// Gives leases back to a holder that is not asked, and has nothing else to hear.
+pub(crate) fn only_returned(to: NodeId, manifest: ManifestHash, returned: Vec<Returned>) -> Output {
+    let (taken, again, terms) = (Vec::new(), Vec::new(), Terms::default());
+    Output::Send { to, message: PeerMessage::Progress { manifest, returned, taken, again, terms } }
 }
 
 #[cfg(test)]
