@@ -1,8 +1,8 @@
 //! A memory that a signature was checked, shared by a value and its copies.
 //!
-//! One record passes through many hands of a process: a snapshot, gossip, a simulation's thousand
-//! nodes. What is found right once is right for all copies, because nothing can change a value of
-//! the types that carry this. It takes no bytes on the wire: what was decoded is checked anew.
+//! One release passes through many hands of a process: gossip, snapshots, a simulation's thousand
+//! nodes. What is found right once is right for all copies, because nothing can change a value of the
+//! types that carry this. It takes no bytes on the wire: what was decoded is checked anew.
 
 use bincode::de::{BorrowDecoder, Decoder};
 use bincode::enc::Encoder;

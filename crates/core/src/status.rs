@@ -1,11 +1,14 @@
 //! Status records: what a node says of itself, signed with its identity.
 
-use crate::checked::Checked;
 use crate::codec::{self, CodecError, Kind};
 use crate::hash::ManifestHash;
 use crate::id::{ChannelName, IdError, NodeId, NodeSecret, SIGNATURE_BYTES};
 use crate::limits::{RECORD_BYTES_MAX, STATUS_ADDRESSES_MAX, STATUS_CHANNELS_MAX, STATUS_LABELS_MAX};
-use bincode::{Decode, Encode};
+use bincode::de::{BorrowDecoder, Decoder};
+use bincode::enc::Encoder;
+use bincode::error::{DecodeError, EncodeError};
+use bincode::{BorrowDecode, Decode, Encode};
+use std::sync::{Arc, OnceLock};
 use thiserror::Error;
 
 const CONTEXT: &str = "aquifer status v1";
@@ -63,11 +66,18 @@ impl ChannelStatus {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct SignedStatus {
+/// A record as it travels. It passes through many hands of a process (a snapshot, gossip, a
+/// simulation's thousand nodes), so copies share its bytes, and what was found right once: nothing
+/// can change it.
+#[derive(Clone, Debug)]
+pub struct SignedStatus(Arc<Sealed>);
+
+#[derive(Debug)]
+struct Sealed {
     body: Vec<u8>,
     signature: [u8; SIGNATURE_BYTES],
-    checked: Checked,
+    /// What it says, once its signature was checked.
+    opened: OnceLock<Arc<Status>>,
 }
 
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -84,42 +94,91 @@ impl SignedStatus {
     pub fn sign(status: &Status, secret: &NodeSecret) -> Self {
         let body = codec::encode(Kind::Status, status);
         let signature = secret.sign(CONTEXT, &body);
-        SignedStatus { body, signature, checked: Checked::default() }
+        Self::unopened(body, signature)
     }
 
     /// What is signed.
     pub fn body(&self) -> &[u8] {
-        &self.body
+        &self.0.body
     }
 
     /// Bytes it takes in a message, about.
     pub fn len(&self) -> usize {
-        self.body.len() + SIGNATURE_BYTES + size_of::<u64>()
+        self.0.body.len() + SIGNATURE_BYTES + size_of::<u64>()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.body.is_empty()
+        self.0.body.is_empty()
     }
 
     /// Whose record it claims to be, unverified: to look up whether it is known already.
     pub fn claimed_node(&self) -> Option<NodeId> {
-        codec::decode::<Status, RECORD_BYTES_MAX>(Kind::Status, &self.body).ok().map(|s| s.node)
+        match self.0.opened.get() {
+            Some(status) => Some(status.node),
+            None => self.unverified().ok().map(|s| s.node),
+        }
     }
 
     /// The record, if the node it speaks of signed it.
-    pub fn open(&self) -> Result<Status, StatusError> {
-        let status: Status = codec::decode::<_, RECORD_BYTES_MAX>(Kind::Status, &self.body)?;
-        self.checked.once(|| status.node.verify(CONTEXT, &self.body, &self.signature))?;
+    pub fn open(&self) -> Result<Arc<Status>, StatusError> {
+        if let Some(status) = self.0.opened.get() {
+            return Ok(Arc::clone(status));
+        }
+        let status = self.unverified()?;
+        status.node.verify(CONTEXT, &self.0.body, &self.0.signature)?;
+        status.check_bounds()?;
+        Ok(Arc::clone(self.0.opened.get_or_init(|| Arc::new(status))))
+    }
+
+    fn unopened(body: Vec<u8>, signature: [u8; SIGNATURE_BYTES]) -> Self {
+        SignedStatus(Arc::new(Sealed { body, signature, opened: OnceLock::new() }))
+    }
+
+    fn unverified(&self) -> Result<Status, CodecError> {
+        codec::decode::<_, RECORD_BYTES_MAX>(Kind::Status, &self.0.body)
+    }
+}
+
+impl Status {
+    fn check_bounds(&self) -> Result<(), StatusError> {
         let bounds = [
-            ("addresses", status.addresses.len(), STATUS_ADDRESSES_MAX),
-            ("data endpoints", status.data_endpoints.len(), STATUS_ADDRESSES_MAX),
-            ("labels", status.labels.len(), STATUS_LABELS_MAX),
-            ("channels", status.channels.len(), STATUS_CHANNELS_MAX),
+            ("addresses", self.addresses.len(), STATUS_ADDRESSES_MAX),
+            ("data endpoints", self.data_endpoints.len(), STATUS_ADDRESSES_MAX),
+            ("labels", self.labels.len(), STATUS_LABELS_MAX),
+            ("channels", self.channels.len(), STATUS_CHANNELS_MAX),
         ];
         match bounds.into_iter().find(|(_, count, limit)| count > limit) {
             Some((what, count, limit)) => Err(StatusError::TooMany { what, count, limit }),
-            None => Ok(status),
+            None => Ok(()),
         }
+    }
+}
+
+impl PartialEq for SignedStatus {
+    fn eq(&self, other: &Self) -> bool {
+        let same = Arc::ptr_eq(&self.0, &other.0);
+        same || (self.0.body == other.0.body && self.0.signature == other.0.signature)
+    }
+}
+
+impl Eq for SignedStatus {}
+
+impl Encode for SignedStatus {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        self.0.body.encode(encoder)?;
+        self.0.signature.encode(encoder)
+    }
+}
+
+impl<C> Decode<C> for SignedStatus {
+    fn decode<D: Decoder<Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Ok(Self::unopened(Decode::decode(decoder)?, Decode::decode(decoder)?))
+    }
+}
+
+impl<'de, C> BorrowDecode<'de, C> for SignedStatus {
+    fn borrow_decode<D: BorrowDecoder<'de, Context = C>>(decoder: &mut D) -> Result<Self, DecodeError> {
+        Decode::decode(decoder)
     }
 }
 
@@ -151,7 +210,7 @@ mod tests {
     #[test]
     fn only_the_node_itself_can_speak_for_it() {
         let (me, other) = (NodeSecret::from_seed([1; 32]), NodeSecret::from_seed([2; 32]));
-        assert_eq!(SignedStatus::sign(&status(me.public()), &me).open(), Ok(status(me.public())));
+        assert_eq!(SignedStatus::sign(&status(me.public()), &me).open(), Ok(status(me.public()).into()));
         let forged = SignedStatus::sign(&status(other.public()), &me);
         assert!(matches!(forged.open(), Err(StatusError::Signature(_))));
     }
@@ -174,7 +233,7 @@ mod tests {
             channels: (0..STATUS_CHANNELS_MAX).map(channel).collect(),
             ..status(me.public())
         };
-        assert_eq!(SignedStatus::sign(&longest, &me).open(), Ok(longest));
+        assert_eq!(SignedStatus::sign(&longest, &me).open(), Ok(longest.into()));
     }
 
     #[test]

@@ -12,12 +12,14 @@ use rand::rngs::SmallRng;
 use rand::seq::{IteratorRandom, SliceRandom};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Another node, as it last spoke of itself.
 #[derive(Clone, Debug)]
 pub struct Member {
-    pub status: Status,
+    /// Shared by all who heard it in this process.
+    pub status: Arc<Status>,
     signed: SignedStatus,
     heard_at: Time,
     /// How old the record was then: it may be older than this node.
@@ -206,7 +208,7 @@ impl Members {
     fn bury(&mut self, node: NodeId, order: (u64, u64), now: Time, said_goodbye: bool, notices: &mut Vec<Notice>) {
         if let Some(member) = self.members.remove(&node) {
             self.version += 1;
-            notices.push(Notice::MemberLeft { node, name: member.status.name, said_goodbye });
+            notices.push(Notice::MemberLeft { node, name: member.status.name.clone(), said_goodbye });
         }
         self.gone.insert(node, (order, now));
         if self.gone.len() > MEMBERS_MAX {
