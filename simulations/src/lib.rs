@@ -12,6 +12,7 @@ pub mod outcome;
 pub mod replay;
 pub mod report;
 pub mod scenario;
+mod spread;
 mod svg;
 pub mod world;
 

@@ -3,8 +3,8 @@
 use super::heap::{Entry, Heap};
 use super::share::Links;
 use super::whole;
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use crate::spread::SpreadMap;
+use std::collections::VecDeque;
 
 /// Less than a byte is nothing left: arrivals are rounded up to a nanosecond, so what remains
 /// below this is a rounding error of the subtraction.
@@ -23,8 +23,7 @@ pub(super) struct Flows {
     free: Vec<u32>,
     /// Flows that have just run dry. They leave at the end of the instant, unless refilled.
     idle: Vec<u32>,
-    /// Only looked up, never iterated.
-    pairs: HashMap<u64, u32, BuildHasherDefault<PairHasher>>,
+    pairs: SpreadMap<u64, u32>,
     heap: Heap,
 }
 
@@ -198,24 +197,4 @@ impl Flow {
 
 fn key(from: u32, to: u32) -> u64 {
     u64::from(from) << 32 | u64::from(to)
-}
-
-/// Pairs of node numbers need spreading, not protection from an attacker.
-#[derive(Debug, Default)]
-struct PairHasher(u64);
-
-impl Hasher for PairHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&b| self.write_u64(u64::from(b)));
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        // The odd constant is 2^64 divided by the golden ratio (Knuth, TAOCP 3, 6.4).
-        let mixed = (self.0 ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 = mixed ^ (mixed >> 32);
-    }
 }

@@ -2,9 +2,10 @@
 
 use super::digest::Digest;
 use super::run::{TOLERANCE, World};
+use crate::spread::SpreadSet;
 use aquifer_core::{NodeId, Time};
 use aquifer_proto::limits::{GRANT_BYTES_MIN, UPLOAD_BURST};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Violations that are told; one cause often shows many times.
@@ -21,7 +22,7 @@ pub(super) struct Checks {
     /// Until when, by its own clock, a node said it avoids a peer.
     avoided: BTreeMap<(u32, u32), Time>,
     /// Chunks of a release that a node is reading now.
-    under_way: BTreeSet<(u32, usize, u32)>,
+    under_way: SpreadSet<(u32, usize, u32)>,
     pub(super) digest: Digest,
     /// Largest excess over a link's capacity that was seen.
     pub(super) excess: f64,
@@ -204,7 +205,7 @@ impl World<'_> {
             return format!("node {i} never hears of the newest release");
         }
         if !peer.loaded {
-            return format!("node {i} never gets the manifest; it has {} links", self.links.of(i).len());
+            return format!("node {i} never gets the manifest; it has {} links", self.links.count(i));
         }
         let lacks = |c: &u32| !peer.has.contains(*c);
         let missing: Vec<u32> = peer.plan.wants.iter().filter(lacks).collect();

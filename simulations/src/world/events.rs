@@ -4,8 +4,9 @@ use super::faults::Fault;
 use aquifer_core::{GossipMessage, Time};
 use aquifer_proto::Input;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BinaryHeap;
 use std::rc::Rc;
+use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) enum Event {
@@ -22,7 +23,7 @@ pub(super) enum Event {
         life: u32,
         /// The connection it comes over, by its other end and number: gone, and it does not come.
         link: Option<(u32, u64)>,
-        input: Box<Input>,
+        input: Input,
     },
     Gossip {
         to: u32,
@@ -50,24 +51,41 @@ pub(super) enum Event {
 
 #[derive(Debug, Default)]
 pub(super) struct Events {
-    order: BinaryHeap<Reverse<(Time, u64)>>,
-    events: BTreeMap<u64, Event>,
+    order: BinaryHeap<Reverse<Entry>>,
+    /// A slot is used again by a later event.
+    slots: Vec<Option<Event>>,
+    free: Vec<u32>,
     next: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    at_ns: u64,
+    /// Counts what was planned.
+    turn: u64,
+    slot: u32,
 }
 
 impl Events {
     pub(super) fn plan(&mut self, at: Time, event: Event) {
-        self.order.push(Reverse((at, self.next)));
-        self.events.insert(self.next, event);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            u32::try_from(self.slots.len() - 1).expect("events that wait are numbered in u32")
+        });
+        self.slots[slot as usize] = Some(event);
+        // Runs are far shorter than the 584 years that fit.
+        let at_ns = u64::try_from(at.since(Time::ZERO).as_nanos()).unwrap_or(u64::MAX);
+        self.order.push(Reverse(Entry { at_ns, turn: self.next, slot }));
         self.next += 1;
     }
 
     pub(super) fn next_at(&self) -> Option<Time> {
-        self.order.peek().map(|Reverse((at, _))| *at)
+        self.order.peek().map(|Reverse(entry)| Time::from_origin(Duration::from_nanos(entry.at_ns)))
     }
 
-    pub(super) fn pop(&mut self) -> Option<(Time, Event)> {
-        let Reverse((at, id)) = self.order.pop()?;
-        self.events.remove(&id).map(|event| (at, event))
+    pub(super) fn pop(&mut self) -> Option<Event> {
+        let Reverse(entry) = self.order.pop()?;
+        self.free.push(entry.slot);
+        self.slots[entry.slot as usize].take()
     }
 }

@@ -164,8 +164,7 @@ impl World<'_> {
                 self.cut(a, b, after);
             }
         }
-        let across = self.reads.iter().filter(|(_, r)| !self.reachable(r.holder, r.reader));
-        let across: Vec<u64> = across.map(|(tag, _)| *tag).collect();
+        let across = self.reads_where(|r| !self.reachable(r.holder, r.reader));
         across.into_iter().for_each(|tag| self.doom(tag, noticed, false));
     }
 
@@ -194,9 +193,7 @@ impl World<'_> {
     fn stall(&mut self, node: u32, on: bool) {
         self.net.stall(self.now, node, on);
         self.stalled[node as usize] = on.then_some(self.now);
-        let reads = self.reads.iter().filter(|(_, r)| on && r.holder == node);
-        let reads: Vec<u64> = reads.map(|(tag, _)| *tag).collect();
-        for tag in reads {
+        for tag in self.reads_where(|r| on && r.holder == node) {
             self.events.plan(self.now + READ_STALL, Event::Stalled { tag });
         }
     }
@@ -303,7 +300,7 @@ impl World<'_> {
 
     /// Without a connection, a node dials somebody it was told to begin with, again and again.
     pub(super) fn bootstrap(&mut self, i: u32) {
-        if self.links.of(i).is_empty() {
+        if self.links.count(i) == 0 {
             let others = (0u32..).take(self.peers.len()).filter(|o| *o != i && self.peers[*o as usize].alive);
             if let Some(other) = others.choose(&mut self.dice) {
                 self.connect(i, other);

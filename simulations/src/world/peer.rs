@@ -4,7 +4,7 @@ use super::clock::Clock;
 use crate::scenario::{Expanded, NodePlan};
 use aquifer_core::{ChannelName, ChunkSet, NodeSecret, PublisherSecret, SignedRelease, Time};
 use aquifer_proto::{Config, Recorded};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Chunks a node lets others read at once: the agent's own default.
 const LEASED_CHUNKS_MAX: u64 = 64;
@@ -37,8 +37,8 @@ pub(super) struct Peer {
     pub(super) mute: bool,
     /// What its disk remembers.
     pub(super) accepted: Vec<SignedRelease>,
-    /// Chunks it keeps in place for readers, by lease.
-    pub(super) leases: BTreeSet<(u64, u32)>,
+    /// Chunks it keeps in place for readers, by lease, and the reads of them that have begun.
+    pub(super) leases: BTreeMap<(u64, u32), Option<u64>>,
     /// The lives that the peers who granted something to it were in.
     pub(super) tickets: BTreeMap<u32, u32>,
     /// Until when it is busy with control messages.
@@ -66,7 +66,7 @@ impl Peer {
             finished: None,
             mute: false,
             accepted: Vec::new(),
-            leases: BTreeSet::new(),
+            leases: BTreeMap::new(),
             tickets: BTreeMap::new(),
             busy_until: Time::ZERO,
             wake_at: None,

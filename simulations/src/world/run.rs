@@ -8,13 +8,14 @@ use super::peer::{Peer, channel, publisher};
 use crate::network::{Done, Network, Nic};
 use crate::outcome::{Outcome, SAMPLES, Sample};
 use crate::scenario::{Expanded, NodePlan, Role, lower_bound};
+use crate::spread::SpreadMap;
 use anyhow::Result;
 use aquifer_core::{Access, ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease, Time};
 use aquifer_proto::limits::{CONNECTIONS_WANTED, READ_STALL};
 use aquifer_proto::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -72,13 +73,11 @@ pub(super) struct World<'a> {
     pub(super) dice: SmallRng,
     pub(super) now: Time,
     pub(super) peers: Vec<Peer>,
-    pub(super) index: HashMap<NodeId, u32>,
+    pub(super) index: SpreadMap<NodeId, u32>,
     pub(super) links: Links,
     pub(super) net: Network,
-    pub(super) reads: BTreeMap<u64, Read>,
-    by_op: HashMap<(u32, OpId), u64>,
-    /// By holder, its life, lease and chunk.
-    by_lease: HashMap<(u32, u32, u64, u32), u64>,
+    pub(super) reads: SpreadMap<u64, Read>,
+    by_op: SpreadMap<(u32, OpId), u64>,
     next_tag: u64,
     pub(super) events: Events,
     pub(super) handled: u64,
@@ -133,11 +132,10 @@ impl<'a> World<'a> {
             index: peers.iter().map(|p| (p.node.id(), p.plan.index)).collect(),
             unfinished: peers.iter().filter(|p| p.plan.is_measured()).count(),
             peers,
-            links: Links::default(),
+            links: Links::new(e.nodes.len()),
             net: Network::new(e.nodes.iter().map(uncapped).collect(), e.racks.clone(), TOLERANCE),
-            reads: BTreeMap::new(),
-            by_op: HashMap::new(),
-            by_lease: HashMap::new(),
+            reads: SpreadMap::default(),
+            by_op: SpreadMap::default(),
             next_tag: 0,
             events: Events::default(),
             handled: 0,
@@ -206,7 +204,7 @@ impl<'a> World<'a> {
             self.on_transferred(done);
         }
         if self.events.next_at().is_some_and(|t| t <= at)
-            && let Some((_, event)) = self.events.pop()
+            && let Some(event) = self.events.pop()
         {
             self.handled += 1;
             self.on_event(event);
@@ -228,7 +226,7 @@ impl<'a> World<'a> {
             Event::Deliver { to, life, link, input } => {
                 let open = |(other, id)| self.links.find(to, other).is_some_and(|l| l.id == id);
                 if self.lives(to, life) && link.is_none_or(open) {
-                    self.receive(to, *input);
+                    self.receive(to, input);
                 }
             }
             Event::Gossip { to, from, message } => {
@@ -375,7 +373,7 @@ impl<'a> World<'a> {
                 let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
                 let peer = &mut self.peers[i as usize];
                 let access = Access { ticket: peer.life.into(), secret: [0; 32] };
-                peer.leases.extend(chunks.iter().map(|c| (lease, *c)));
+                peer.leases.extend(chunks.iter().map(|c| ((lease, *c), None)));
                 if let Some(release) = self.release_of(&manifest) {
                     self.check_grant(i, release, &chunks);
                 }
@@ -438,9 +436,7 @@ impl<'a> World<'a> {
 
     /// The holder may move the chunk now: who still reads it is told so.
     fn on_lease_closed(&mut self, i: u32, lease: u64, chunk: u32) {
-        self.peers[i as usize].leases.remove(&(lease, chunk));
-        let life = self.peers[i as usize].life;
-        let under_way = self.by_lease.get(&(i, life, lease, chunk)).copied();
+        let under_way = self.peers[i as usize].leases.remove(&(lease, chunk)).flatten();
         if let Some(tag) = under_way.filter(|tag| self.reads.get(tag).is_some_and(|r| !r.doomed)) {
             self.doom(tag, self.latency(), true);
         }
@@ -485,7 +481,7 @@ impl<'a> World<'a> {
 
     fn deliver_over(&mut self, link: Option<(u32, u64)>, to: u32, at: Time, input: Input) {
         let life = self.peers[to as usize].life;
-        self.events.plan(at, Event::Deliver { to, life, link, input: Box::new(input) });
+        self.events.plan(at, Event::Deliver { to, life, link, input });
     }
 
     /// Everybody hears it after one to as many hops as a tree of eight needs.
@@ -526,7 +522,10 @@ impl<'a> World<'a> {
         let read = Read { reader, holder, op, release, lease, chunk, ticket, moving: false, doomed: false };
         self.reads.insert(tag, read);
         self.by_op.insert((reader, op), tag);
-        self.by_lease.insert((holder, ticket, lease, chunk), tag);
+        let holder = &mut self.peers[holder as usize];
+        if holder.life == ticket {
+            holder.leases.entry((lease, chunk)).and_modify(|read| *read = Some(tag));
+        }
         self.events.plan(self.now + self.latency(), Event::Transfer { tag });
     }
 
@@ -536,7 +535,7 @@ impl<'a> World<'a> {
         if !holder.alive || holder.life != read.ticket || !self.reachable(read.holder, read.reader) {
             return self.doom(tag, self.latency(), false);
         }
-        if !holder.leases.contains(&(read.lease, read.chunk)) {
+        if !holder.leases.contains_key(&(read.lease, read.chunk)) {
             return self.doom(tag, self.latency(), true);
         }
         self.reads.entry(tag).and_modify(|r| r.moving = true);
@@ -584,10 +583,16 @@ impl<'a> World<'a> {
         Some(if holder.plan.fault.corrupt { !sent } else { sent })
     }
 
+    /// The reads that are `so`, in the order in which they began.
+    pub(super) fn reads_where(&self, so: impl Fn(&Read) -> bool) -> Vec<u64> {
+        let mut tags: Vec<u64> = self.reads.iter().filter(|(_, r)| so(r)).map(|(tag, _)| *tag).collect();
+        tags.sort_unstable();
+        tags
+    }
+
     pub(super) fn finish_read(&mut self, tag: u64, outcome: ReadOutcome) {
         let Some(read) = self.reads.remove(&tag) else { return };
         self.by_op.remove(&(read.reader, read.op));
-        self.by_lease.remove(&(read.holder, read.ticket, read.lease, read.chunk));
         match outcome {
             ReadOutcome::Verified | ReadOutcome::Declined => {}
             ReadOutcome::Corrupt => self.mishap("corrupt reads"),
@@ -615,9 +620,7 @@ impl<'a> World<'a> {
         self.checks.on_end_of_life(i);
         self.unsettled = true;
         self.net.cancel_all(self.now, i);
-        let gone: Vec<u64> =
-            self.reads.iter().filter(|(_, r)| r.holder == i || r.reader == i).map(|(t, _)| *t).collect();
-        for tag in gone {
+        for tag in self.reads_where(|r| r.holder == i || r.reader == i) {
             self.finish_read(tag, ReadOutcome::Failed);
         }
         for other in self.links.of(i) {
