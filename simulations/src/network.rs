@@ -154,7 +154,7 @@ impl Network {
         self.advance(now);
         let mut pairs: Vec<(u32, u32)> = Vec::new();
         for link in [up(node), down(node)] {
-            pairs.extend(self.links.flows(link).iter().map(|&f| self.flows.pair(f)));
+            pairs.extend(self.links.flows(link).map(|f| self.flows.pair(f)));
         }
         let mut ended = Vec::new();
         for (from, to) in pairs {

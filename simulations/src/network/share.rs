@@ -23,22 +23,31 @@ pub(super) struct Links {
     capacity: Vec<f64>,
     level: Vec<f64>,
     /// The flows on a link, in an order that only depends on the calls made.
-    flows: Vec<Vec<u32>>,
+    flows: Vec<Vec<Passage>>,
     dirty: VecDeque<u32>,
     is_dirty: Vec<bool>,
-    /// Per flow: the links it passes, padded with the unlimited one, and its rate.
+    /// Per flow: the links it passes, and its rate.
     way: Vec<Way>,
+    rate: Vec<f64>,
+    /// What the flows of the link that is visited are allowed by their other links.
     others: Vec<f64>,
     tolerance: f64,
     visits: u64,
 }
 
+/// A flow on one of its links, with the others it passes: a visit looks up nothing but levels.
+#[derive(Clone, Copy, Debug)]
+struct Passage {
+    flow: u32,
+    others: [u32; 3],
+}
+
+/// Padded with the unlimited link.
 #[derive(Clone, Copy, Debug)]
 struct Way {
     links: [u32; 4],
     /// Where the flow stands in each link's list, so that it leaves without a search.
     place: [u32; 4],
-    rate: f64,
 }
 
 impl Links {
@@ -52,6 +61,7 @@ impl Links {
             dirty: VecDeque::new(),
             is_dirty: vec![false; count],
             way: Vec::new(),
+            rate: Vec::new(),
             others: Vec::new(),
             capacity,
             tolerance,
@@ -64,17 +74,23 @@ impl Links {
     }
 
     pub(super) fn join(&mut self, flow: u32, links: [u32; 4]) {
-        let mut way = Way { links, place: [0; 4], rate: 0.0 };
-        let unlimited = self.unlimited();
-        for (link, place) in links.into_iter().zip(&mut way.place).filter(|(l, _)| *l != unlimited) {
-            *place = index(self.flows[link as usize].len());
-            self.flows[link as usize].push(flow);
+        let mut way = Way { links, place: [0; 4] };
+        for side in 0..4 {
+            let link = links[side];
+            if link == self.unlimited() {
+                continue;
+            }
+            let others = std::array::from_fn(|other| links[other + usize::from(other >= side)]);
+            way.place[side] = index(self.flows[link as usize].len());
+            self.flows[link as usize].push(Passage { flow, others });
             self.touch(link);
         }
         if self.way.len() <= flow as usize {
             self.way.resize(flow as usize + 1, way);
+            self.rate.resize(flow as usize + 1, 0.0);
         }
         self.way[flow as usize] = way;
+        self.rate[flow as usize] = 0.0;
     }
 
     pub(super) fn leave(&mut self, flow: u32) {
@@ -86,8 +102,8 @@ impl Links {
             }
             let list = &mut self.flows[link as usize];
             list.swap_remove(way.place[side] as usize);
-            if let Some(&moved) = list.get(way.place[side] as usize) {
-                self.way[moved as usize].place[side] = way.place[side];
+            if let Some(moved) = list.get(way.place[side] as usize) {
+                self.way[moved.flow as usize].place[side] = way.place[side];
             }
             self.touch(link);
         }
@@ -102,16 +118,16 @@ impl Links {
         self.capacity[link as usize]
     }
 
-    pub(super) fn flows(&self, link: u32) -> &[u32] {
-        &self.flows[link as usize]
+    pub(super) fn flows(&self, link: u32) -> impl Iterator<Item = u32> {
+        self.flows[link as usize].iter().map(|p| p.flow)
     }
 
     pub(super) fn rate(&self, flow: u32) -> f64 {
-        self.way[flow as usize].rate
+        self.rate[flow as usize]
     }
 
     pub(super) fn load(&self, link: u32) -> f64 {
-        self.flows(link).iter().map(|&f| self.rate(f)).sum()
+        self.flows(link).map(|f| self.rate(f)).sum()
     }
 
     pub(super) fn excess(&self) -> f64 {
@@ -137,18 +153,17 @@ impl Links {
 
     fn visit(&mut self, link: u32, flows: &mut Flows, now: u64) {
         self.visits += 1;
-        self.level[link as usize] = self.fill(link);
-        for i in 0..self.flows[link as usize].len() {
-            let flow = self.flows[link as usize][i];
-            let way = &mut self.way[flow as usize];
-            let rate = way.links.iter().fold(f64::INFINITY, |r, &l| r.min(self.level[l as usize]));
-            if (rate - way.rate).abs() <= self.tolerance * way.rate {
+        let level = self.fill(link);
+        self.level[link as usize] = level;
+        for i in 0..self.others.len() {
+            let flow = self.flows[link as usize][i].flow;
+            let (old, new) = (self.rate[flow as usize], self.others[i].min(level));
+            if (new - old).abs() <= self.tolerance * old {
                 continue;
             }
-            let links = way.links;
-            let old = std::mem::replace(&mut way.rate, rate);
-            flows.change_rate(flow, old, rate, now);
-            links.into_iter().filter(|&l| l != link).for_each(|l| self.touch(l));
+            self.rate[flow as usize] = new;
+            flows.change_rate(flow, old, new, now);
+            self.flows[link as usize][i].others.into_iter().for_each(|l| self.touch(l));
         }
     }
 
@@ -156,10 +171,9 @@ impl Links {
     fn fill(&mut self, link: u32) -> f64 {
         let capacity = self.capacity[link as usize];
         self.others.clear();
-        for &flow in &self.flows[link as usize] {
-            let links = self.way[flow as usize].links.iter().filter(|&&l| l != link);
-            self.others.push(links.fold(f64::INFINITY, |limit, &l| limit.min(self.level[l as usize])));
-        }
+        let level = &self.level;
+        let allowed = |p: &Passage| p.others.iter().fold(f64::INFINITY, |limit, &l| limit.min(level[l as usize]));
+        self.others.extend(self.flows[link as usize].iter().map(allowed));
         let mut free = self.others.len();
         let mut left = capacity;
         // Each round takes out the flows that are limited below the level, which only rises; a round
@@ -170,10 +184,13 @@ impl Links {
             }
             let level = left / free as f64;
             let (mut limited, mut used) = (0, 0.0);
-            for &other in self.others.iter().filter(|&&o| o <= level) {
-                limited += 1;
-                used += other;
+            // Without a branch: which flow is limited elsewhere, no processor can guess.
+            for &other in &self.others {
+                let is_limited = u64::from(other <= level);
+                limited += is_limited;
+                used += f64::from_bits(other.to_bits() & is_limited.wrapping_neg());
             }
+            let limited = usize::try_from(limited).expect("flows are counted in usize");
             if limited <= self.others.len() - free {
                 return level;
             }
