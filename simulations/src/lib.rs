@@ -14,6 +14,7 @@ pub mod report;
 pub mod scenario;
 mod spread;
 mod svg;
+mod wheel;
 pub mod world;
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
 //! What is to happen, in order of time; equal times in the order they were planned.
 
 use super::faults::Fault;
+use crate::wheel::{Timed, Wheel};
 use aquifer_core::{GossipMessage, Time};
 use aquifer_proto::Input;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -51,7 +50,7 @@ pub(super) enum Event {
 
 #[derive(Debug, Default)]
 pub(super) struct Events {
-    order: BinaryHeap<Reverse<Entry>>,
+    order: Wheel<Entry>,
     /// A slot is used again by a later event.
     slots: Vec<Option<Event>>,
     free: Vec<u32>,
@@ -66,6 +65,12 @@ struct Entry {
     slot: u32,
 }
 
+impl Timed for Entry {
+    fn at_ns(&self) -> u64 {
+        self.at_ns
+    }
+}
+
 impl Events {
     pub(super) fn plan(&mut self, at: Time, event: Event) {
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -75,16 +80,16 @@ impl Events {
         self.slots[slot as usize] = Some(event);
         // Runs are far shorter than the 584 years that fit.
         let at_ns = u64::try_from(at.since(Time::ZERO).as_nanos()).unwrap_or(u64::MAX);
-        self.order.push(Reverse(Entry { at_ns, turn: self.next, slot }));
+        self.order.push(Entry { at_ns, turn: self.next, slot });
         self.next += 1;
     }
 
-    pub(super) fn next_at(&self) -> Option<Time> {
-        self.order.peek().map(|Reverse(entry)| Time::from_origin(Duration::from_nanos(entry.at_ns)))
+    pub(super) fn next_at(&mut self) -> Option<Time> {
+        self.order.peek().map(|entry| Time::from_origin(Duration::from_nanos(entry.at_ns)))
     }
 
     pub(super) fn pop(&mut self) -> Option<Event> {
-        let Reverse(entry) = self.order.pop()?;
+        let entry = self.order.pop()?;
         self.free.push(entry.slot);
         self.slots[entry.slot as usize].take()
     }

@@ -60,6 +60,11 @@ impl Rarity {
         self.levels.iter().enumerate().find_map(|(level, set)| set.common(of, from).map(|c| (c, level)))
     }
 
+    /// Whether no copy is known of some chunk of `of` that is here.
+    pub(crate) fn has_first(&self, of: &Bits) -> bool {
+        self.levels.first().is_some_and(|set| set.common(of, 0).is_some())
+    }
+
     fn shift(&mut self, chunk: u32, before: u8) {
         let (from, to) = (level(before), level(self.copies[chunk as usize]));
         if from != to && self.here.contains(chunk) {

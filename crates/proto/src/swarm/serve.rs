@@ -26,6 +26,8 @@ pub(crate) struct Serving {
     /// Chunks that somebody read here and verified. They count as a copy more: their reader may
     /// have left the table and still be in the swarm.
     given: Bits,
+    /// Some asker may have deferred chunks: where none has, which is nearly always, nobody looks.
+    has_deferred: bool,
 }
 
 #[derive(Debug)]
@@ -54,7 +56,13 @@ pub(crate) struct Granted {
 
 impl Serving {
     pub(crate) fn new(len: u32) -> Self {
-        Serving { askers: BTreeMap::new(), leases: BTreeMap::new(), rarity: Rarity::new(len), given: Bits::new(len) }
+        Serving {
+            askers: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            rarity: Rarity::new(len),
+            given: Bits::new(len),
+            has_deferred: false,
+        }
     }
 
     /// Takes, replaces or ends a standing ask. Sets over another number of chunks are a peer's
@@ -125,6 +133,7 @@ impl Serving {
             Outcome::Verified | Outcome::Declined => {}
             Outcome::Postponed | Outcome::Corrupt | Outcome::Failed => {
                 asker.defer(&mut self.rarity, chunk, now + DECLINE_HOLD);
+                self.has_deferred = true;
             }
         }
         true
@@ -178,20 +187,27 @@ impl Serving {
                 asker.wants(stock, &mut self.rarity, chunk);
             }
         }
+        if std::mem::take(&mut self.has_deferred) {
+            self.want_deferred(stock, now);
+        }
+        expired
+    }
+
+    fn want_deferred(&mut self, stock: &Stock, now: Time) {
         for asker in self.askers.values_mut().filter(|a| !a.deferred.is_empty()) {
             let due: Vec<u32> = asker.deferred.iter().filter(|(_, at)| **at <= now).map(|(c, _)| *c).collect();
             for chunk in due {
                 asker.wants(stock, &mut self.rarity, chunk);
             }
+            self.has_deferred |= !asker.deferred.is_empty();
         }
-        expired
     }
 
     pub(crate) fn next_timeout(&self) -> Option<Time> {
         // Leases are made in order of time and all last equally long.
         let lease = self.leases.values().next().map(|l| l.expires);
-        let deferred = self.askers.values().flat_map(|a| a.deferred.values().copied());
-        deferred.chain(lease).min()
+        let askers = self.has_deferred.then(|| self.askers.values()).into_iter().flatten();
+        askers.flat_map(|a| a.deferred.values().copied()).chain(lease).min()
     }
 
     /// The next grant worth making, if the budget allows one.
@@ -211,20 +227,19 @@ impl Serving {
         let far_is_open = far < FAR_SERVE_UNITS * stock.unit_bytes();
         let served = |a: &Asker| a.offer.count() > 0 && (a.leased_bytes == 0 || a.leased_bytes < a.credit_bytes);
         let hungry = |(node, a): (&NodeId, &Asker)| {
-            let (_, copies) = self.rarity.rarest(&a.offer, from)?;
-            let class = match (copies, a.is_far) {
-                (0, _) => Class::First,
-                (_, true) if far_is_open => Class::Far,
-                (_, true) => Class::FarLater,
-                (_, false) => Class::Near,
+            let class = match a.is_far {
+                _ if self.rarity.has_first(&a.offer) => Class::First,
+                true if far_is_open => Class::Far,
+                true => Class::FarLater,
+                false => Class::Near,
             };
-            Some((class, a.flight_bytes, a.served_bytes, *node))
+            (class, a.flight_bytes, a.served_bytes, *node)
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
-        let (class, _, _, to) = waiting.filter_map(hungry).min()?;
+        let (class, _, _, to) = waiting.map(hungry).min()?;
         if class != Class::First
             && budget.leased_bytes >= FIRST_AT_ONCE.saturating_mul(credit)
-            && self.has_first_copies(from)
+            && self.has_first_copies()
         {
             return None;
         }
@@ -233,9 +248,8 @@ impl Serving {
     }
 
     /// Whether a chunk of which no copy is known waits for an asker that has its hands full.
-    fn has_first_copies(&self, from: u32) -> bool {
-        let first = |a: &Asker| self.rarity.rarest(&a.offer, from).is_some_and(|(_, copies)| copies == 0);
-        self.askers.values().filter(|a| a.credit_bytes > 0).any(first)
+    fn has_first_copies(&self) -> bool {
+        self.askers.values().filter(|a| a.credit_bytes > 0).any(|a| self.rarity.has_first(&a.offer))
     }
 
     pub(crate) fn is_asked_by(&self, node: &NodeId) -> bool {
