@@ -30,11 +30,13 @@ macro_rules! key_pair {
         /// The order of the bytes. Keys differ early, and maps compare them all the time: eight bytes
         /// at once, without a call.
         impl Ord for $public {
+            #[inline]
             fn cmp(&self, other: &Self) -> Ordering {
                 words(&self.0).cmp(&words(&other.0))
             }
         }
         impl PartialOrd for $public {
+            #[inline]
             fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
                 Some(self.cmp(other))
             }

@@ -20,6 +20,8 @@ pub(super) struct Transfer {
 #[derive(Debug, Default)]
 pub(super) struct Flows {
     slots: Vec<Flow>,
+    /// How the heads move, apart from the queues: rates change often.
+    heads: Vec<Head>,
     free: Vec<u32>,
     /// Flows that have just run dry. They leave at the end of the instant, unless refilled.
     idle: Vec<u32>,
@@ -32,14 +34,20 @@ struct Flow {
     from: u32,
     to: u32,
     queue: VecDeque<Transfer>,
-    /// Bytes of the head that were still to move at `since`.
+    is_idle: bool,
+}
+
+#[derive(Debug, Default)]
+struct Head {
+    /// Bytes of it that were still to move at `since`.
     rest: f64,
     since: u64,
     rate: f64,
     /// The heap entry that counts; `scheduled` is `u64::MAX` if there is none.
-    stamp: u32,
     scheduled: u64,
-    is_idle: bool,
+    stamp: u32,
+    /// There is something to move.
+    is_there: bool,
 }
 
 impl Flows {
@@ -59,10 +67,13 @@ impl Flows {
         }
         let flow = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Flow::default());
+            self.heads.push(Head::default());
             u32::try_from(self.slots.len() - 1).expect("flows are numbered in u32")
         });
         let slot = &mut self.slots[flow as usize];
-        (slot.from, slot.to, slot.rate, slot.scheduled, slot.is_idle) = (from, to, 0.0, u64::MAX, false);
+        (slot.from, slot.to, slot.is_idle) = (from, to, false);
+        let head = &mut self.heads[flow as usize];
+        (head.rate, head.scheduled, head.is_there) = (0.0, u64::MAX, false);
         self.pairs.insert(key(from, to), flow);
         links.join(flow, way);
         flow
@@ -79,7 +90,7 @@ impl Flows {
     pub(super) fn remove(&mut self, flow: u32, tag: u64, now: u64) -> Option<u64> {
         let slot = &mut self.slots[flow as usize];
         let place = slot.queue.iter().position(|t| t.tag == tag)?;
-        let moved = if place == 0 { slot.moved(now) } else { 0 };
+        let moved = if place == 0 { slot.moved(&self.heads[flow as usize], now) } else { 0 };
         slot.queue.remove(place);
         if place == 0 {
             self.begin_head(flow, now);
@@ -90,7 +101,7 @@ impl Flows {
     /// Takes everything out; returns the bytes of the head that had moved, and the tags.
     pub(super) fn clear(&mut self, flow: u32, now: u64) -> (u64, Vec<u64>) {
         let slot = &mut self.slots[flow as usize];
-        let moved = slot.moved(now);
+        let moved = slot.moved(&self.heads[flow as usize], now);
         let tags = slot.queue.drain(..).map(|t| t.tag).collect();
         self.begin_head(flow, now);
         (moved, tags)
@@ -103,11 +114,11 @@ impl Flows {
     }
 
     pub(super) fn change_rate(&mut self, flow: u32, old: f64, new: f64, now: u64) {
-        let slot = &mut self.slots[flow as usize];
-        debug_assert!((slot.rate - old).abs() <= f64::EPSILON * old);
-        slot.rest = slot.rest_at(now);
-        slot.since = now;
-        slot.rate = new;
+        let head = &mut self.heads[flow as usize];
+        debug_assert!((head.rate - old).abs() <= f64::EPSILON * old);
+        head.rest = head.rest_at(now);
+        head.since = now;
+        head.rate = new;
         self.schedule(flow);
     }
 
@@ -115,17 +126,17 @@ impl Flows {
     pub(super) fn next_arrival(&mut self) -> Option<(u64, u32)> {
         loop {
             let entry = self.heap.peek()?;
-            let slot = &mut self.slots[entry.flow as usize];
-            if slot.stamp != entry.stamp || slot.scheduled != entry.at {
+            let head = &mut self.heads[entry.flow as usize];
+            if head.stamp != entry.stamp || head.scheduled != entry.at {
                 self.heap.pop();
                 continue;
             }
-            let arrival = slot.arrival();
+            let arrival = head.arrival();
             if arrival <= entry.at {
                 return Some((entry.at, entry.flow));
             }
             self.heap.pop();
-            slot.scheduled = u64::MAX;
+            head.scheduled = u64::MAX;
             self.schedule(entry.flow);
         }
     }
@@ -138,7 +149,7 @@ impl Flows {
             if !slot.queue.is_empty() {
                 continue;
             }
-            slot.scheduled = u64::MAX;
+            self.heads[flow as usize].scheduled = u64::MAX;
             self.pairs.remove(&key(slot.from, slot.to));
             self.free.push(flow);
             links.leave(flow);
@@ -147,40 +158,42 @@ impl Flows {
 
     fn begin_head(&mut self, flow: u32, now: u64) {
         let slot = &mut self.slots[flow as usize];
-        slot.since = now;
-        slot.scheduled = u64::MAX;
-        let Some(head) = slot.queue.front() else {
+        let head = &mut self.heads[flow as usize];
+        (head.since, head.scheduled, head.is_there) = (now, u64::MAX, !slot.queue.is_empty());
+        let Some(transfer) = slot.queue.front() else {
             if !std::mem::replace(&mut slot.is_idle, true) {
                 self.idle.push(flow);
             }
             return;
         };
-        slot.rest = head.bytes as f64;
+        head.rest = transfer.bytes as f64;
         self.schedule(flow);
     }
 
     fn schedule(&mut self, flow: u32) {
-        let slot = &mut self.slots[flow as usize];
-        let at = slot.arrival();
-        if slot.queue.is_empty() || at >= slot.scheduled {
+        let head = &mut self.heads[flow as usize];
+        let at = head.arrival();
+        if !head.is_there || at >= head.scheduled {
             return;
         }
-        slot.stamp = slot.stamp.wrapping_add(1);
-        slot.scheduled = at;
-        self.heap.push(Entry { at, flow, stamp: slot.stamp });
-        let slots = &self.slots;
-        self.heap.compact(slots.len(), |e| slots[e.flow as usize].stamp == e.stamp);
+        head.stamp = head.stamp.wrapping_add(1);
+        head.scheduled = at;
+        self.heap.push(Entry { at, flow, stamp: head.stamp });
+        let heads = &self.heads;
+        self.heap.compact(heads.len(), |e| heads[e.flow as usize].stamp == e.stamp);
     }
 }
 
 impl Flow {
+    fn moved(&self, head: &Head, now: u64) -> u64 {
+        let Some(transfer) = self.queue.front() else { return 0 };
+        transfer.bytes.saturating_sub(whole(head.rest_at(now).ceil()))
+    }
+}
+
+impl Head {
     fn rest_at(&self, now: u64) -> f64 {
         (self.rest - self.rate * now.saturating_sub(self.since) as f64 / NANOS).max(0.0)
-    }
-
-    fn moved(&self, now: u64) -> u64 {
-        let Some(head) = self.queue.front() else { return 0 };
-        head.bytes.saturating_sub(whole(self.rest_at(now).ceil()))
     }
 
     /// Rounded up, so that the bytes have moved by then; never if nothing moves.
