@@ -35,6 +35,9 @@ enum Command {
         /// Use this number of pullers instead of the scenario's
         #[arg(long)]
         nodes: Option<u32>,
+        /// Use this number of chunks instead of the scenario's; their length stays
+        #[arg(long)]
+        chunks: Option<u32>,
         /// Run the baselines too
         #[arg(long)]
         baselines: bool,
@@ -104,10 +107,11 @@ fn main() -> ExitCode {
 /// Returns what was not accepted.
 fn run(cli: Cli) -> Result<Vec<String>> {
     match cli.command {
-        Command::Run { scenario, seed, nodes, baselines, only_baselines, record_node, common } => {
+        Command::Run { scenario, seed, nodes, chunks, baselines, only_baselines, record_node, common } => {
             let mut scenario = read(&scenario, &common)?;
             scenario.seeds = seed.map_or(scenario.seeds, |s| vec![s]);
             scenario.sweep.nodes = nodes.map_or(scenario.sweep.nodes, |n| vec![n]);
+            scenario.sweep.chunks = chunks.map_or(scenario.sweep.chunks, |c| vec![c]);
             let strategies = Strategies { swarm: !only_baselines, baselines: baselines || only_baselines };
             report_on(&[scenario], strategies, &common, record(&record_node)?)
         }

@@ -24,7 +24,12 @@ pub(super) struct Link {
 
 impl Links {
     pub(super) fn new(nodes: usize) -> Self {
-        Links { links: SpreadMap::default(), ends: vec![BTreeSet::new(); nodes], closing: SpreadMap::default(), next: 0 }
+        Links {
+            links: SpreadMap::default(),
+            ends: vec![BTreeSet::new(); nodes],
+            closing: SpreadMap::default(),
+            next: 0,
+        }
     }
 
     pub(super) fn find(&self, a: u32, b: u32) -> Option<Link> {
