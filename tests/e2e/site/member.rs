@@ -19,7 +19,7 @@ pub(crate) struct Member {
 struct Heard {
     connected: BTreeSet<NodeId>,
     messages: Vec<(NodeId, PeerMessage)>,
-    statuses: Vec<Status>,
+    statuses: Vec<Arc<Status>>,
 }
 
 impl Member {
@@ -75,7 +75,7 @@ impl Member {
 
     /// Waits until a status record reached it by gossip that `wanted` picks.
     pub(crate) fn until_hears_gossip(&self, what: &str, wanted: impl Fn(&Status) -> bool) {
-        until(what, || self.heard(|h| h.statuses.iter().any(&wanted)).then_some(()));
+        until(what, || self.heard(|h| h.statuses.iter().any(|s| wanted(s))).then_some(()));
     }
 
     fn heard<T>(&self, look: impl FnOnce(&Heard) -> T) -> T {
