@@ -113,6 +113,7 @@ key_pair!(
     "publisher key"
 );
 
+#[inline]
 fn words(bytes: &[u8; 32]) -> [u64; 4] {
     let word = |w: usize| std::array::from_fn(|b| bytes[w * 8 + b]);
     std::array::from_fn(|w| u64::from_be_bytes(word(w)))
