@@ -76,9 +76,9 @@ pub const MUTUAL_GRACE: Duration = Duration::from_millis(10);
 /// enough near ones.
 pub const FAR_ASKS: usize = 4;
 
-/// Who has less than two chunks under way for this long gives the place of whoever granted nothing
-/// for longest, and at least for as long, to another, and fetches more from afar. Guess: many round
-/// trips of a data centre, and less than a heartbeat of gossip.
+/// Who has less than two chunks under way for this long, and not all that it misses, gives the place
+/// of whoever granted nothing for longest, and at least for as long, to another, and fetches more
+/// from afar. Guess: many round trips of a data centre, and less than a heartbeat of gossip.
 pub const HUNGER_PATIENCE: Duration = Duration::from_millis(20);
 
 /// A peer that refused, or was too slow, is not asked again for this long; one that merely gave

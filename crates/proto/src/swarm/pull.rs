@@ -255,6 +255,7 @@ impl Pulling {
         }
         if !slow.is_empty() {
             self.tell_soon(now);
+            self.note_hunger(stock, now);
         }
         for holder in slow {
             self.asks.pass_over(holder, now, ASK_RETRY);
@@ -423,15 +424,20 @@ impl Pulling {
         self.hungry_since.is_some_and(|since| now.since(since) >= HUNGER_PATIENCE)
     }
 
-    /// Hungry is who misses something and has less than two chunks under way, be it all that is missing.
+    /// Hungry is who has less than two chunks under way and could have more.
     fn note_hunger(&mut self, stock: &Stock, now: Time) {
-        let fed = self.flight_bytes >= 2 * stock.unit_bytes() || stock.is_complete();
-        if fed {
+        if self.flight_bytes >= 2 * stock.unit_bytes() || self.is_all_under_way(stock) {
             self.hungry_since = None;
             self.narrowed |= self.reach.narrow();
         } else {
             self.hungry_since.get_or_insert(now);
         }
+    }
+
+    /// Whether nothing is left to ask for. What takes long is: another could bring it.
+    fn is_all_under_way(&self, stock: &Stock) -> bool {
+        let flies = |chunk| self.flights.get(&chunk).is_some_and(|f| !f.overdue);
+        stock.wanted.difference(&stock.have).all(flies)
     }
 
     fn ask(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, to: NodeId, out: &mut VecDeque<Output>) {

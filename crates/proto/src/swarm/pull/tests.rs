@@ -74,6 +74,12 @@ impl Half {
         landed.successor
     }
 
+    /// Looks over the flights.
+    fn watch(&mut self) {
+        let Half { stock, pulling, now, out, .. } = self;
+        pulling.on_timeout(manifest(), stock, *now, out);
+    }
+
     fn flush(&mut self) {
         let Half { stock, pulling, now, out, .. } = self;
         *now = *now + PROGRESS_INTERVAL_MAX;
@@ -106,6 +112,25 @@ fn a_peer_that_cannot_be_reached_keeps_no_place_from_others() {
     assert_eq!((half.review(&few), half.pulling.asks.len()), (vec![peer(200)], ASKS_MAX - 1), "it is tried again");
 }
 
+#[test]
+fn who_waits_for_the_last_chunk_alone_is_fed_unless_it_takes_too_long() {
+    let mut half = Half::new(3);
+    half.review(&[living(1), living(2)]);
+    let quick = half.begin(peer(1), 0);
+    half.now = half.now + Duration::from_millis(1);
+    half.verify(peer(1), quick, 0);
+    half.begin(peer(1), 1);
+    half.now = half.now + HUNGER_PATIENCE;
+    assert!(half.pulling.is_starving(half.now), "there is one more");
+    let last = half.begin(peer(2), 2);
+    half.verify(peer(2), last, 2);
+    half.now = half.now + HUNGER_PATIENCE;
+    assert!(!half.pulling.is_starving(half.now), "nothing is left to ask for");
+    half.watch();
+    half.now = half.now + HUNGER_PATIENCE;
+    assert!(half.pulling.is_starving(half.now), "another may bring it");
+}
+
 /// Two reads from the first peer that take far longer than one before them.
 fn two_slow_reads() -> (Half, [OpId; 2]) {
     let mut half = Half::new(4);
@@ -116,7 +141,7 @@ fn two_slow_reads() -> (Half, [OpId; 2]) {
     let slow = [1, 2].map(|chunk| half.begin(peer(1), chunk));
     for _ in 0..3 {
         half.now = half.now + FLIGHT_WATCH;
-        half.pulling.on_timeout(manifest(), &half.stock, half.now, &mut half.out);
+        half.watch();
     }
     (half, slow)
 }
@@ -193,8 +218,7 @@ fn with_an_overdue_read() -> (Half, OpId) {
     half.flush();
     half.said();
     half.now = half.now + FLIGHT_WATCH * 2;
-    let Half { stock, pulling, now, out, .. } = &mut half;
-    pulling.on_timeout(manifest(), stock, *now, out);
+    half.watch();
     half.flush();
     (half, slow)
 }
