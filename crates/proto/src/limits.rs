@@ -81,6 +81,10 @@ pub const FAR_ASKS: usize = 4;
 /// from afar. Guess: many round trips of a data centre, and less than a heartbeat of gossip.
 pub const HUNGER_PATIENCE: Duration = Duration::from_millis(20);
 
+/// Each time that this brought nothing its patience doubles, up to this. A whole ask of a 1 TB
+/// manifest is up to 62 KB: then it takes a megabit per second, and not 25. As [`REVIEW_INTERVAL`].
+pub const HUNGER_PATIENCE_MAX: Duration = Duration::from_millis(500);
+
 /// A peer that refused, or was too slow, is not asked again for this long; one that merely gave
 /// nothing to a hungry node, for that. Guesses.
 pub const ASK_RETRY: Duration = Duration::from_secs(1);

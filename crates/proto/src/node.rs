@@ -289,6 +289,7 @@ impl Node {
 
     fn on_connected(&mut self, now: Time, node: NodeId) {
         self.members.on_connected(node);
+        self.swarms.values_mut().for_each(|s| s.pulling.on_connected());
         let mut statuses = self.members.snapshot(now, &node, &mut self.rng);
         statuses.push((self.sign_status(false), 0));
         let releases = self.releases.all_newest().map(|(signed, _)| signed.clone()).collect();

@@ -2,6 +2,7 @@
 
 use super::Stock;
 use super::asks::{Asks, Candidate};
+use super::hunger::Hunger;
 use super::news::{News, Told};
 use super::reach::Reach;
 use crate::io::{OpId, Output};
@@ -25,8 +26,7 @@ pub(crate) struct Pulling {
     news: News,
     /// When those who were not spoken to since are told the news.
     news_due: Option<Time>,
-    /// Since when less is under way than could be.
-    hungry_since: Option<Time>,
+    hunger: Hunger,
     /// When holders were first looked for.
     began: Option<Time>,
     /// When flights are looked over.
@@ -117,8 +117,8 @@ impl Pulling {
         }
         let starving = self.is_starving(now);
         if starving {
-            self.hungry_since = Some(now);
-            self.reach.widen();
+            let further = self.reach.widen();
+            self.hunger.look(now, further);
         }
         if starving || std::mem::take(&mut self.narrowed) {
             self.ask_far(manifest, stock, now, out);
@@ -152,6 +152,7 @@ impl Pulling {
                 out.push_back(Output::CancelRead { op: flight.op });
             }
         }
+        self.hunger.hope();
         if stock.is_complete() {
             self.withdraw_all(manifest, stock, out);
         } else {
@@ -224,6 +225,7 @@ impl Pulling {
             cancelled: false,
         };
         self.flights.insert(chunk, flight);
+        self.hunger.hope();
         self.flight_bytes += stock.bytes_of(chunk);
         self.news.taken(chunk, holder);
         self.tell_soon(now);
@@ -352,6 +354,11 @@ impl Pulling {
         self.tell_soon(now);
     }
 
+    /// Somebody can be reached who may have what the others lack.
+    pub(crate) fn on_connected(&mut self) {
+        self.hunger.hope();
+    }
+
     /// Its leases ended with the connection: it takes nothing over.
     pub(crate) fn on_disconnected(&mut self, node: &NodeId) {
         self.asks.remove(node);
@@ -374,7 +381,7 @@ impl Pulling {
 
     pub(crate) fn next_timeout(&self) -> Option<(Time, &'static str)> {
         let flights = self.watch_at.map(|at| (at, "flights"));
-        let hunger = self.hungry_since.map(|since| (since + HUNGER_PATIENCE, "hunger"));
+        let hunger = self.hunger.due().map(|at| (at, "hunger"));
         let news = self.news_due.map(|due| (due, "progress"));
         flights.into_iter().chain(hunger).chain(news).min()
     }
@@ -421,16 +428,16 @@ impl Pulling {
 
     /// Whether nothing more could be got from those asked for a while.
     pub(crate) fn is_starving(&self, now: Time) -> bool {
-        self.hungry_since.is_some_and(|since| now.since(since) >= HUNGER_PATIENCE)
+        self.hunger.due().is_some_and(|at| at <= now)
     }
 
     /// Hungry is who has less than two chunks under way and could have more.
     fn note_hunger(&mut self, stock: &Stock, now: Time) {
         if self.flight_bytes >= 2 * stock.unit_bytes() || self.is_all_under_way(stock) {
-            self.hungry_since = None;
+            self.hunger.end();
             self.narrowed |= self.reach.narrow();
         } else {
-            self.hungry_since.get_or_insert(now);
+            self.hunger.begin(now);
         }
     }
 
@@ -526,7 +533,7 @@ impl Pulling {
     }
 
     fn withdraw_all(&mut self, manifest: ManifestHash, stock: &Stock, out: &mut VecDeque<Output>) {
-        self.hungry_since = None;
+        self.hunger.end();
         self.asks.nodes().into_iter().for_each(|n| self.withdraw(manifest, stock, n, out));
     }
 }

@@ -73,8 +73,11 @@ impl Reach {
         }
     }
 
-    pub(crate) fn widen(&mut self) {
+    /// Returns whether there was more to reach.
+    pub(crate) fn widen(&mut self) -> bool {
+        let more = self.ranks.iter().flatten().any(|rank| *rank >= self.width);
         self.width = self.width.saturating_mul(2);
+        more
     }
 
     /// Returns whether it was wider.
@@ -130,9 +133,10 @@ mod tests {
         assert!(most < Some(24), "{most:?} of 8 on average");
         let mut hungry = reach(0);
         let narrow = (0..BUCKETS).filter(|c| hungry.allows(2, *c)).count();
-        hungry.widen();
+        assert!(hungry.widen());
         assert!((0..BUCKETS).filter(|c| hungry.allows(2, *c)).count() > narrow);
         assert!(hungry.narrow() && !hungry.narrow());
+        assert!(std::iter::repeat_with(|| hungry.widen()).take(6).any(|more| !more), "in the end all is reached");
     }
 
     #[test]

@@ -131,6 +131,27 @@ fn who_waits_for_the_last_chunk_alone_is_fed_unless_it_takes_too_long() {
     assert!(half.pulling.is_starving(half.now), "another may bring it");
 }
 
+#[test]
+fn where_nobody_has_anything_others_are_asked_less_and_less_often() {
+    let mut half = Half::new(4);
+    let all: Vec<Candidate> = (1..100).map(living).collect();
+    half.review(&all);
+    let others_asked_until = |half: &mut Half, end: Time| {
+        half.said();
+        while let Some((at, _)) = half.pulling.next_timeout().filter(|(at, _)| *at <= end) {
+            half.now = at;
+            half.review(&all);
+        }
+        half.said().iter().filter(|(_, m)| matches!(m, PeerMessage::Ask { wanted, .. } if wanted.is_full())).count()
+    };
+    let end = half.now + ASK_REFRESH / 2;
+    let asked = others_asked_until(&mut half, end);
+    assert!((10..=20).contains(&asked), "{asked} in 5 s");
+    half.read(half.pulling.asked()[0], [0]);
+    half.now = half.now + HUNGER_PATIENCE;
+    assert!(half.pulling.is_starving(half.now), "what comes gives hope");
+}
+
 /// Two reads from the first peer that take far longer than one before them.
 fn two_slow_reads() -> (Half, [OpId; 2]) {
     let mut half = Half::new(4);
