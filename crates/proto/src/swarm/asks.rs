@@ -1,6 +1,7 @@
 //! Whom a puller asks: enough peers, and none that stays silent while others could give.
 
 use super::Stock;
+use super::reach::Share;
 use crate::limits::{ASKS_MAX, ASKS_OWN, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, IDLE_TOLERATED};
 use aquifer_core::message::Terms;
 use aquifer_core::{NodeId, Time};
@@ -22,6 +23,8 @@ pub(super) struct Asks {
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) distance: u8,
+    /// What of all that is missing it was asked for, once it was.
+    pub(super) share: Option<Share>,
     pub(super) sent_at: Time,
     pub(super) last_grant: Time,
     /// How much of the news it has heard.
@@ -39,6 +42,7 @@ impl Ask {
     fn new(distance: u8, now: Time, cursor: u64) -> Self {
         Ask {
             distance,
+            share: None,
             sent_at: now,
             last_grant: now,
             cursor,

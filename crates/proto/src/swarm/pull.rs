@@ -1,10 +1,10 @@
 //! The puller's half: which grants to use, what to tell the holders, when to look elsewhere.
 
 use super::Stock;
-use super::asks::{Asks, Candidate};
+use super::asks::{Ask, Asks, Candidate};
 use super::hunger::Hunger;
 use super::news::{News, Told};
-use super::reach::Reach;
+use super::reach::{DISTANCE_MAX, Reach};
 use crate::io::{OpId, Output};
 use crate::limits::{
     ASK_REFRESH, ASK_RETRY, ASKS_MAX, FLIGHT_BYTES_MAX, FLIGHT_WATCH, HUNGER_PATIENCE, LEASE_TTL, MUTUAL_GRACE,
@@ -100,7 +100,7 @@ impl Pulling {
         manifest: ManifestHash,
         stock: &Stock,
         now: Time,
-        candidates: Vec<Candidate>,
+        mut candidates: Vec<Candidate>,
         rng: &mut SmallRng,
         out: &mut VecDeque<Output>,
     ) -> Vec<NodeId> {
@@ -123,6 +123,7 @@ impl Pulling {
         if starving || std::mem::take(&mut self.narrowed) {
             self.ask_far(manifest, stock, now, out);
         }
+        self.withdraw_idle(manifest, stock, &mut candidates, out);
         // At first there is room for those who will ask this node, and are to be asked in return.
         let began = *self.began.get_or_insert(now);
         let alone = starving || now.since(began) >= MUTUAL_GRACE;
@@ -453,20 +454,24 @@ impl Pulling {
         let end = self.news.end();
         let Some(ask) = self.asks.get_mut(&to) else { return };
         (ask.sent_at, ask.cursor) = (now, end);
-        let distance = ask.distance;
-        let (mut wanted, mut have) = (stock.missing(), stock.have.clone());
+        ask.share = Some(self.reach.share(ask.distance));
+        let mut missing = stock.missing();
+        self.reach.restrict(ask.distance, &mut missing);
+        if missing.is_empty() {
+            return self.withdraw(manifest, stock, to, out);
+        }
+        let (mut wanted, mut have) = (missing.clone(), stock.have.clone());
         for &chunk in self.flights.keys() {
             wanted.remove(chunk);
             have.insert(chunk);
         }
         if wanted.is_empty() {
             // An empty ask is none; one that wants what is on its way may yet be of use.
-            wanted = stock.missing();
+            wanted = missing;
             wanted.iter().for_each(|c| {
                 have.remove(c);
             });
         }
-        self.reach.restrict(distance, &mut wanted);
         out.push_back(Output::Send { to, message: PeerMessage::Ask { manifest, wanted, have, terms } });
     }
 
@@ -509,10 +514,28 @@ impl Pulling {
         }
     }
 
-    /// Tells those beyond a boundary anew what they may give.
+    /// Tells those beyond a boundary what they may give, if it is not what they were told.
     fn ask_far(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {
-        let far: Vec<NodeId> = self.asks.iter_mut().filter(|(_, a)| a.distance > 0).map(|(n, _)| *n).collect();
+        let differs = |a: &Ask| a.distance > 0 && a.share != Some(self.reach.share(a.distance));
+        let far: Vec<NodeId> = self.asks.iter_mut().filter(|(_, a)| differs(a)).map(|(n, _)| *n).collect();
         far.into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
+    }
+
+    /// Keeps no place for those from whom nothing that is missing may be fetched: they are too far.
+    fn withdraw_idle(
+        &mut self,
+        manifest: ManifestHash,
+        stock: &Stock,
+        candidates: &mut Vec<Candidate>,
+        out: &mut VecDeque<Output>,
+    ) {
+        let missing = || stock.wanted.difference(&stock.have);
+        let idle = (1..=DISTANCE_MAX).filter(|d| !missing().any(|c| self.reach.allows(*d, c)));
+        let idle: Vec<u8> = idle.collect();
+        candidates.retain(|c| !idle.contains(&c.distance));
+        let asked = self.asks.iter_mut().filter(|(_, a)| idle.contains(&a.distance));
+        let asked: Vec<NodeId> = asked.map(|(n, _)| *n).collect();
+        asked.into_iter().for_each(|n| self.withdraw(manifest, stock, n, out));
     }
 
     /// Repeats asks now and then, whole.

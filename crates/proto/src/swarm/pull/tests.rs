@@ -321,6 +321,37 @@ fn from_afar_only_its_own_share_is_asked_for_and_more_in_hunger() {
     assert!(wants(&mut half, 1).is_some_and(|w| w.is_full()), "in the end all of it");
 }
 
+#[test]
+fn those_far_away_are_asked_anew_for_another_share_and_not_at_all_for_none() {
+    let mut half = Half::new(8);
+    let beyond = |n| Candidate { node: peer(n), connected: true, distance: 2, asks_us: false };
+    let (me, far) = (peer(9), [beyond(1), living(11)]);
+    let neighbours: Vec<(NodeId, u8)> = (11..15).map(|n| (peer(n), 0)).chain([(peer(1), 2)]).collect();
+    half.pulling.on_neighbours(&me, &neighbours);
+    half.stock.wanted = ChunkSet::from_indices(8, (0..8).filter(|c| half.pulling.reach.allows(2, *c)));
+    let (mine, all) = (half.stock.wanted.clone(), ChunkSet::full(8));
+    assert!(!mine.is_empty() && !mine.is_full(), "a share is some of it");
+    half.review(&far);
+    assert_eq!(half.pulling.asked(), [peer(1), peer(11)]);
+    half.said();
+    // One more stands beyond: that changes nothing.
+    half.pulling.on_neighbours(&me, &[&neighbours[..], &[(peer(2), 2)]].concat());
+    half.review(&far);
+    assert_eq!(half.said(), []);
+    half.stock.wanted = all;
+    half.stock.have = mine;
+    half.review(&far);
+    let said = half.said();
+    let [(to, PeerMessage::Ask { wanted, .. })] = &said[..] else { panic!("{said:?}") };
+    assert!(*to == peer(1) && wanted.is_empty(), "others of its rack bring the rest");
+    half.review(&far);
+    assert_eq!((half.pulling.asked(), half.said()), (vec![peer(11)], vec![]));
+    while !half.pulling.asked().contains(&peer(1)) {
+        half.now = half.pulling.next_timeout().expect("it is hungry").0;
+        half.review(&far);
+    }
+}
+
 const CHUNKS: u32 = 12;
 const PEERS: u8 = 6;
 
