@@ -25,7 +25,30 @@ fn node() -> Node {
     };
     let mut node = Node::new(config, Time::ZERO);
     node.handle(Time::ZERO, Input::Connected { node: peer() });
+    let message = GossipMessage::Status(status_of_peer());
+    node.handle(Time::ZERO, Input::Gossip { via: peer(), token: 0, message });
     node
+}
+
+fn status_of_peer() -> SignedStatus {
+    let status = Status {
+        node: peer(),
+        incarnation: 1,
+        seq: 1,
+        name: String::new(),
+        addresses: vec![],
+        data_endpoints: vec![],
+        labels: vec![],
+        channels: vec![],
+        leases: 0,
+        leases_max: 0,
+        engines: 0,
+        engines_ready: 0,
+        interval_ms: 3000,
+        leaving: false,
+        version: String::new(),
+    };
+    SignedStatus::sign(&status, &NodeSecret::from_seed([2; 32]))
 }
 
 fn ask(node: &mut Node, now: Time) {

@@ -171,9 +171,13 @@ impl Pulling {
         mut next_op: impl FnMut(u32, NodeId, u64) -> OpId,
         out: &mut VecDeque<Output>,
     ) {
-        if let Some(ask) = self.asks.get_mut(&from) {
-            ask.last_grant = now;
-        }
+        let Some(ask) = self.asks.get_mut(&from) else {
+            // It was never asked, or the grant crossed the withdrawal.
+            let declined = |chunk| Returned { lease, chunk, outcome: Outcome::Declined };
+            let returned = chunks.into_iter().map(declined).collect();
+            return out.push_back(only_returned(from, manifest, returned));
+        };
+        ask.last_grant = now;
         let mut returned = Vec::new();
         for chunk in chunks {
             let bytes = stock.bytes_of(chunk);

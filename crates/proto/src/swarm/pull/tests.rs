@@ -263,6 +263,7 @@ fn others_may_bring_what_takes_too_long_until_it_is_here() {
 #[test]
 fn a_slow_read_hands_its_chunk_to_one_other_that_counts_on_it() {
     let (mut half, slow) = with_an_overdue_read();
+    half.review(&[living(3)]);
     half.said();
     let next = half.begin(peer(2), 1);
     assert!(half.out.iter().any(|o| matches!(o, Output::CancelRead { op } if *op == slow)));
@@ -350,6 +351,24 @@ fn those_far_away_are_asked_anew_for_another_share_and_not_at_all_for_none() {
         half.now = half.pulling.next_timeout().expect("it is hungry").0;
         half.review(&far);
     }
+}
+
+#[test]
+fn what_nobody_asked_for_is_given_back() {
+    let mut half = Half::new(4);
+    half.review(&[living(1), living(2)]);
+    half.pulling.withdraw(manifest(), &half.stock, peer(2), &mut half.out);
+    half.said();
+    for stranger in [2, 3] {
+        let lease = half.begin(peer(stranger), 0);
+        let returned = vec![Returned { lease, chunk: 0, outcome: Outcome::Declined }];
+        let (taken, again, terms) = (vec![], vec![], Terms::default());
+        let message = PeerMessage::Progress { manifest: manifest(), returned, taken, again, terms };
+        assert_eq!(half.said(), [(peer(stranger), message)]);
+    }
+    assert_eq!(half.pulling.flights().count(), 0);
+    half.begin(peer(1), 0);
+    assert_eq!(half.pulling.flights().count(), 1);
 }
 
 const CHUNKS: u32 = 12;
