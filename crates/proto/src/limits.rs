@@ -194,6 +194,11 @@ pub const AVOID_FAILED_MAX: Duration = Duration::from_secs(30);
 /// Guesses.
 pub const AVOID_CORRUPT: Duration = Duration::from_secs(30);
 pub const AVOID_CORRUPT_MAX: Duration = Duration::from_secs(3600);
+/// How often a peer's bytes may be wrong under a lease that it took back, before it is avoided as for
+/// others that are wrong, and how far apart those are at least: as what is read then is not granted
+/// again before [`DECLINE_HOLD`]. Guesses: memory is written over between two releases.
+pub const EXCUSES_MAX: u32 = 2;
+pub const EXCUSE_SPACING: Duration = Duration::from_millis(500);
 /// Peers whose behaviour is remembered. As many as members.
 pub const TRUST_MAX: usize = MEMBERS_MAX;
 

@@ -577,13 +577,16 @@ impl Node {
                 self.trust.on_good_read(&holder);
                 Outcome::Verified
             }
-            ReadOutcome::Corrupt if !landed.revoked => {
-                let avoid = self.trust.on_corrupt_read(holder, now);
-                let notice = Notice::PeerBlamed { node: holder, manifest, chunk, avoid };
-                self.out.push_back(Output::Notice(notice));
-                Outcome::Corrupt
+            ReadOutcome::Corrupt => {
+                let blame = match landed.revoked {
+                    true => self.trust.on_excused_read(holder, now),
+                    false => Some(self.trust.on_corrupt_read(holder, now)),
+                };
+                let notice = |avoid| Output::Notice(Notice::PeerBlamed { node: holder, manifest, chunk, avoid });
+                self.out.extend(blame.map(notice));
+                blame.map_or(Outcome::Postponed, |_| Outcome::Corrupt)
             }
-            ReadOutcome::Corrupt | ReadOutcome::Revoked => Outcome::Postponed,
+            ReadOutcome::Revoked => Outcome::Postponed,
             ReadOutcome::Declined if swarm.stock.is_missing(chunk) && landed.successor.is_none() => Outcome::Postponed,
             ReadOutcome::Declined => Outcome::Declined,
             ReadOutcome::Failed => {
