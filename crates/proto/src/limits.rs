@@ -56,6 +56,9 @@ pub const PROMPT_REVIEW: Duration = Duration::from_millis(2);
 /// Manifests that are not known yet and whose asks are kept all the same: an asker may have heard
 /// of a release first. Guess.
 pub const EARLY_MANIFESTS_MAX: usize = 8;
+/// Bytes that their sets may take: as four times [`ASKERS_MAX`] asks for 1 TB in chunks of 4 MiB, 62 KB
+/// each. One for the largest manifest there may be takes a megabyte, however short its message.
+pub const EARLY_BYTES_MAX: usize = 16 << 20;
 /// Who asks early is refused after this long, unless the manifest is being fetched. Guess: a release
 /// is everywhere long before.
 pub const EARLY_ASK_PATIENCE: Duration = Duration::from_secs(30);
