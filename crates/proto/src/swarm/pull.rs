@@ -293,9 +293,7 @@ impl Pulling {
     }
 
     pub(crate) fn on_refused(&mut self, from: NodeId, now: Time) {
-        if self.asks.remove(&from) {
-            self.asks.pass_over(from, now, ASK_RETRY);
-        }
+        self.asks.on_refused(from, now);
     }
 
     /// Ends the flight of `chunk`, if `op` is the one under way.
@@ -457,7 +455,7 @@ impl Pulling {
         let terms = self.asks.terms(stock, &to, self.flight_bytes);
         let end = self.news.end();
         let Some(ask) = self.asks.get_mut(&to) else { return };
-        (ask.sent_at, ask.cursor) = (now, end);
+        ask.on_sent(now, end);
         ask.share = Some(self.reach.share(ask.distance));
         let mut missing = stock.missing();
         self.reach.restrict(ask.distance, &mut missing);

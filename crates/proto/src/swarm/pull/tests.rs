@@ -214,6 +214,29 @@ fn who_refuses_or_stays_silent_loses_its_place_to_others() {
 }
 
 #[test]
+fn a_refusal_that_crossed_another_ask_ends_only_its_own() {
+    let mut half = Half::new(4);
+    half.stock.wanted = ChunkSet::from_indices(4, 0..1);
+    half.review(&[living(1)]);
+    let want_more = |half: &mut Half| {
+        half.stock.wanted.insert(half.stock.wanted.count());
+        let Half { stock, pulling, now, out, .. } = half;
+        pulling.on_wants_changed(manifest(), stock, *now, out);
+    };
+    want_more(&mut half);
+    half.pulling.on_refused(peer(1), half.now);
+    assert_eq!(half.pulling.asked(), [peer(1)], "that was about the one chunk");
+    half.pulling.on_refused(peer(1), half.now);
+    assert_eq!(half.pulling.asked(), [], "that about both");
+    half.now = half.now + ASK_RETRY;
+    half.review(&[living(1)]);
+    half.now = half.now + ASK_RETRY;
+    want_more(&mut half);
+    half.pulling.on_refused(peer(1), half.now);
+    assert_eq!(half.pulling.asked(), [], "no answer to an old one takes so long");
+}
+
+#[test]
 fn the_news_reach_who_is_not_spoken_to_and_nobody_twice() {
     let mut half = Half::new(8);
     half.review(&[living(1), living(2)]);
