@@ -1,6 +1,6 @@
 use super::*;
 use crate::limits::{EARLY_ASK_PATIENCE, EXCUSE_SPACING, EXCUSES_MAX};
-use aquifer_core::Access;
+use aquifer_core::{Access, Status};
 
 fn peer() -> NodeId {
     NodeSecret::from_seed([2; 32]).public()

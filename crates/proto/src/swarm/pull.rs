@@ -80,6 +80,13 @@ impl Flight {
     fn is_replaceable(&self, by: &NodeId) -> bool {
         self.overdue && self.successor.is_none() && !self.cancelled && self.holder != *by
     }
+
+    /// It is to end; that it has is still to come.
+    fn cancel(&mut self, out: &mut VecDeque<Output>) {
+        if !std::mem::replace(&mut self.cancelled, true) {
+            out.push_back(Output::CancelRead { op: self.op });
+        }
+    }
 }
 
 impl Pulling {
@@ -147,11 +154,8 @@ impl Pulling {
         now: Time,
         out: &mut VecDeque<Output>,
     ) {
-        for (chunk, flight) in &mut self.flights {
-            if !stock.is_missing(*chunk) && !flight.cancelled {
-                flight.cancelled = true;
-                out.push_back(Output::CancelRead { op: flight.op });
-            }
+        for (_, flight) in self.flights.iter_mut().filter(|(chunk, _)| !stock.is_missing(**chunk)) {
+            flight.cancel(out);
         }
         self.hunger.hope();
         if stock.is_complete() {
@@ -185,8 +189,7 @@ impl Pulling {
             if let Some(flight) = self.flights.get_mut(&chunk) {
                 if welcome && flight.is_replaceable(&from) {
                     flight.successor = Some((from, lease));
-                    flight.cancelled = true;
-                    out.push_back(Output::CancelRead { op: flight.op });
+                    flight.cancel(out);
                 } else {
                     returned.push(Returned { lease, chunk, outcome: Outcome::Declined });
                 }
@@ -250,8 +253,7 @@ impl Pulling {
             let age = now.since(flight.started);
             if age >= LEASE_TTL {
                 flight.late = true;
-                flight.cancelled = true;
-                out.push_back(Output::CancelRead { op: flight.op });
+                flight.cancel(out);
             }
             let usual = Duration::from_secs_f64(self.pace * stock.bytes_of(*chunk).max(PACE_BYTES_MIN) as f64);
             if !flight.overdue && self.pace > 0.0 && age >= FLIGHT_WATCH.max(usual * OVERDUE_FACTOR) {
@@ -349,9 +351,8 @@ impl Pulling {
 
     /// `chunk` is here without anybody's help.
     pub(crate) fn on_held(&mut self, now: Time, chunk: u32, me: NodeId, out: &mut VecDeque<Output>) {
-        if let Some(flight) = self.flights.get_mut(&chunk).filter(|f| !f.cancelled) {
-            flight.cancelled = true;
-            out.push_back(Output::CancelRead { op: flight.op });
+        if let Some(flight) = self.flights.get_mut(&chunk) {
+            flight.cancel(out);
         }
         self.news.taken(chunk, me);
         self.tell_soon(now);
@@ -391,10 +392,7 @@ impl Pulling {
 
     /// Cancels every read and withdraws every ask.
     pub(crate) fn stop(&mut self, manifest: ManifestHash, stock: &Stock, out: &mut VecDeque<Output>) {
-        for flight in self.flights.values_mut().filter(|f| !f.cancelled) {
-            flight.cancelled = true;
-            out.push_back(Output::CancelRead { op: flight.op });
-        }
+        self.flights.values_mut().for_each(|f| f.cancel(out));
         for (&chunk, flight) in &mut self.flights {
             if let Some((to, lease)) = flight.successor.take() {
                 out.push_back(only_returned(to, manifest, vec![Returned { lease, chunk, outcome: Outcome::Declined }]));
