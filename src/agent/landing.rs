@@ -7,7 +7,7 @@ use aquifer_engine::ConnId;
 use aquifer_memory::{Reservation, Span, StoreError};
 use aquifer_proto::limits::READ_STALL;
 use aquifer_proto::{EngineInput, Input, OpId, ReadOutcome};
-use aquifer_transport::{Completion, Operation, ReadError, ReadOp, Transport};
+use aquifer_transport::{Completion, Operation, ReadDone, ReadError, ReadOp, Transport};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -81,26 +81,15 @@ impl Agent {
     pub(super) fn on_read(&mut self, completion: Completion) {
         let op = completion.id;
         let Some(read) = self.reads.get_mut(&op) else { return };
-        let (manifest, chunk, peer) = (read.manifest, read.chunk, read.peer);
+        let (manifest, chunk, hash, peer) = (read.manifest, read.chunk, read.hash, read.peer);
         let Some(landing) = read.landing.take() else { return };
-        let expected = self.chunk(&manifest, chunk).map(|(hash, _)| hash);
-        if let Ok(done) = &completion.result {
-            tracing::trace!("has read {chunk} from {} in {:?}", peer.short(), done.elapsed);
+        match &completion.result {
+            Ok(done) => tracing::trace!("has read {chunk} from {} in {:?}", peer.short(), done.elapsed),
+            Err(ReadError::Revoked | ReadError::Cancelled) => {}
+            Err(ReadError::Landing(reason)) => tracing::warn!("chunk {chunk} cannot land here: {reason}"),
+            Err(error) => tracing::debug!("reading chunk {chunk} from {}: {error}", peer.short()),
         }
-        let outcome = match completion.result {
-            Ok(done) if Some(done.digest) == expected => ReadOutcome::Verified,
-            Ok(_) => ReadOutcome::Corrupt,
-            Err(ReadError::Revoked) => ReadOutcome::Revoked,
-            Err(ReadError::Cancelled) => ReadOutcome::Declined,
-            Err(ReadError::Landing(reason)) => {
-                tracing::warn!("chunk {chunk} cannot land here: {reason}");
-                ReadOutcome::Declined
-            }
-            Err(error) => {
-                tracing::debug!("reading chunk {chunk} from {}: {error}", peer.short());
-                ReadOutcome::Failed
-            }
-        };
+        let outcome = outcome(&completion.result, hash, self.manifests.contains_key(&manifest));
         match (outcome, landing) {
             (ReadOutcome::Verified, Landing::Store(reservation)) => {
                 if self.disk.is_some() || self.tree.is_some() {
@@ -261,7 +250,37 @@ impl Agent {
     }
 }
 
+/// What a read of the chunk of that name came to. Of a manifest that is not known any more nothing is
+/// kept, and nobody is accused.
+fn outcome(result: &Result<ReadDone, ReadError>, hash: ChunkHash, is_known: bool) -> ReadOutcome {
+    match result {
+        Ok(done) if done.digest == hash && is_known => ReadOutcome::Verified,
+        Ok(done) if done.digest == hash => ReadOutcome::Declined,
+        Ok(_) => ReadOutcome::Corrupt,
+        Err(ReadError::Revoked) => ReadOutcome::Revoked,
+        Err(ReadError::Cancelled | ReadError::Landing(_)) => ReadOutcome::Declined,
+        Err(_) => ReadOutcome::Failed,
+    }
+}
+
 /// The address in a multiaddress such as `/ip4/10.0.0.1/tcp/7401`.
 fn host_of(multiaddress: &str) -> Option<IpAddr> {
     multiaddress.split('/').nth(2)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aquifer_core::Hash;
+    use std::time::Duration;
+
+    #[test]
+    fn what_is_right_is_not_called_corrupt_when_nobody_wants_it_any_more() {
+        let name = |n| ChunkHash(Hash([n; 32]));
+        let read = Ok(ReadDone { digest: name(1), bytes: 9, elapsed: Duration::ZERO });
+        assert_eq!(outcome(&read, name(1), true), ReadOutcome::Verified);
+        assert_eq!(outcome(&read, name(1), false), ReadOutcome::Declined);
+        assert_eq!(outcome(&read, name(2), false), ReadOutcome::Corrupt);
+        assert_eq!(outcome(&Err(ReadError::Cancelled), name(1), true), ReadOutcome::Declined);
+    }
 }

@@ -56,6 +56,9 @@ pub const PROMPT_REVIEW: Duration = Duration::from_millis(2);
 /// Manifests that are not known yet and whose asks are kept all the same: an asker may have heard
 /// of a release first. Guess.
 pub const EARLY_MANIFESTS_MAX: usize = 8;
+/// Bytes that their sets may take: as four times [`ASKERS_MAX`] asks for 1 TB in chunks of 4 MiB, 62 KB
+/// each. One for the largest manifest there may be takes a megabyte, however short its message.
+pub const EARLY_BYTES_MAX: usize = 16 << 20;
 /// Who asks early is refused after this long, unless the manifest is being fetched. Guess: a release
 /// is everywhere long before.
 pub const EARLY_ASK_PATIENCE: Duration = Duration::from_secs(30);
@@ -76,10 +79,14 @@ pub const MUTUAL_GRACE: Duration = Duration::from_millis(10);
 /// enough near ones.
 pub const FAR_ASKS: usize = 4;
 
-/// Who has less than two chunks under way for this long gives the place of whoever granted nothing
-/// for longest, and at least for as long, to another, and fetches more from afar. Guess: many round
-/// trips of a data centre, and less than a heartbeat of gossip.
+/// Who has less than two chunks under way for this long, and not all that it misses, gives the place
+/// of whoever granted nothing for longest, and at least for as long, to another, and fetches more
+/// from afar. Guess: many round trips of a data centre, and less than a heartbeat of gossip.
 pub const HUNGER_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Each time that this brought nothing its patience doubles, up to this. A whole ask of a 1 TB
+/// manifest is up to 62 KB: then it takes a megabit per second, and not 25. As [`REVIEW_INTERVAL`].
+pub const HUNGER_PATIENCE_MAX: Duration = Duration::from_millis(500);
 
 /// A peer that refused, or was too slow, is not asked again for this long; one that merely gave
 /// nothing to a hungry node, for that. Guesses.
@@ -190,6 +197,11 @@ pub const AVOID_FAILED_MAX: Duration = Duration::from_secs(30);
 /// Guesses.
 pub const AVOID_CORRUPT: Duration = Duration::from_secs(30);
 pub const AVOID_CORRUPT_MAX: Duration = Duration::from_secs(3600);
+/// How often a peer's bytes may be wrong under a lease that it took back, before it is avoided as for
+/// others that are wrong, and how far apart those are at least: as what is read then is not granted
+/// again before [`DECLINE_HOLD`]. Guesses: memory is written over between two releases.
+pub const EXCUSES_MAX: u32 = 2;
+pub const EXCUSE_SPACING: Duration = Duration::from_millis(500);
 /// Peers whose behaviour is remembered. As many as members.
 pub const TRUST_MAX: usize = MEMBERS_MAX;
 

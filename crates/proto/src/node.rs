@@ -1,24 +1,23 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
 pub(crate) mod audit;
+mod review;
+mod status;
 
 use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
-use crate::limits::{
-    GRANT_CHUNKS_MAX, LEASE_TTL, PROMPT_REVIEW, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL, STATUS_SPACING,
-};
+use crate::limits::{GRANT_CHUNKS_MAX, LEASE_TTL, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL};
 use crate::manifests::{Liar, Manifests};
-use crate::members::{Heard as StatusHeard, Member, Members, jittered};
+use crate::members::{Heard as StatusHeard, Member, Members};
 use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
 use crate::swarm::{self, Budget, EarlyAsk, EarlyAsks, Swarm};
 use crate::trust::Trust;
-use aquifer_core::limits::{STATUS_ADDRESSES_MAX, STATUS_CHANNELS_MAX};
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{
-    ChannelName, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey,
-    Release, SignedRelease, SignedStatus, Status, Time,
+    ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, Release,
+    SignedRelease, SignedStatus, Time,
 };
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -289,6 +288,7 @@ impl Node {
 
     fn on_connected(&mut self, now: Time, node: NodeId) {
         self.members.on_connected(node);
+        self.swarms.values_mut().for_each(|s| s.pulling.on_connected());
         let mut statuses = self.members.snapshot(now, &node, &mut self.rng);
         statuses.push((self.sign_status(false), 0));
         let releases = self.releases.all_newest().map(|(signed, _)| signed.clone()).collect();
@@ -576,13 +576,16 @@ impl Node {
                 self.trust.on_good_read(&holder);
                 Outcome::Verified
             }
-            ReadOutcome::Corrupt if !landed.revoked => {
-                let avoid = self.trust.on_corrupt_read(holder, now);
-                let notice = Notice::PeerBlamed { node: holder, manifest, chunk, avoid };
-                self.out.push_back(Output::Notice(notice));
-                Outcome::Corrupt
+            ReadOutcome::Corrupt => {
+                let blame = match landed.revoked {
+                    true => self.trust.on_excused_read(holder, now),
+                    false => Some(self.trust.on_corrupt_read(holder, now)),
+                };
+                let notice = |avoid| Output::Notice(Notice::PeerBlamed { node: holder, manifest, chunk, avoid });
+                self.out.extend(blame.map(notice));
+                blame.map_or(Outcome::Postponed, |_| Outcome::Corrupt)
             }
-            ReadOutcome::Corrupt | ReadOutcome::Revoked => Outcome::Postponed,
+            ReadOutcome::Revoked => Outcome::Postponed,
             ReadOutcome::Declined if swarm.stock.is_missing(chunk) && landed.successor.is_none() => Outcome::Postponed,
             ReadOutcome::Declined => Outcome::Declined,
             ReadOutcome::Failed => {
@@ -678,152 +681,6 @@ impl Node {
         self.manifests.review(now, likely, &connected, &mut self.rng, &mut self.out);
     }
 
-    fn review_swarms_soon(&mut self, now: Time) {
-        self.swarms_at.get_or_insert(now + PROMPT_REVIEW);
-    }
-
-    fn review_swarms(&mut self, now: Time) {
-        self.swarms_at = None;
-        self.rank_neighbours();
-        let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
-        for manifest in manifests {
-            let looking = self.swarms.get(&manifest).is_some_and(|s| s.pulling.is_looking(&s.stock, now));
-            let candidates = if looking { self.candidates(now, &manifest) } else { Vec::new() };
-            let Some(swarm) = self.swarms.get_mut(&manifest) else { continue };
-            let (rng, out) = (&mut self.rng, &mut self.out);
-            let dials = swarm.pulling.review(manifest, &swarm.stock, now, candidates, rng, out);
-            if let Some(at) = swarm.pulling.open_at().filter(|at| *at > now) {
-                self.swarms_at = Some(self.swarms_at.map_or(at, |s| s.min(at)));
-            }
-            for node in dials {
-                if let Some(member) = self.members.member(&node) {
-                    self.out.push_back(Output::Dial { node, addresses: member.status.addresses.clone() });
-                }
-            }
-        }
-    }
-
-    /// Peers that may be asked. Only newest releases are announced; for another, asking costs
-    /// little: who does not have it refuses.
-    fn candidates(&self, now: Time, manifest: &ManifestHash) -> Vec<swarm::Candidate> {
-        let fit = |m: &&Member| !self.trust.is_avoided(&m.status.node, now);
-        let swarm = self.swarms.get(manifest);
-        let candidate = |m: &Member| swarm::Candidate {
-            node: m.status.node,
-            connected: self.members.is_connected(&m.status.node),
-            distance: self.distance(m),
-            asks_us: swarm.is_some_and(|s| s.serving.is_asked_by(&m.status.node)),
-        };
-        if self.releases.channels_at(manifest).next().is_some() {
-            return self.following(manifest).filter(fit).map(candidate).collect();
-        }
-        let neighbours = self.members.connected().filter_map(|n| self.members.member(n));
-        neighbours.filter(fit).map(candidate).collect()
-    }
-
-    /// Whoever follows a channel that is at the manifest has it or is getting it, also if its last
-    /// status record is older than the release: at thousands of nodes records are rare.
-    fn following<'a>(&'a self, manifest: &'a ManifestHash) -> impl Iterator<Item = &'a Member> {
-        let channels: Vec<&ChannelName> = self.releases.channels_at(manifest).collect();
-        let follows = move |m: &&Member| m.status.channels.iter().any(|c| channels.contains(&&c.channel));
-        self.members.iter().map(|(_, m)| m).filter(follows)
-    }
-
-    fn is_far(&self, node: &NodeId) -> bool {
-        self.members.member(node).is_some_and(|m| self.distance(m) > 0)
-    }
-
-    fn distance(&self, member: &Member) -> u8 {
-        swarm::distance(&self.config.labels, &member.status.labels)
-    }
-
-    /// Where nodes stand in racks: settles anew who fetches what from afar, if somebody came, went
-    /// or moved.
-    fn rank_neighbours(&mut self) {
-        let version = self.members.version();
-        if self.config.labels.is_empty() || self.ranked == version {
-            return;
-        }
-        self.ranked = version;
-        let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
-        for manifest in manifests {
-            let others = self.following(&manifest).map(|m| (m.status.node, self.distance(m)));
-            let others: Vec<(NodeId, u8)> = others.collect();
-            if let Some(swarm) = self.swarms.get_mut(&manifest) {
-                swarm.pulling.on_neighbours(&self.me, &others);
-            }
-        }
-    }
-
-    fn leave(&mut self) {
-        let record = self.sign_status(true);
-        self.out.push_back(Output::Gossip(GossipMessage::Status(record.clone())));
-        // Gossip may take a heartbeat; those next to us should know at once.
-        let neighbours: Vec<NodeId> = self.members.connected().copied().collect();
-        for node in neighbours {
-            let message = PeerMessage::Snapshot { statuses: vec![(record.clone(), 0)], releases: Vec::new() };
-            self.send(node, message);
-        }
-    }
-
-    /// Something changed that others want to know. Where many would speak at once, as after a
-    /// release, they take turns.
-    fn status_soon(&mut self, now: Time) {
-        let within = self.members.turns().mul_f64(self.rng.random());
-        self.status_in(now, within);
-    }
-
-    /// Publishes a status record `within` from now, but not too soon after the last one.
-    fn status_in(&mut self, now: Time, within: Duration) {
-        let earliest = self.status_sent.map_or(now, |sent| sent + STATUS_SPACING);
-        self.status_at = self.status_at.min(earliest.max(now + within));
-    }
-
-    fn publish_status(&mut self, now: Time) {
-        self.status_interval = self.members.status_interval();
-        self.status_at = now + jittered(self.status_interval, &mut self.rng);
-        self.status_sent = Some(now);
-        let record = self.sign_status(false);
-        self.out.push_back(Output::Gossip(GossipMessage::Status(record)));
-    }
-
-    fn sign_status(&mut self, leaving: bool) -> SignedStatus {
-        self.status_seq += 1;
-        let status = Status {
-            node: self.me,
-            incarnation: self.config.incarnation,
-            seq: self.status_seq,
-            name: self.config.name.clone(),
-            addresses: self.local.addresses.iter().take(STATUS_ADDRESSES_MAX).cloned().collect(),
-            data_endpoints: self.local.data_endpoints.clone(),
-            labels: self.config.labels.clone(),
-            channels: self.channel_statuses(),
-            leases: leases(self.budget.leased_bytes),
-            leases_max: leases(self.budget.leased_bytes_max),
-            engines: self.local.engines,
-            engines_ready: self.local.engines_ready,
-            interval_ms: u32::try_from(self.status_interval.as_millis()).unwrap_or(u32::MAX),
-            leaving,
-            version: self.config.version.clone(),
-        };
-        SignedStatus::sign(&status, &self.config.identity)
-    }
-
-    fn channel_statuses(&self) -> Vec<ChannelStatus> {
-        let of = |(channel, release): (&ChannelName, Option<&Release>)| {
-            let manifest = release.map_or(ManifestHash::NONE, |r| r.manifest);
-            let progress = self.progress(&manifest).unwrap_or_default();
-            ChannelStatus {
-                channel: channel.clone(),
-                seq: release.map_or(0, |r| r.seq),
-                manifest,
-                chunks_wanted: progress.chunks_wanted,
-                chunks_have: progress.chunks_have,
-            }
-        };
-        self.releases.followed().map(of).take(STATUS_CHANNELS_MAX).collect()
-    }
-
     fn refuse(&mut self, to: NodeId, manifest: ManifestHash, refusal: Refusal) {
         self.send(to, PeerMessage::Refuse { manifest, refusal });
     }
@@ -838,10 +695,6 @@ fn take_op(ops: &mut BTreeMap<OpId, Op>, next: &mut OpId, op: Op) -> OpId {
     *next += 1;
     ops.insert(id, op);
     id
-}
-
-fn leases(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(aquifer_core::limits::CHUNK_BYTES_TARGET.into())).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

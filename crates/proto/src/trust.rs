@@ -1,6 +1,8 @@
 //! How peers behaved as holders, and for how long each is avoided.
 
-use crate::limits::{AVOID_CORRUPT, AVOID_CORRUPT_MAX, AVOID_FAILED, AVOID_FAILED_MAX, TRUST_MAX};
+use crate::limits::{
+    AVOID_CORRUPT, AVOID_CORRUPT_MAX, AVOID_FAILED, AVOID_FAILED_MAX, EXCUSE_SPACING, EXCUSES_MAX, TRUST_MAX,
+};
 use aquifer_core::{NodeId, Time};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +18,10 @@ pub(crate) struct Record {
     pub(crate) corrupt: u32,
     /// How often it was avoided for that: chunks that were under way together count once.
     lies: u32,
+    /// Chunks that did not hash to their name and whose lease had been taken back, since it was last
+    /// avoided for that, and when the last of them was counted.
+    excused: u32,
+    excused_at: Time,
     /// Reads failed in a row.
     failed: u32,
     avoid_until: Time,
@@ -65,6 +71,23 @@ impl Trust {
         avoid
     }
 
+    /// Bytes that do not hash to their name, under a lease that was taken back before they were all
+    /// here. That may be: the holder's memory was written over. Who does it again and again hides
+    /// lies behind it: returns for how long it is avoided then. Chunks that were under way together
+    /// count once.
+    pub(crate) fn on_excused_read(&mut self, node: NodeId, now: Time) -> Option<Duration> {
+        let record = self.entry(node);
+        if record.excused > 0 && now.since(record.excused_at) < EXCUSE_SPACING {
+            return None;
+        }
+        (record.excused, record.excused_at) = (record.excused + 1, now);
+        if record.excused <= EXCUSES_MAX {
+            return None;
+        }
+        record.excused = 0;
+        Some(self.on_corrupt_read(node, now))
+    }
+
     fn entry(&mut self, node: NodeId) -> &mut Record {
         if self.peers.len() >= TRUST_MAX && !self.peers.contains_key(&node) {
             // Forget whoever is forgiven soonest.
@@ -93,6 +116,21 @@ mod tests {
         let later = Time::ZERO + AVOID_CORRUPT;
         assert!(!trust.is_avoided(&node, later));
         assert_eq!(trust.on_corrupt_read(node, later), AVOID_CORRUPT * 2);
+    }
+
+    #[test]
+    fn who_takes_leases_of_wrong_bytes_back_again_and_again_is_a_liar() {
+        let (mut trust, node) = (Trust::default(), NodeId([1; 32]));
+        let mut now = Time::ZERO;
+        for _ in 0..EXCUSES_MAX {
+            assert_eq!(trust.on_excused_read(node, now), None);
+            assert_eq!(trust.on_excused_read(node, now), None, "they were under way together");
+            trust.on_good_read(&node);
+            now = now + EXCUSE_SPACING;
+        }
+        assert!(!trust.is_avoided(&node, now));
+        assert_eq!(trust.on_excused_read(node, now), Some(AVOID_CORRUPT));
+        assert_eq!(trust.on_excused_read(node, now + EXCUSE_SPACING), None, "it has its way back");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Whether a node keeps its bounds and agrees with itself: for simulations and tests.
 
 use super::Node;
-use crate::limits::{ASKERS_MAX, EARLY_MANIFESTS_MAX, MEMBERS_MAX, TRUST_MAX};
+use crate::limits::{ASKERS_MAX, EARLY_BYTES_MAX, EARLY_MANIFESTS_MAX, MEMBERS_MAX, TRUST_MAX};
 use aquifer_core::Time;
 
 impl Node {
@@ -14,6 +14,7 @@ impl Node {
         within("peers reminded", self.reminded.len(), MEMBERS_MAX)?;
         within("early asks", self.early_asks.most(), ASKERS_MAX)?;
         within("manifests asked about early", self.early_asks.len(), EARLY_MANIFESTS_MAX)?;
+        within("bytes of early asks", self.early_asks.bytes(), EARLY_BYTES_MAX)?;
         self.audit_links()?;
         self.audit_reads(now)?;
         self.audit_leases()

@@ -1,6 +1,6 @@
 use super::*;
-use crate::limits::EARLY_ASK_PATIENCE;
-use aquifer_core::Access;
+use crate::limits::{EARLY_ASK_PATIENCE, EXCUSE_SPACING, EXCUSES_MAX};
+use aquifer_core::{Access, Status};
 
 fn peer() -> NodeId {
     NodeSecret::from_seed([2; 32]).public()
@@ -25,7 +25,30 @@ fn node() -> Node {
     };
     let mut node = Node::new(config, Time::ZERO);
     node.handle(Time::ZERO, Input::Connected { node: peer() });
+    let message = GossipMessage::Status(status_of_peer());
+    node.handle(Time::ZERO, Input::Gossip { via: peer(), token: 0, message });
     node
+}
+
+fn status_of_peer() -> SignedStatus {
+    let status = Status {
+        node: peer(),
+        incarnation: 1,
+        seq: 1,
+        name: String::new(),
+        addresses: vec![],
+        data_endpoints: vec![],
+        labels: vec![],
+        channels: vec![],
+        leases: 0,
+        leases_max: 0,
+        engines: 0,
+        engines_ready: 0,
+        interval_ms: 3000,
+        leaving: false,
+        version: String::new(),
+    };
+    SignedStatus::sign(&status, &NodeSecret::from_seed([2; 32]))
 }
 
 fn ask(node: &mut Node, now: Time) {
@@ -112,4 +135,25 @@ fn what_was_read_for_a_forgotten_manifest_is_held_if_it_is_of_interest_again() {
     node.handle(Time::ZERO, Input::ReadDone { op, outcome: ReadOutcome::Verified });
     assert_eq!(node.progress(&manifest()).map(|p| p.chunks_have), Some(1));
     node.audit(Time::ZERO).unwrap();
+}
+
+#[test]
+fn who_takes_back_what_it_lied_about_is_found_out() {
+    let mut node = node();
+    node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes: vec![9; 4] });
+    node.handle(Time::ZERO, Input::Wanted { manifest: manifest(), chunks: ChunkSet::full(4) });
+    let mut now = Time::ZERO;
+    for lease in 0..=EXCUSES_MAX.into() {
+        assert!(!node.trust_of(&peer(), now).0, "it may be bad luck");
+        let access = Access { ticket: 0, secret: [0; 32] };
+        let grant = PeerMessage::Grant { manifest: manifest(), lease, ttl_ms: 30_000, chunks: vec![2], access };
+        node.handle(now, Input::Message { from: peer(), message: grant });
+        let read = |o| if let Output::Read { op, .. } = o { Some(op) } else { None };
+        let op = std::iter::from_fn(|| node.poll_output()).find_map(read).expect("it is read");
+        let message = PeerMessage::Revoke { manifest: manifest(), lease };
+        node.handle(now, Input::Message { from: peer(), message });
+        node.handle(now, Input::ReadDone { op, outcome: ReadOutcome::Corrupt });
+        now = now + EXCUSE_SPACING;
+    }
+    assert!(node.trust_of(&peer(), now).0);
 }

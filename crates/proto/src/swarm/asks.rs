@@ -1,7 +1,10 @@
 //! Whom a puller asks: enough peers, and none that stays silent while others could give.
 
 use super::Stock;
-use crate::limits::{ASKS_MAX, ASKS_OWN, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, IDLE_TOLERATED};
+use super::reach::Share;
+use crate::limits::{
+    ASK_RETRY, ASKS_MAX, ASKS_OWN, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, IDLE_TOLERATED,
+};
 use aquifer_core::message::Terms;
 use aquifer_core::{NodeId, Time};
 use rand::rngs::SmallRng;
@@ -22,7 +25,12 @@ pub(super) struct Asks {
 #[derive(Debug)]
 pub(super) struct Ask {
     pub(super) distance: u8,
+    /// What of all that is missing it was asked for, once it was.
+    pub(super) share: Option<Share>,
     pub(super) sent_at: Time,
+    /// Asks sent within [`ASK_RETRY`] of one another, less those that were refused: a refusal does
+    /// not say which it answers.
+    open: u32,
     pub(super) last_grant: Time,
     /// How much of the news it has heard.
     pub(super) cursor: u64,
@@ -39,7 +47,9 @@ impl Ask {
     fn new(distance: u8, now: Time, cursor: u64) -> Self {
         Ask {
             distance,
+            share: None,
             sent_at: now,
+            open: 0,
             last_grant: now,
             cursor,
             under_way: 0,
@@ -47,6 +57,17 @@ impl Ask {
             turnaround: None,
             service: None,
         }
+    }
+
+    pub(super) fn on_sent(&mut self, now: Time, cursor: u64) {
+        self.open = if now.since(self.sent_at) < ASK_RETRY { self.open.saturating_add(1) } else { 1 };
+        (self.sent_at, self.cursor) = (now, cursor);
+    }
+
+    /// Returns whether none is left that may stand.
+    fn on_refused(&mut self, now: Time) -> bool {
+        self.open = if now.since(self.sent_at) < ASK_RETRY { self.open.saturating_sub(1) } else { 0 };
+        self.open == 0
     }
 
     pub(super) fn on_begin(&mut self, now: Time) {
@@ -112,6 +133,15 @@ impl Asks {
 
     pub(super) fn remove(&mut self, node: &NodeId) -> bool {
         self.asked.remove(node).is_some()
+    }
+
+    /// It is passed over for a while, unless it was asked again since and the refusal may answer the
+    /// ask before.
+    pub(super) fn on_refused(&mut self, node: NodeId, now: Time) {
+        if self.asked.get_mut(&node).is_some_and(|ask| ask.on_refused(now)) {
+            self.asked.remove(&node);
+            self.pass_over(node, now, ASK_RETRY);
+        }
     }
 
     /// The peer gives nothing: others have its place for a while.

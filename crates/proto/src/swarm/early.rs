@@ -4,7 +4,7 @@
 //! They end as others do: replaced, withdrawn, refused, or with the connection. A manifest that
 //! does not come keeps no place from the next one.
 
-use crate::limits::{ASKERS_MAX, EARLY_ASK_PATIENCE, EARLY_MANIFESTS_MAX};
+use crate::limits::{ASKERS_MAX, EARLY_ASK_PATIENCE, EARLY_BYTES_MAX, EARLY_MANIFESTS_MAX};
 use aquifer_core::message::{Refusal, Terms};
 use aquifer_core::{ChunkSet, ManifestHash, NodeId, Time};
 use std::collections::BTreeMap;
@@ -38,6 +38,11 @@ impl EarlyAsks {
         }
         if self.manifests.len() >= EARLY_MANIFESTS_MAX && !self.manifests.contains_key(&manifest) {
             return Some(Refusal::Nothing);
+        }
+        let before = self.manifests.get(&manifest).and_then(|w| w.asks.get(&from)).map_or(0, EarlyAsk::bytes);
+        if self.bytes() - before + ask.bytes() > EARLY_BYTES_MAX {
+            self.retain(|of, node| !(*of == manifest && *node == from));
+            return Some(Refusal::Full);
         }
         let waiting = self.manifests.entry(manifest).or_insert_with(|| Waiting { since: now, asks: BTreeMap::new() });
         if waiting.asks.len() >= ASKERS_MAX && !waiting.asks.contains_key(&from) {
@@ -79,6 +84,11 @@ impl EarlyAsks {
         given_up.into_iter().flat_map(|m| self.take(&m).into_keys().map(move |node| (m, node))).collect()
     }
 
+    /// What the sets take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.manifests.values().flat_map(|w| w.asks.values()).map(EarlyAsk::bytes).sum()
+    }
+
     /// How many manifests are asked for, and by whom.
     pub(crate) fn len(&self) -> usize {
         self.manifests.len()
@@ -102,6 +112,10 @@ impl EarlyAsks {
 }
 
 impl EarlyAsk {
+    fn bytes(&self) -> usize {
+        self.wanted.bytes() + self.have.bytes()
+    }
+
     fn correct(&mut self, taken: &[u32], again: &[u32], terms: Terms) {
         self.terms = terms;
         for &chunk in taken {
@@ -118,6 +132,7 @@ impl EarlyAsk {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aquifer_core::limits::MANIFEST_CHUNKS_MAX;
 
     const A: NodeId = NodeId([1; 32]);
     const B: NodeId = NodeId([2; 32]);
@@ -168,5 +183,21 @@ mod tests {
         }
         assert_eq!(ask(&mut early, Time::ZERO, A, 0, 9), Some(Refusal::Full));
         assert_eq!(early.most(), ASKERS_MAX);
+    }
+
+    #[test]
+    fn few_wait_with_long_asks() {
+        let mut early = EarlyAsks::default();
+        let mut ask = |n: u8| {
+            // A few bytes on the wire, a megabyte here.
+            let len = u32::try_from(MANIFEST_CHUNKS_MAX).unwrap();
+            let ask = EarlyAsk { wanted: ChunkSet::full(len), have: ChunkSet::empty(len), terms: Terms::default() };
+            let refusal = early.on_ask(Time::ZERO, NodeId([n; 32]), name(0), ask);
+            assert!(early.bytes() <= EARLY_BYTES_MAX);
+            refusal
+        };
+        let kept = (0..ASKERS_MAX).take_while(|n| ask(u8::try_from(*n).unwrap()).is_none()).count();
+        assert!((1..ASKERS_MAX).contains(&kept), "{kept} are kept");
+        assert_eq!(ask(0), None, "in place of its last");
     }
 }

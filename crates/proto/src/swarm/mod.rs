@@ -9,6 +9,7 @@ mod asks;
 mod bits;
 mod budget;
 mod early;
+mod hunger;
 mod news;
 mod pull;
 mod rarity;

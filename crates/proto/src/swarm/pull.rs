@@ -1,9 +1,10 @@
 //! The puller's half: which grants to use, what to tell the holders, when to look elsewhere.
 
 use super::Stock;
-use super::asks::{Asks, Candidate};
+use super::asks::{Ask, Asks, Candidate};
+use super::hunger::Hunger;
 use super::news::{News, Told};
-use super::reach::Reach;
+use super::reach::{DISTANCE_MAX, Reach};
 use crate::io::{OpId, Output};
 use crate::limits::{
     ASK_REFRESH, ASK_RETRY, ASKS_MAX, FLIGHT_BYTES_MAX, FLIGHT_WATCH, HUNGER_PATIENCE, LEASE_TTL, MUTUAL_GRACE,
@@ -25,8 +26,7 @@ pub(crate) struct Pulling {
     news: News,
     /// When those who were not spoken to since are told the news.
     news_due: Option<Time>,
-    /// Since when less is under way than could be.
-    hungry_since: Option<Time>,
+    hunger: Hunger,
     /// When holders were first looked for.
     began: Option<Time>,
     /// When flights are looked over.
@@ -80,6 +80,13 @@ impl Flight {
     fn is_replaceable(&self, by: &NodeId) -> bool {
         self.overdue && self.successor.is_none() && !self.cancelled && self.holder != *by
     }
+
+    /// It is to end; that it has is still to come.
+    fn cancel(&mut self, out: &mut VecDeque<Output>) {
+        if !std::mem::replace(&mut self.cancelled, true) {
+            out.push_back(Output::CancelRead { op: self.op });
+        }
+    }
 }
 
 impl Pulling {
@@ -100,7 +107,7 @@ impl Pulling {
         manifest: ManifestHash,
         stock: &Stock,
         now: Time,
-        candidates: Vec<Candidate>,
+        mut candidates: Vec<Candidate>,
         rng: &mut SmallRng,
         out: &mut VecDeque<Output>,
     ) -> Vec<NodeId> {
@@ -117,12 +124,13 @@ impl Pulling {
         }
         let starving = self.is_starving(now);
         if starving {
-            self.hungry_since = Some(now);
-            self.reach.widen();
+            let further = self.reach.widen();
+            self.hunger.look(now, further);
         }
         if starving || std::mem::take(&mut self.narrowed) {
             self.ask_far(manifest, stock, now, out);
         }
+        self.withdraw_idle(manifest, stock, &mut candidates, out);
         // At first there is room for those who will ask this node, and are to be asked in return.
         let began = *self.began.get_or_insert(now);
         let alone = starving || now.since(began) >= MUTUAL_GRACE;
@@ -146,12 +154,10 @@ impl Pulling {
         now: Time,
         out: &mut VecDeque<Output>,
     ) {
-        for (chunk, flight) in &mut self.flights {
-            if !stock.is_missing(*chunk) && !flight.cancelled {
-                flight.cancelled = true;
-                out.push_back(Output::CancelRead { op: flight.op });
-            }
+        for (_, flight) in self.flights.iter_mut().filter(|(chunk, _)| !stock.is_missing(**chunk)) {
+            flight.cancel(out);
         }
+        self.hunger.hope();
         if stock.is_complete() {
             self.withdraw_all(manifest, stock, out);
         } else {
@@ -169,9 +175,13 @@ impl Pulling {
         mut next_op: impl FnMut(u32, NodeId, u64) -> OpId,
         out: &mut VecDeque<Output>,
     ) {
-        if let Some(ask) = self.asks.get_mut(&from) {
-            ask.last_grant = now;
-        }
+        let Some(ask) = self.asks.get_mut(&from) else {
+            // It was never asked, or the grant crossed the withdrawal.
+            let declined = |chunk| Returned { lease, chunk, outcome: Outcome::Declined };
+            let returned = chunks.into_iter().map(declined).collect();
+            return out.push_back(only_returned(from, manifest, returned));
+        };
+        ask.last_grant = now;
         let mut returned = Vec::new();
         for chunk in chunks {
             let bytes = stock.bytes_of(chunk);
@@ -179,8 +189,7 @@ impl Pulling {
             if let Some(flight) = self.flights.get_mut(&chunk) {
                 if welcome && flight.is_replaceable(&from) {
                     flight.successor = Some((from, lease));
-                    flight.cancelled = true;
-                    out.push_back(Output::CancelRead { op: flight.op });
+                    flight.cancel(out);
                 } else {
                     returned.push(Returned { lease, chunk, outcome: Outcome::Declined });
                 }
@@ -224,6 +233,7 @@ impl Pulling {
             cancelled: false,
         };
         self.flights.insert(chunk, flight);
+        self.hunger.hope();
         self.flight_bytes += stock.bytes_of(chunk);
         self.news.taken(chunk, holder);
         self.tell_soon(now);
@@ -243,8 +253,7 @@ impl Pulling {
             let age = now.since(flight.started);
             if age >= LEASE_TTL {
                 flight.late = true;
-                flight.cancelled = true;
-                out.push_back(Output::CancelRead { op: flight.op });
+                flight.cancel(out);
             }
             let usual = Duration::from_secs_f64(self.pace * stock.bytes_of(*chunk).max(PACE_BYTES_MIN) as f64);
             if !flight.overdue && self.pace > 0.0 && age >= FLIGHT_WATCH.max(usual * OVERDUE_FACTOR) {
@@ -255,6 +264,7 @@ impl Pulling {
         }
         if !slow.is_empty() {
             self.tell_soon(now);
+            self.note_hunger(stock, now);
         }
         for holder in slow {
             self.asks.pass_over(holder, now, ASK_RETRY);
@@ -285,9 +295,7 @@ impl Pulling {
     }
 
     pub(crate) fn on_refused(&mut self, from: NodeId, now: Time) {
-        if self.asks.remove(&from) {
-            self.asks.pass_over(from, now, ASK_RETRY);
-        }
+        self.asks.on_refused(from, now);
     }
 
     /// Ends the flight of `chunk`, if `op` is the one under way.
@@ -343,12 +351,16 @@ impl Pulling {
 
     /// `chunk` is here without anybody's help.
     pub(crate) fn on_held(&mut self, now: Time, chunk: u32, me: NodeId, out: &mut VecDeque<Output>) {
-        if let Some(flight) = self.flights.get_mut(&chunk).filter(|f| !f.cancelled) {
-            flight.cancelled = true;
-            out.push_back(Output::CancelRead { op: flight.op });
+        if let Some(flight) = self.flights.get_mut(&chunk) {
+            flight.cancel(out);
         }
         self.news.taken(chunk, me);
         self.tell_soon(now);
+    }
+
+    /// Somebody can be reached who may have what the others lack.
+    pub(crate) fn on_connected(&mut self) {
+        self.hunger.hope();
     }
 
     /// Its leases ended with the connection: it takes nothing over.
@@ -373,17 +385,14 @@ impl Pulling {
 
     pub(crate) fn next_timeout(&self) -> Option<(Time, &'static str)> {
         let flights = self.watch_at.map(|at| (at, "flights"));
-        let hunger = self.hungry_since.map(|since| (since + HUNGER_PATIENCE, "hunger"));
+        let hunger = self.hunger.due().map(|at| (at, "hunger"));
         let news = self.news_due.map(|due| (due, "progress"));
         flights.into_iter().chain(hunger).chain(news).min()
     }
 
     /// Cancels every read and withdraws every ask.
     pub(crate) fn stop(&mut self, manifest: ManifestHash, stock: &Stock, out: &mut VecDeque<Output>) {
-        for flight in self.flights.values_mut().filter(|f| !f.cancelled) {
-            flight.cancelled = true;
-            out.push_back(Output::CancelRead { op: flight.op });
-        }
+        self.flights.values_mut().for_each(|f| f.cancel(out));
         for (&chunk, flight) in &mut self.flights {
             if let Some((to, lease)) = flight.successor.take() {
                 out.push_back(only_returned(to, manifest, vec![Returned { lease, chunk, outcome: Outcome::Declined }]));
@@ -420,18 +429,23 @@ impl Pulling {
 
     /// Whether nothing more could be got from those asked for a while.
     pub(crate) fn is_starving(&self, now: Time) -> bool {
-        self.hungry_since.is_some_and(|since| now.since(since) >= HUNGER_PATIENCE)
+        self.hunger.due().is_some_and(|at| at <= now)
     }
 
-    /// Hungry is who misses something and has less than two chunks under way, be it all that is missing.
+    /// Hungry is who has less than two chunks under way and could have more.
     fn note_hunger(&mut self, stock: &Stock, now: Time) {
-        let fed = self.flight_bytes >= 2 * stock.unit_bytes() || stock.is_complete();
-        if fed {
-            self.hungry_since = None;
+        if self.flight_bytes >= 2 * stock.unit_bytes() || self.is_all_under_way(stock) {
+            self.hunger.end();
             self.narrowed |= self.reach.narrow();
         } else {
-            self.hungry_since.get_or_insert(now);
+            self.hunger.begin(now);
         }
+    }
+
+    /// Whether nothing is left to ask for. What takes long is: another could bring it.
+    fn is_all_under_way(&self, stock: &Stock) -> bool {
+        let flies = |chunk| self.flights.get(&chunk).is_some_and(|f| !f.overdue);
+        stock.wanted.difference(&stock.have).all(flies)
     }
 
     fn ask(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, to: NodeId, out: &mut VecDeque<Output>) {
@@ -439,21 +453,25 @@ impl Pulling {
         let terms = self.asks.terms(stock, &to, self.flight_bytes);
         let end = self.news.end();
         let Some(ask) = self.asks.get_mut(&to) else { return };
-        (ask.sent_at, ask.cursor) = (now, end);
-        let distance = ask.distance;
-        let (mut wanted, mut have) = (stock.missing(), stock.have.clone());
+        ask.on_sent(now, end);
+        ask.share = Some(self.reach.share(ask.distance));
+        let mut missing = stock.missing();
+        self.reach.restrict(ask.distance, &mut missing);
+        if missing.is_empty() {
+            return self.withdraw(manifest, stock, to, out);
+        }
+        let (mut wanted, mut have) = (missing.clone(), stock.have.clone());
         for &chunk in self.flights.keys() {
             wanted.remove(chunk);
             have.insert(chunk);
         }
         if wanted.is_empty() {
             // An empty ask is none; one that wants what is on its way may yet be of use.
-            wanted = stock.missing();
+            wanted = missing;
             wanted.iter().for_each(|c| {
                 have.remove(c);
             });
         }
-        self.reach.restrict(distance, &mut wanted);
         out.push_back(Output::Send { to, message: PeerMessage::Ask { manifest, wanted, have, terms } });
     }
 
@@ -496,10 +514,28 @@ impl Pulling {
         }
     }
 
-    /// Tells those beyond a boundary anew what they may give.
+    /// Tells those beyond a boundary what they may give, if it is not what they were told.
     fn ask_far(&mut self, manifest: ManifestHash, stock: &Stock, now: Time, out: &mut VecDeque<Output>) {
-        let far: Vec<NodeId> = self.asks.iter_mut().filter(|(_, a)| a.distance > 0).map(|(n, _)| *n).collect();
+        let differs = |a: &Ask| a.distance > 0 && a.share != Some(self.reach.share(a.distance));
+        let far: Vec<NodeId> = self.asks.iter_mut().filter(|(_, a)| differs(a)).map(|(n, _)| *n).collect();
         far.into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
+    }
+
+    /// Keeps no place for those from whom nothing that is missing may be fetched: they are too far.
+    fn withdraw_idle(
+        &mut self,
+        manifest: ManifestHash,
+        stock: &Stock,
+        candidates: &mut Vec<Candidate>,
+        out: &mut VecDeque<Output>,
+    ) {
+        let missing = || stock.wanted.difference(&stock.have);
+        let idle = (1..=DISTANCE_MAX).filter(|d| !missing().any(|c| self.reach.allows(*d, c)));
+        let idle: Vec<u8> = idle.collect();
+        candidates.retain(|c| !idle.contains(&c.distance));
+        let asked = self.asks.iter_mut().filter(|(_, a)| idle.contains(&a.distance));
+        let asked: Vec<NodeId> = asked.map(|(n, _)| *n).collect();
+        asked.into_iter().for_each(|n| self.withdraw(manifest, stock, n, out));
     }
 
     /// Repeats asks now and then, whole.
@@ -520,7 +556,7 @@ impl Pulling {
     }
 
     fn withdraw_all(&mut self, manifest: ManifestHash, stock: &Stock, out: &mut VecDeque<Output>) {
-        self.hungry_since = None;
+        self.hunger.end();
         self.asks.nodes().into_iter().for_each(|n| self.withdraw(manifest, stock, n, out));
     }
 }

@@ -12,6 +12,10 @@ use aquifer_core::{ChunkSet, NodeId};
 /// The labels that say where a node stands, innermost first.
 const PLACES: [&str; 3] = ["host", "rack", "zone"];
 
+/// Of two nodes that differ in the outermost.
+#[expect(clippy::cast_possible_truncation, reason = "there are three")]
+pub(crate) const DISTANCE_MAX: u8 = PLACES.len() as u8;
+
 /// Guess: enough that thirty nodes get about even shares, few enough to rank in microseconds.
 const BUCKETS: u32 = 256;
 
@@ -26,6 +30,10 @@ pub(crate) fn distance(a: &[(String, String)], b: &[(String, String)]) -> u8 {
     let outermost = PLACES.iter().rposition(differ);
     outermost.map_or(0, |i| u8::try_from(i + 1).unwrap_or(u8::MAX))
 }
+
+/// The buckets whose chunks may be fetched from some distance, one bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Share([u64; (BUCKETS / 64) as usize]);
 
 #[derive(Debug)]
 pub(crate) struct Reach {
@@ -63,6 +71,15 @@ impl Reach {
         ranks.is_none_or(|ranks| ranks[(chunk % BUCKETS) as usize] < self.width)
     }
 
+    /// What may be fetched from that far, to be compared with what it was.
+    pub(crate) fn share(&self, distance: u8) -> Share {
+        let mut share = [0; (BUCKETS / 64) as usize];
+        for bucket in (0..BUCKETS).filter(|b| self.allows(distance, *b)) {
+            share[(bucket / 64) as usize] |= 1 << (bucket % 64);
+        }
+        Share(share)
+    }
+
     /// Leaves of `set` what may be fetched from that far.
     pub(crate) fn restrict(&self, distance: u8, set: &mut ChunkSet) {
         if distance > 0 {
@@ -73,8 +90,11 @@ impl Reach {
         }
     }
 
-    pub(crate) fn widen(&mut self) {
+    /// Returns whether there was more to reach.
+    pub(crate) fn widen(&mut self) -> bool {
+        let more = self.ranks.iter().flatten().any(|rank| *rank >= self.width);
         self.width = self.width.saturating_mul(2);
+        more
     }
 
     /// Returns whether it was wider.
@@ -130,9 +150,10 @@ mod tests {
         assert!(most < Some(24), "{most:?} of 8 on average");
         let mut hungry = reach(0);
         let narrow = (0..BUCKETS).filter(|c| hungry.allows(2, *c)).count();
-        hungry.widen();
+        assert!(hungry.widen());
         assert!((0..BUCKETS).filter(|c| hungry.allows(2, *c)).count() > narrow);
         assert!(hungry.narrow() && !hungry.narrow());
+        assert!(std::iter::repeat_with(|| hungry.widen()).take(6).any(|more| !more), "in the end all is reached");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{ChunkSet, NodeId, Time};
 use rand::Rng;
 use rand::rngs::SmallRng;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
 pub(crate) struct Serving {
@@ -99,16 +99,17 @@ impl Serving {
 
     /// The asker takes some chunks from somebody, or has them, and wants others after all.
     pub(crate) fn on_progress(&mut self, stock: &Stock, from: NodeId, taken: &[u32], again: &[u32], terms: Terms) {
+        let leased = match again {
+            [] => BTreeSet::new(),
+            _ => self.leases_of(from).flat_map(|(_, l)| l.chunks.iter().copied()).collect(),
+        };
         let Some(asker) = self.askers.get_mut(&from) else { return };
         asker.agree(terms);
         for &chunk in taken.iter().filter(|c| **c < stock.len()) {
             asker.takes(&mut self.rarity, chunk);
         }
-        for &chunk in again.iter().filter(|c| **c < stock.len()) {
-            let leased = self.leases.values().any(|l| l.reader == from && l.chunks.contains(&chunk));
-            if !leased {
-                asker.wants(stock, &mut self.rarity, chunk);
-            }
+        for &chunk in again.iter().filter(|c| **c < stock.len() && !leased.contains(c)) {
+            asker.wants(stock, &mut self.rarity, chunk);
         }
     }
 

@@ -74,6 +74,12 @@ impl Half {
         landed.successor
     }
 
+    /// Looks over the flights.
+    fn watch(&mut self) {
+        let Half { stock, pulling, now, out, .. } = self;
+        pulling.on_timeout(manifest(), stock, *now, out);
+    }
+
     fn flush(&mut self) {
         let Half { stock, pulling, now, out, .. } = self;
         *now = *now + PROGRESS_INTERVAL_MAX;
@@ -106,6 +112,46 @@ fn a_peer_that_cannot_be_reached_keeps_no_place_from_others() {
     assert_eq!((half.review(&few), half.pulling.asks.len()), (vec![peer(200)], ASKS_MAX - 1), "it is tried again");
 }
 
+#[test]
+fn who_waits_for_the_last_chunk_alone_is_fed_unless_it_takes_too_long() {
+    let mut half = Half::new(3);
+    half.review(&[living(1), living(2)]);
+    let quick = half.begin(peer(1), 0);
+    half.now = half.now + Duration::from_millis(1);
+    half.verify(peer(1), quick, 0);
+    half.begin(peer(1), 1);
+    half.now = half.now + HUNGER_PATIENCE;
+    assert!(half.pulling.is_starving(half.now), "there is one more");
+    let last = half.begin(peer(2), 2);
+    half.verify(peer(2), last, 2);
+    half.now = half.now + HUNGER_PATIENCE;
+    assert!(!half.pulling.is_starving(half.now), "nothing is left to ask for");
+    half.watch();
+    half.now = half.now + HUNGER_PATIENCE;
+    assert!(half.pulling.is_starving(half.now), "another may bring it");
+}
+
+#[test]
+fn where_nobody_has_anything_others_are_asked_less_and_less_often() {
+    let mut half = Half::new(4);
+    let all: Vec<Candidate> = (1..100).map(living).collect();
+    half.review(&all);
+    let others_asked_until = |half: &mut Half, end: Time| {
+        half.said();
+        while let Some((at, _)) = half.pulling.next_timeout().filter(|(at, _)| *at <= end) {
+            half.now = at;
+            half.review(&all);
+        }
+        half.said().iter().filter(|(_, m)| matches!(m, PeerMessage::Ask { wanted, .. } if wanted.is_full())).count()
+    };
+    let end = half.now + ASK_REFRESH / 2;
+    let asked = others_asked_until(&mut half, end);
+    assert!((10..=20).contains(&asked), "{asked} in 5 s");
+    half.read(half.pulling.asked()[0], [0]);
+    half.now = half.now + HUNGER_PATIENCE;
+    assert!(half.pulling.is_starving(half.now), "what comes gives hope");
+}
+
 /// Two reads from the first peer that take far longer than one before them.
 fn two_slow_reads() -> (Half, [OpId; 2]) {
     let mut half = Half::new(4);
@@ -116,7 +162,7 @@ fn two_slow_reads() -> (Half, [OpId; 2]) {
     let slow = [1, 2].map(|chunk| half.begin(peer(1), chunk));
     for _ in 0..3 {
         half.now = half.now + FLIGHT_WATCH;
-        half.pulling.on_timeout(manifest(), &half.stock, half.now, &mut half.out);
+        half.watch();
     }
     (half, slow)
 }
@@ -168,6 +214,29 @@ fn who_refuses_or_stays_silent_loses_its_place_to_others() {
 }
 
 #[test]
+fn a_refusal_that_crossed_another_ask_ends_only_its_own() {
+    let mut half = Half::new(4);
+    half.stock.wanted = ChunkSet::from_indices(4, 0..1);
+    half.review(&[living(1)]);
+    let want_more = |half: &mut Half| {
+        half.stock.wanted.insert(half.stock.wanted.count());
+        let Half { stock, pulling, now, out, .. } = half;
+        pulling.on_wants_changed(manifest(), stock, *now, out);
+    };
+    want_more(&mut half);
+    half.pulling.on_refused(peer(1), half.now);
+    assert_eq!(half.pulling.asked(), [peer(1)], "that was about the one chunk");
+    half.pulling.on_refused(peer(1), half.now);
+    assert_eq!(half.pulling.asked(), [], "that about both");
+    half.now = half.now + ASK_RETRY;
+    half.review(&[living(1)]);
+    half.now = half.now + ASK_RETRY;
+    want_more(&mut half);
+    half.pulling.on_refused(peer(1), half.now);
+    assert_eq!(half.pulling.asked(), [], "no answer to an old one takes so long");
+}
+
+#[test]
 fn the_news_reach_who_is_not_spoken_to_and_nobody_twice() {
     let mut half = Half::new(8);
     half.review(&[living(1), living(2)]);
@@ -193,8 +262,7 @@ fn with_an_overdue_read() -> (Half, OpId) {
     half.flush();
     half.said();
     half.now = half.now + FLIGHT_WATCH * 2;
-    let Half { stock, pulling, now, out, .. } = &mut half;
-    pulling.on_timeout(manifest(), stock, *now, out);
+    half.watch();
     half.flush();
     (half, slow)
 }
@@ -218,6 +286,7 @@ fn others_may_bring_what_takes_too_long_until_it_is_here() {
 #[test]
 fn a_slow_read_hands_its_chunk_to_one_other_that_counts_on_it() {
     let (mut half, slow) = with_an_overdue_read();
+    half.review(&[living(3)]);
     half.said();
     let next = half.begin(peer(2), 1);
     assert!(half.out.iter().any(|o| matches!(o, Output::CancelRead { op } if *op == slow)));
@@ -274,6 +343,55 @@ fn from_afar_only_its_own_share_is_asked_for_and_more_in_hunger() {
     half.now = half.now + HUNGER_PATIENCE;
     half.review(&[beyond(1), living(11)]);
     assert!(wants(&mut half, 1).is_some_and(|w| w.is_full()), "in the end all of it");
+}
+
+#[test]
+fn those_far_away_are_asked_anew_for_another_share_and_not_at_all_for_none() {
+    let mut half = Half::new(8);
+    let beyond = |n| Candidate { node: peer(n), connected: true, distance: 2, asks_us: false };
+    let (me, far) = (peer(9), [beyond(1), living(11)]);
+    let neighbours: Vec<(NodeId, u8)> = (11..15).map(|n| (peer(n), 0)).chain([(peer(1), 2)]).collect();
+    half.pulling.on_neighbours(&me, &neighbours);
+    half.stock.wanted = ChunkSet::from_indices(8, (0..8).filter(|c| half.pulling.reach.allows(2, *c)));
+    let (mine, all) = (half.stock.wanted.clone(), ChunkSet::full(8));
+    assert!(!mine.is_empty() && !mine.is_full(), "a share is some of it");
+    half.review(&far);
+    assert_eq!(half.pulling.asked(), [peer(1), peer(11)]);
+    half.said();
+    // One more stands beyond: that changes nothing.
+    half.pulling.on_neighbours(&me, &[&neighbours[..], &[(peer(2), 2)]].concat());
+    half.review(&far);
+    assert_eq!(half.said(), []);
+    half.stock.wanted = all;
+    half.stock.have = mine;
+    half.review(&far);
+    let said = half.said();
+    let [(to, PeerMessage::Ask { wanted, .. })] = &said[..] else { panic!("{said:?}") };
+    assert!(*to == peer(1) && wanted.is_empty(), "others of its rack bring the rest");
+    half.review(&far);
+    assert_eq!((half.pulling.asked(), half.said()), (vec![peer(11)], vec![]));
+    while !half.pulling.asked().contains(&peer(1)) {
+        half.now = half.pulling.next_timeout().expect("it is hungry").0;
+        half.review(&far);
+    }
+}
+
+#[test]
+fn what_nobody_asked_for_is_given_back() {
+    let mut half = Half::new(4);
+    half.review(&[living(1), living(2)]);
+    half.pulling.withdraw(manifest(), &half.stock, peer(2), &mut half.out);
+    half.said();
+    for stranger in [2, 3] {
+        let lease = half.begin(peer(stranger), 0);
+        let returned = vec![Returned { lease, chunk: 0, outcome: Outcome::Declined }];
+        let (taken, again, terms) = (vec![], vec![], Terms::default());
+        let message = PeerMessage::Progress { manifest: manifest(), returned, taken, again, terms };
+        assert_eq!(half.said(), [(peer(stranger), message)]);
+    }
+    assert_eq!(half.pulling.flights().count(), 0);
+    half.begin(peer(1), 0);
+    assert_eq!(half.pulling.flights().count(), 1);
 }
 
 const CHUNKS: u32 = 12;

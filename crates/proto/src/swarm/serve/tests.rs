@@ -2,7 +2,6 @@ use super::*;
 use crate::limits::UPLOAD_BURST;
 use proptest::prelude::*;
 use rand::SeedableRng;
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 const CHUNK: u64 = 4 << 20;
