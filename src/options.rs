@@ -61,6 +61,10 @@ pub(crate) struct NodeOptions {
     /// network card [default: no limit]
     #[arg(long, env = "AQUIFER_UPLOAD_LIMIT", value_name = "SIZE", help_heading = "Mesh")]
     pub(crate) upload_limit: Option<String>,
+    /// TCP congestion control that chunks are sent by, one that the system allows [default: the system's,
+    /// or in place of bbr one that heeds losses]
+    #[arg(long, env = "AQUIFER_TCP_CONGESTION", value_name = "NAME", help_heading = "Mesh")]
+    pub(crate) tcp_congestion: Option<String>,
 }
 
 /// Options of `aquifer agent` alone.
@@ -199,6 +203,7 @@ impl NodeOptions {
             state: self.state.or(file.state),
             upload_window: self.upload_window.or(file.upload_window),
             upload_limit: self.upload_limit.or(file.upload_limit),
+            tcp_congestion: self.tcp_congestion.or(file.tcp_congestion),
         }
     }
 
@@ -213,6 +218,7 @@ impl NodeOptions {
             trust: self.trust,
             upload_window: self.upload_window,
             upload_limit: self.upload_limit,
+            tcp_congestion: self.tcp_congestion,
             ..NodeOptions::default()
         }
     }
@@ -258,6 +264,7 @@ impl NodeOptions {
             memory_bytes: 4 << 30,
             upload_bytes: size("--upload-window", self.upload_window.as_deref())?.unwrap_or(256 << 20),
             upload_bytes_per_s: size("--upload-limit", self.upload_limit.as_deref())?,
+            tcp_congestion: self.tcp_congestion.clone(),
             socket: None,
             state,
             publish: None,

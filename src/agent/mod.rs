@@ -79,6 +79,8 @@ pub(crate) struct AgentConfig {
     pub(crate) memory_bytes: u64,
     pub(crate) upload_bytes: u64,
     pub(crate) upload_bytes_per_s: Option<u64>,
+    /// See [`TcpConfig::congestion`].
+    pub(crate) tcp_congestion: Option<String>,
     pub(crate) socket: Option<PathBuf>,
     pub(crate) state: Option<StateDir>,
     pub(crate) publish: Option<Publish>,
@@ -213,8 +215,9 @@ pub(crate) async fn start(config: AgentConfig) -> Result<Running> {
         // The agent drains this as long as it lives; after it, nobody waits for the answer.
         let _ = completed.send(Event::Read(completion));
     };
-    let transport = TcpTransport::start(config.data_listen, grants.clone(), completion, TcpConfig::default())
-        .with_context(|| format!("cannot listen for data on {}: choose another --data-listen", config.data_listen))?;
+    let tcp = TcpConfig { congestion: config.tcp_congestion.clone(), ..TcpConfig::default() };
+    let transport = TcpTransport::start(config.data_listen, grants.clone(), completion, tcp)
+        .with_context(|| format!("cannot serve chunks on {} (--data-listen)", config.data_listen))?;
     let mesh_config = MeshConfig {
         identity: config.identity.clone(),
         mesh_key: config.mesh_key.clone(),

@@ -121,8 +121,8 @@ pub const GOSSIP_HEARTBEAT_FIRST: Duration = Duration::from_millis(100);
 /// and keeps as many as the highest. Gossipsub's own are 6, 5 and 12 (Vyzovitis et al., 2020), and
 /// with them two thirds of 32 nodes around one bootstrap node heard a message within 3 s: the node
 /// in the middle served 12 and left the others to chance. Guesses, for a start like that.
-pub const GOSSIP_PEERS: usize = 8;
-pub const GOSSIP_PEERS_LOW: usize = 6;
+pub const GOSSIP_PEERS: usize = 4;
+pub const GOSSIP_PEERS_LOW: usize = 3;
 pub const GOSSIP_PEERS_HIGH: usize = 64;
 
 /// Of its other peers a node tells this part, with each heartbeat, what it has heard in so many

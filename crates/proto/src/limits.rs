@@ -68,11 +68,11 @@ pub const REMIND_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Peers a puller asks at once for one manifest. Guess: enough that one that falls silent is hardly
 /// missed, few enough that telling each of them the news costs little beside the chunks.
-pub const ASKS_MAX: usize = 16;
+pub const ASKS_MAX: usize = 24;
 
 /// Near peers among them that a node picks by itself at first; the other places are kept for those
 /// who ask it, for this long after it began to look.
-pub const ASKS_OWN: usize = 8;
+pub const ASKS_OWN: usize = 12;
 pub const MUTUAL_GRACE: Duration = Duration::from_millis(10);
 
 /// Places among them for peers beyond a boundary (another host, rack or zone), where there are
@@ -133,7 +133,7 @@ pub const CREDIT_BYTES_MIN: u64 = 128 << 10;
 /// when askers happen to crowd elsewhere; more make each chunk, and so the first copies, slower.
 /// Settled by simulation (`one-seed`, 64 nodes, 2,048 chunks): 6 keep 90 % of the links busy,
 /// 8 keep 96 %, 12 keep 99 %; the last chunk's way through the swarm grows with it.
-pub const SERVED_AT_ONCE: u64 = 10;
+pub const SERVED_AT_ONCE: u64 = 13;
 
 /// As long as first copies wait, nothing else is granted if so many askers' credit is under lease: a
 /// lone seed's link is busy with them, and second copies would only slow the first.

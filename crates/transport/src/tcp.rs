@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+mod congestion;
 mod greeting;
 mod holder;
 mod reader;
@@ -22,7 +23,7 @@ mod tests;
 mod wire;
 
 /// What may be tuned. The defaults are those of [`limits`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpConfig {
     /// 1 to [`limits::CONNECTIONS_PER_PEER_MAX`].
     pub connections_per_peer: usize,
@@ -37,6 +38,9 @@ pub struct TcpConfig {
     /// Connections accepted in all, and those of them without a valid ticket yet.
     pub accepted_max: usize,
     pub unauthenticated_max: usize,
+    /// The congestion control that chunks are sent by. None: the system's, unless another of those it
+    /// allows suits a swarm better.
+    pub congestion: Option<String>,
 }
 
 impl Default for TcpConfig {
@@ -50,6 +54,7 @@ impl Default for TcpConfig {
             write_timeout: limits::WRITE_TIMEOUT,
             accepted_max: limits::ACCEPTED_MAX,
             unauthenticated_max: limits::UNAUTHENTICATED_MAX,
+            congestion: None,
         }
     }
 }
@@ -97,9 +102,10 @@ impl TcpTransport {
         config: TcpConfig,
     ) -> io::Result<Arc<Self>> {
         let listener = TcpListener::bind(listen)?;
+        congestion::choose(&listener, config.congestion.as_deref())?;
         let local = listener.local_addr()?;
         let counters = Arc::new(Counters::default());
-        let reader = Arc::new(reader::Reader::new(config, Box::new(completions), counters.clone()));
+        let reader = Arc::new(reader::Reader::new(config.clone(), Box::new(completions), counters.clone()));
         let holder = holder::Holder::start(listener, config, grants, counters.clone())?;
         Ok(Arc::new(TcpTransport { local, counters, reader, holder }))
     }

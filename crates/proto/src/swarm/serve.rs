@@ -261,7 +261,7 @@ impl Serving {
     fn typical_credit(&self, stock: &Stock) -> u64 {
         let credits = self.askers.values().map(|a| a.credit_bytes).filter(|c| *c > 0);
         let (count, sum) = credits.fold((0u64, 0u64), |(n, sum), c| (n + 1, sum.saturating_add(c)));
-        (sum / count.max(1)).saturating_sub(stock.unit_bytes()).max(stock.unit_bytes())
+        (sum / count.max(1)).max(stock.unit_bytes())
     }
 
     #[cfg(test)]
