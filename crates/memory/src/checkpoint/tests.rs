@@ -79,7 +79,7 @@ fn a_tensor_that_did_not_change_keeps_its_chunks() {
         publish(dir(&files).path()).manifest.tensor("a").unwrap().chunks.clone()
     };
     let before = publish_with(10);
-    assert_eq!(before.len(), 9_000_000usize.div_ceil(128 << 10));
+    assert!(before.len() >= 9_000_000usize.div_ceil(64 << 10), "{}", before.len());
     assert_eq!(publish_with(2_000_000), before);
 }
 

@@ -1,6 +1,6 @@
 //! The holder's half: whose ask to answer next, and with which chunks.
 //!
-//! The hungriest asker is served first, with the chunk of which the fewest copies are known; a
+//! The hungriest asker is served first, among equals the one that misses most, with the chunk of which the fewest copies are known; a
 //! chunk of which none is known goes before everything else, whoever wants it. So a lone seed
 //! sends every chunk once before it sends any twice, and nothing waits for the slowest.
 
@@ -16,6 +16,7 @@ use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{ChunkSet, NodeId, Time};
 use rand::Rng;
 use rand::rngs::SmallRng;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug)]
@@ -234,10 +235,10 @@ impl Serving {
                 true => Class::FarLater,
                 false => Class::Near,
             };
-            (class, a.flight_bytes, a.served_bytes, *node)
+            (class, a.flight_bytes, Reverse(a.wanted.count()), a.served_bytes, *node)
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
-        let (class, _, _, to) = waiting.map(hungry).min()?;
+        let (class, _, _, _, to) = waiting.map(hungry).min()?;
         if class != Class::First
             && budget.leased_bytes >= FIRST_AT_ONCE.saturating_mul(credit)
             && self.has_first_copies()
