@@ -216,8 +216,9 @@ pub(crate) async fn start(config: AgentConfig) -> Result<Running> {
         let _ = completed.send(Event::Read(completion));
     };
     let tcp = TcpConfig { congestion: config.tcp_congestion.clone(), ..TcpConfig::default() };
-    let transport = TcpTransport::start(config.data_listen, grants.clone(), completion, tcp)
-        .with_context(|| format!("cannot serve chunks on {} (--data-listen)", config.data_listen))?;
+    let transport = TcpTransport::start(config.data_listen, grants.clone(), completion, tcp).with_context(|| {
+        format!("cannot serve chunks on {}: if the port is taken, choose another --data-listen", config.data_listen)
+    })?;
     let mesh_config = MeshConfig {
         identity: config.identity.clone(),
         mesh_key: config.mesh_key.clone(),

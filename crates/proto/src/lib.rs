@@ -16,6 +16,8 @@ pub mod plan;
 pub mod record;
 mod releases;
 mod swarm;
+#[cfg(test)]
+mod testing;
 mod trust;
 
 pub use engine::{EngineInput, EngineOutput, EngineSession, Target, Tell};

@@ -232,6 +232,7 @@ pub(crate) fn jittered(interval: Duration, rng: &mut SmallRng) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::bare_status;
     use aquifer_core::{ChannelStatus, ManifestHash, NodeSecret};
     use rand::SeedableRng;
 
@@ -245,23 +246,7 @@ mod tests {
     }
 
     fn status(seed: u8) -> Status {
-        Status {
-            node: NodeSecret::from_seed([seed; 32]).public(),
-            incarnation: 1,
-            seq: 1,
-            name: format!("n{seed}"),
-            addresses: vec![],
-            data_endpoints: vec![],
-            labels: vec![],
-            channels: vec![],
-            leases: 0,
-            leases_max: 0,
-            engines: 0,
-            engines_ready: 0,
-            interval_ms: 3000,
-            leaving: false,
-            version: String::new(),
-        }
+        Status { name: format!("n{seed}"), ..bare_status(NodeSecret::from_seed([seed; 32]).public()) }
     }
 
     fn hear(members: &mut Members, now: Time, record: SignedStatus, age: Duration) -> bool {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::limits::{EARLY_ASK_PATIENCE, EXCUSE_SPACING, EXCUSES_MAX};
-use aquifer_core::{Access, Status};
+use crate::testing::bare_status;
+use aquifer_core::Access;
 
 fn peer() -> NodeId {
     NodeSecret::from_seed([2; 32]).public()
@@ -31,24 +32,7 @@ fn node() -> Node {
 }
 
 fn status_of_peer() -> SignedStatus {
-    let status = Status {
-        node: peer(),
-        incarnation: 1,
-        seq: 1,
-        name: String::new(),
-        addresses: vec![],
-        data_endpoints: vec![],
-        labels: vec![],
-        channels: vec![],
-        leases: 0,
-        leases_max: 0,
-        engines: 0,
-        engines_ready: 0,
-        interval_ms: 3000,
-        leaving: false,
-        version: String::new(),
-    };
-    SignedStatus::sign(&status, &NodeSecret::from_seed([2; 32]))
+    SignedStatus::sign(&bare_status(peer()), &NodeSecret::from_seed([2; 32]))
 }
 
 fn ask(node: &mut Node, now: Time) {

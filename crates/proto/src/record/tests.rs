@@ -1,5 +1,6 @@
 use super::*;
 use crate::io::{LocalStatus, OpId, ReadOutcome};
+use crate::testing::bare_status;
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{Access, ChannelStatus, ChunkSet, ManifestHash, PublisherSecret, Release, SignedStatus, Status};
 use proptest::prelude::*;
@@ -61,21 +62,11 @@ fn status(n: u8, seq: u64) -> SignedStatus {
         chunks_have: 9,
     };
     let status = Status {
-        node: peer(n).public(),
-        incarnation: 1,
         seq,
         name: format!("p{n}"),
         addresses: vec![format!("a{n}")],
-        data_endpoints: vec![],
-        labels: vec![],
         channels: vec![channel],
-        leases: 0,
-        leases_max: 0,
-        engines: 0,
-        engines_ready: 0,
-        interval_ms: 3000,
-        leaving: false,
-        version: String::new(),
+        ..bare_status(peer(n).public())
     };
     SignedStatus::sign(&status, &peer(n))
 }

@@ -1,8 +1,9 @@
 //! The holder's half: whose ask to answer next, and with which chunks.
 //!
-//! The hungriest asker is served first, among equals the one that misses most, with the chunk of which the fewest copies are known; a
-//! chunk of which none is known goes before everything else, whoever wants it. So a lone seed
-//! sends every chunk once before it sends any twice, and nothing waits for the slowest.
+//! The hungriest asker is served first, among equals the one that misses most, with the chunk of
+//! which the fewest copies are known; a chunk of which none is known goes before everything else,
+//! whoever wants it. So a lone seed sends every chunk once before it sends any twice, and nothing
+//! waits for the slowest.
 
 use super::asker::Asker;
 use super::budget::Budget;

@@ -2,6 +2,7 @@ use super::*;
 use crate::io::{Input, ReadOutcome};
 use crate::limits::{DIAL_PATIENCE, NEWS_MAX};
 use crate::node::{Config, Node};
+use crate::testing::bare_status;
 use aquifer_core::message::Refusal;
 use aquifer_core::{
     Access, ChannelStatus, GossipMessage, NodeSecret, PublisherSecret, Release, SignedRelease, SignedStatus, Status,
@@ -642,22 +643,6 @@ fn status(n: u8) -> SignedStatus {
         chunks_wanted: CHUNKS,
         chunks_have: CHUNKS,
     };
-    let status = Status {
-        node: named(n).public(),
-        incarnation: 1,
-        seq: 1,
-        name: String::new(),
-        addresses: vec!["there".into()],
-        data_endpoints: vec![],
-        labels: vec![],
-        channels: vec![channel],
-        leases: 0,
-        leases_max: 0,
-        engines: 0,
-        engines_ready: 0,
-        interval_ms: 3000,
-        leaving: false,
-        version: String::new(),
-    };
+    let status = Status { addresses: vec!["there".into()], channels: vec![channel], ..bare_status(named(n).public()) };
     SignedStatus::sign(&status, &named(n))
 }
