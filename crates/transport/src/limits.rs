@@ -52,3 +52,29 @@ pub const SCOLDED_MAX: usize = 4096;
 
 /// Pause after accept(2) failed for want of descriptors or memory.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Bytes copied from a shared memory or file before they are hashed. They are then still in a core's
+/// cache.
+pub const SHM_PIECE_BYTES: u64 = 256 << 10;
+
+/// Connections, each with a thread, over shared memory to one peer: as many chunks are copied and
+/// hashed at once. Guess: four cores are worth a 10 GB/s copy.
+pub const SHM_CONNECTIONS_PER_PEER_MAX: usize = 4;
+
+/// Connections to all peers of this machine together. Guess: 64 agents on one.
+pub const SHM_CONNECTIONS_MAX: usize = 256;
+
+/// Connections accepted from one peer: four times what one opens. Those that it cut are ended as soon
+/// as their thread notices.
+pub const SHM_ACCEPTED_PER_PEER_MAX: usize = 4 * SHM_CONNECTIONS_PER_PEER_MAX;
+
+/// Descriptors that a reader keeps for each connection. To pass one anew costs some 10 µs, and a slab
+/// of the memory store holds 16 chunks of 4 MiB. Guess.
+pub const SHM_SLOTS: usize = 8;
+
+/// Bytes of the socket's queue when chunks go through it that cannot be shared. Linux grants twice
+/// `net.core.wmem_max` (208 KiB by default) at most.
+pub const SHM_SOCKET_QUEUE_BYTES: usize = 1 << 20;
+
+/// Sockets of the dead that are looked for in the directory at the start. Guess.
+pub const SHM_SWEPT_MAX: usize = 4096;
