@@ -21,6 +21,7 @@ pub(crate) struct Launch<'s> {
     data_listen: String,
     wrapper: Vec<OsString>,
     shares_memory: bool,
+    shm_dir: PathBuf,
     state: Option<PathBuf>,
     socket: PathBuf,
 }
@@ -76,6 +77,7 @@ impl<'s> Launch<'s> {
             data_listen: "127.0.0.1:0".to_string(),
             wrapper: Vec::new(),
             shares_memory: true,
+            shm_dir: site.path("shm"),
             state: None,
             socket: site.path(&format!("{name}.sock")),
         }
@@ -114,6 +116,11 @@ impl<'s> Launch<'s> {
     /// Sends over TCP alone.
     pub(crate) fn without_shm(mut self) -> Self {
         self.shares_memory = false;
+        self
+    }
+
+    pub(crate) fn shm_dir(mut self, path: PathBuf) -> Self {
+        self.shm_dir = path;
         self
     }
 
@@ -160,7 +167,7 @@ impl<'s> Launch<'s> {
         );
         all.extend(["--mesh-key".into(), self.mesh_key.clone().into()]);
         all.extend(["--shm".into(), self.shares_memory.to_string().into()]);
-        all.extend(["--shm-dir".into(), self.site.path("shm").into()]);
+        all.extend(["--shm-dir".into(), self.shm_dir.clone().into()]);
         match (kind.as_str(), &self.trust) {
             ("publish", _) => all.extend(["--publisher-key".into(), self.publisher_key.clone().into()]),
             (_, Some(trust)) => all.extend(["--trust".into(), trust.into()]),

@@ -61,6 +61,7 @@ pub(crate) struct Traffic {
     pub(crate) chunks_verified: u64,
     pub(crate) chunks_corrupt: u64,
     pub(crate) chunks_found: u64,
+    pub(crate) reads_failed: u64,
     pub(crate) sources: u64,
 }
 
