@@ -45,6 +45,12 @@ const ROOMS: &[Room] = &[
         may_unsafe: true,
     },
     Room {
+        name: "aquifer-rdma",
+        purpose: "the transport over RDMA verbs",
+        may_know: &["aquifer-core", "aquifer-memory", "aquifer-transport"],
+        may_unsafe: true,
+    },
+    Room {
         name: "aquifer-engine",
         purpose: "the protocol between an engine and its agent",
         may_know: &["aquifer-core"],

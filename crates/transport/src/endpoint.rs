@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 const SHM: &str = "shm:";
+const RDMA: &str = "rdma:";
 
 /// One way to a holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,26 +15,38 @@ pub enum Endpoint {
     Tcp(SocketAddr),
     /// A Unix socket on this very machine.
     Shm(PathBuf),
+    /// Where a node with RDMA devices listens for what is said beside them.
+    Rdma(SocketAddr),
 }
 
 impl Endpoint {
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
             Endpoint::Tcp(address) => Some(*address),
-            Endpoint::Shm(_) => None,
+            Endpoint::Shm(_) | Endpoint::Rdma(_) => None,
         }
     }
 
     pub fn shm(&self) -> Option<&Path> {
         match self {
-            Endpoint::Tcp(_) => None,
+            Endpoint::Tcp(_) | Endpoint::Rdma(_) => None,
             Endpoint::Shm(path) => Some(path),
         }
     }
 
-    /// What a peer says, `ip:port` or `shm:MACHINE:PATH`. `None` where it says nothing that leads
+    pub fn rdma(&self) -> Option<SocketAddr> {
+        match self {
+            Endpoint::Tcp(_) | Endpoint::Shm(_) => None,
+            Endpoint::Rdma(address) => Some(*address),
+        }
+    }
+
+    /// What a peer says, `ip:port`, `shm:MACHINE:PATH` or `rdma:ip:port`. `None` where it says nothing that leads
     /// anywhere from here: the socket of another machine, or one that this process does not see.
     pub fn parse(text: &str) -> Option<Self> {
+        if let Some(address) = text.strip_prefix(RDMA) {
+            return address.parse().ok().map(Endpoint::Rdma);
+        }
         let Some(rest) = text.strip_prefix(SHM) else { return text.parse().ok().map(Endpoint::Tcp) };
         let (machine, path) = rest.split_once(':')?;
         let path = Path::new(path);
@@ -53,6 +66,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Endpoint::Tcp(address) => address.fmt(f),
+            Endpoint::Rdma(address) => write!(f, "{RDMA}{address}"),
             Endpoint::Shm(path) => write!(f, "{SHM}{}:{}", this_machine().unwrap_or("-"), path.display()),
         }
     }
@@ -74,8 +88,10 @@ mod tests {
     fn an_endpoint_survives_its_words() {
         let here = Endpoint::Shm(std::env::current_exe().unwrap());
         assert_eq!(Endpoint::parse(&here.to_string()), Some(here));
-        let there = Endpoint::Tcp("10.0.0.1:7402".parse().unwrap());
-        assert_eq!(Endpoint::parse(&there.to_string()), Some(there));
+        let address = "10.0.0.1:7402".parse().unwrap();
+        for there in [Endpoint::Tcp(address), Endpoint::Rdma(address)] {
+            assert_eq!(Endpoint::parse(&there.to_string()), Some(there));
+        }
     }
 
     #[test]
@@ -85,6 +101,8 @@ mod tests {
             "",
             ":7402",
             "shm:",
+            "rdma:",
+            "rdma::7402",
             "shm:elsewhere:/proc",
             "shm::/proc",
             &format!("shm:{machine}:/no/such/socket"),

@@ -65,7 +65,7 @@ pub(crate) struct Confirm {
 
 /// How a holder turned a reader away.
 #[derive(Debug)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The reader did what an honest one would not.
     Misbehaved(&'static str),
     Lost(io::Error),

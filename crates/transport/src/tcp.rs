@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 mod congestion;
-mod greeting;
+pub mod greeting;
 mod holder;
 mod reader;
 #[cfg(test)]

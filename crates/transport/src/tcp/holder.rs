@@ -1,9 +1,9 @@
 //! The serving side: accepts readers and sends what they were granted.
 
+use super::greeting::{Fault, examine};
 use super::socket::{is_timeout, read_exact_by, send, send_before};
 use super::wire::{Header, REQUEST_BYTES, Request};
 use super::{Counters, TcpConfig};
-use crate::handshake::{Fault, examine};
 use crate::limits::{ACCEPT_BACKOFF, ACCEPTED_PER_PEER_MAX, SCOLDED_MAX, SEND_PIECE_BYTES, THREAD_STACK_BYTES};
 use crate::{Grants, Refusal};
 use aquifer_core::NodeId;
@@ -224,8 +224,7 @@ impl Seat {
 
     fn handshake(&mut self, stream: &TcpStream) -> Result<NodeId, End> {
         let holder = self.holder.clone();
-        let deadline = Instant::now() + holder.config.handshake_timeout;
-        Ok(examine(stream, deadline, |ticket| holder.grants.secret(ticket), |peer| self.sit(peer))?)
+        Ok(examine(stream, &*holder.grants, holder.config.handshake_timeout, |peer| self.sit(peer))?)
     }
 
     /// Counts the connection as the peer's, unless that has too many.

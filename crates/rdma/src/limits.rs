@@ -1,0 +1,113 @@
+//! Every bound of this crate, with its unit in its name and where it comes from.
+
+use std::time::Duration;
+
+/// Bytes of one READ at most; a chunk is read in pieces of it. At 100 Gbit/s one takes 84 µs, so the
+/// cost of posting and completing it is nothing, and a piece that comes says that the holder lives.
+pub const PIECE_BYTES: u32 = 1 << 20;
+
+/// READs posted at once on one queue pair, where the devices allow as many: 16 MiB under way, which is
+/// more than 400 Gbit/s times 300 µs. Devices name 16 as their own limit commonly.
+pub const DEPTH: u32 = 16;
+
+/// Chunks asked for ahead on one connection, and so leases a holder keeps windows open for: at 4 MiB
+/// each four times what is under way at once, so that the asking is hidden behind the reading.
+pub const ASKED_AHEAD_MAX: usize = 16;
+
+/// Connections accepted from one peer: one for each of its ports (eight in the largest machines),
+/// twice, for those of a restart that are not yet known to be dead.
+pub const ACCEPTED_PER_PEER_MAX: usize = 16;
+
+/// Connections accepted in all. Each costs a thread with a small stack, and a queue pair. Guess.
+pub const ACCEPTED_MAX: usize = 1024;
+
+/// Connections that have not yet shown a ticket. Guess: a mesh of hundreds may arrive at once.
+pub const UNAUTHENTICATED_MAX: usize = 128;
+
+/// How long connecting to one endpoint may take. A SYN is repeated after one second and after three.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// From the connection to the end of the handshake, or to a queue pair at either side.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A reader closes a connection it has not used for so long.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A holder waits longer than any reader, so that a request never meets a closing connection.
+pub const ACCEPTED_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A holder gives up on a reader that takes no answer for so long.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a holder looks whether the leases still hold that windows are open for: how much longer
+/// than its lease a key may work.
+pub const LEASE_REVIEW: Duration = Duration::from_millis(250);
+
+/// How long a reader has to stop after its lease has ended, where only the end of its connection can
+/// make it. Guess: longer than a chunk takes on the slowest link worth using.
+pub const WITHDRAWN_GRACE: Duration = Duration::from_secs(2);
+
+/// `timeout` of a queue pair: 4.096 µs × 2^14 = 67 ms until a request is sent again (InfiniBand
+/// specification, 9.7.6.1.3; devices wait up to four times as long).
+pub const ACK_TIMEOUT_EXPONENT: u8 = 14;
+
+/// Times a request is sent again. Seven would mean for ever on some devices. Measured on rxe: with
+/// six, a dead peer is known within 0.5 s.
+pub const RETRY_COUNT_MAX: u8 = 6;
+
+/// `min_rnr_timer`: nothing is ever sent that would need a receiver, so any value does.
+pub const RNR_TIMER: u8 = 12;
+
+/// Hops a RoCE packet may take between networks: the usual default.
+pub const HOP_LIMIT: u8 = 64;
+
+/// How long the completions of a queue pair that was stopped are waited for. They are there at once;
+/// where they do not come, destroying the queue pair ends its requests as surely.
+pub const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long an answer nobody waits for any more is given before the connection is renewed, since what
+/// waits behind it would be stuck. Guess: many times what a holder takes to answer.
+pub const STALE_ANSWER_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How often time is looked at while reads are under way.
+pub const TICK: Duration = Duration::from_millis(20);
+
+/// How often registrations are looked through for memory that nobody else keeps any more.
+pub const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often a read that had not begun is moved from a lost connection to a new one.
+pub const RETRIES_MAX: u8 = 1;
+
+/// A port whose queue pair failed is not used for so long, if there is another. Guess: about what a
+/// link takes to come back.
+pub const PORT_PAUSE: Duration = Duration::from_secs(5);
+
+/// Registered memory that chunks are copied to which lie in files, for each transport. Guess: 32
+/// chunks of 4 MiB, as much as the chunk stores stage.
+pub const STAGING_BYTES: u64 = 128 << 20;
+
+/// How long a request for a chunk of a file waits for staging memory, before it is turned away.
+pub const STAGING_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Ports of this machine used at once. The largest machines have one for each of eight GPUs, and some
+/// for storage.
+pub const PORTS_MAX: usize = 16;
+
+/// Threads that hash what was read and register memory. One hashes 4 GB/s. Guess: as few as keep up.
+pub const WORKERS_MAX: usize = 8;
+
+/// Completions taken from a queue at once.
+pub const POLL_BATCH: usize = 64;
+
+/// Entries of the reading side's completion queue for each port. Guess: 1,024 connections' worth at
+/// `DEPTH`, and within what devices allow (rxe: 32,767).
+pub const COMPLETIONS_MAX: u32 = 16 << 10;
+
+/// Stack of each thread: hashing takes 16 KiB of it; the rest is for the agent's callbacks.
+pub const THREAD_STACK_BYTES: usize = 512 << 10;
+
+/// Addresses whose misbehaviour was logged: later ones are not logged again. Guess.
+pub const SCOLDED_MAX: usize = 4096;
+
+/// Pause after accept(2) failed for want of descriptors or memory.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);

@@ -1,0 +1,94 @@
+//! The transport, put together.
+
+use crate::config::{Counters, RdmaConfig, RdmaStats};
+use crate::error::RdmaError;
+use crate::holder::Holder;
+use crate::rail::Rail;
+use crate::reader::Reader;
+use aquifer_transport::{Completion, Grants, Operation, Transport};
+use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+/// See the crate. Dropping it ends every read and closes every connection.
+pub struct RdmaTransport {
+    local: SocketAddr,
+    rails: Arc<Vec<Arc<Rail>>>,
+    counters: Arc<Counters>,
+    reader: Reader,
+    holder: Arc<Holder>,
+}
+
+impl RdmaTransport {
+    /// Opens the devices that `config` names, listens for side connections on `listen` and serves what
+    /// `grants` allow. `completions` is called from this transport's threads, and from within `submit`,
+    /// with no lock held; it may submit, but must not panic nor call `shutdown`. An error says why this
+    /// machine has no use for this transport.
+    pub fn start(
+        listen: SocketAddr,
+        grants: Arc<dyn Grants>,
+        completions: impl Fn(Completion) + Send + Sync + 'static,
+        config: RdmaConfig,
+    ) -> Result<Arc<Self>, RdmaError> {
+        let rails = Arc::new(Rail::open_all(&config)?);
+        let listener = TcpListener::bind(listen).map_err(RdmaError::system("listening for side connections"))?;
+        let local = listener.local_addr().map_err(RdmaError::system("getsockname"))?;
+        let counters = Arc::new(Counters::default());
+        let reader = Reader::start(config.clone(), rails.clone(), Box::new(completions), counters.clone())?;
+        let holder = Holder::start(listener, config, rails.clone(), grants, counters.clone())
+            .map_err(RdmaError::system("starting a thread"))?;
+        Ok(Arc::new(RdmaTransport { local, rails, counters, reader, holder }))
+    }
+
+    /// Where it listens for side connections; the port is the real one if 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The ports in use, in words.
+    pub fn ports(&self) -> Vec<String> {
+        self.rails.iter().map(|rail| rail.describe()).collect()
+    }
+
+    pub fn stats(&self) -> RdmaStats {
+        let totals = self.rails.iter().map(|rail| rail.regions.totals());
+        let (regions, registered_bytes) = totals.fold((0, 0), |(n, sum), (count, bytes)| (n + count, sum + bytes));
+        RdmaStats { regions, registered_bytes, ..self.counters.read() }
+    }
+
+    /// Ends every read, closes every connection and waits for the threads. Reads submitted later
+    /// complete at once. May take as long as connecting may; not to be called from a completion.
+    pub fn shutdown(&self) {
+        self.holder.close();
+        self.reader.close();
+        self.reader.join();
+        self.holder.join();
+    }
+}
+
+impl Transport for RdmaTransport {
+    fn name(&self) -> &'static str {
+        "rdma"
+    }
+
+    fn submit(&self, operation: Operation) {
+        match operation {
+            Operation::Read(op) => self.reader.read(op),
+            Operation::Cancel(id) => self.reader.cancel(id),
+            Operation::Disconnect(peer) => self.reader.disconnect(peer),
+        }
+    }
+}
+
+impl Drop for RdmaTransport {
+    fn drop(&mut self) {
+        self.holder.close();
+        self.reader.close();
+    }
+}
+
+impl fmt::Debug for RdmaTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RdmaTransport({}, {:?}, {:?})", self.local, self.rails, self.stats())
+    }
+}
