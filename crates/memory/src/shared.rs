@@ -1,10 +1,11 @@
 //! Memory and files that one process lets another read, by descriptor.
 //!
-//! They are read with pread(2) and never mapped: whoever gave the descriptor may cut short what is
-//! behind it, and the call then says so where a mapped page would be a SIGBUS. Measured beside a copy
-//! from a mapping: see docs/measured/shm.md.
+//! What is sealed against shrinking is mapped. All else is read with pread(2): whoever gave the
+//! descriptor may cut short what is behind it, and the call then says so where a mapped page would be a
+//! SIGBUS.
 
 use crate::error::MemoryError;
+use crate::mapping::Mapping;
 use crate::span::Span;
 use rustix::fs::{FileType, Mode, OFlags, fstat, fstatfs, open};
 use rustix::io::Errno;
@@ -30,23 +31,33 @@ const LOCAL: [u64; 11] = [
 
 /// What another process lets this one read.
 #[derive(Debug)]
-pub struct Shared(File);
+pub enum Shared {
+    Window(Span),
+    File(File),
+}
 
 impl Shared {
     /// Takes a descriptor from a process that is not trusted: it must be a plain file or a memfd, on a
     /// local file system.
     pub fn receive(fd: OwnedFd) -> Result<Self, MemoryError> {
         match objection(fd.as_fd()) {
-            Ok(None) => Ok(Shared(fd.into())),
-            Ok(Some(reason)) => Err(MemoryError::NotShared { reason }),
-            Err(errno) => Err(MemoryError::os("fstat", "a shared descriptor")(errno)),
+            Ok(None) => {}
+            Ok(Some(reason)) => return Err(MemoryError::NotShared { reason }),
+            Err(errno) => return Err(MemoryError::os("fstat", "a shared descriptor")(errno)),
         }
+        Ok(match Mapping::seen(fd.as_fd())? {
+            Some(window) => Shared::Window(window.span()),
+            None => Shared::File(fd.into()),
+        })
     }
 
-    /// Copies `len` bytes, from byte `offset` on, to byte `at` of `into`. An end of file says that it
-    /// is shorter than that, by now.
+    /// Copies `len` bytes, from byte `offset` on, to byte `at` of `into`. An error if there are not so
+    /// many.
     pub fn copy_to(&self, offset: u64, into: &Span, at: u64, len: u64) -> io::Result<()> {
-        into.fill(at, &self.0, offset, len)
+        match self {
+            Shared::Window(span) => span.copy_to(offset, into, at, len),
+            Shared::File(file) => into.fill(at, file, offset, len),
+        }
     }
 }
 
@@ -71,16 +82,15 @@ fn objection(fd: BorrowedFd<'_>) -> Result<Option<String>, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mapping::Mapping;
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
     use rustix::mm::{MapFlags, ProtFlags, mmap};
     use std::io::Write;
 
     #[test]
-    fn a_slab_is_read_and_never_written_by_others() {
-        let slab = Mapping::slab("t", 8192).unwrap();
-        let fd = slab.share().unwrap().expect("this kernel has F_SEAL_FUTURE_WRITE");
-        slab.span().write(4096, b"later").unwrap();
+    fn a_window_is_read_and_never_written_by_others() {
+        let window = Mapping::window("t", 8192).unwrap();
+        let fd = window.share().unwrap().expect("this kernel has F_SEAL_FUTURE_WRITE");
+        window.span().write(4096, b"later").unwrap();
         // Whoever has it may open it anew, also to write: the owner is the same.
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let mut again = File::options().read(true).write(true).open(path).unwrap();
@@ -92,7 +102,12 @@ mod tests {
         assert!(again.set_len(0).is_err());
 
         let into = Mapping::anonymous(5).unwrap().span();
-        Shared::receive(fd).unwrap().copy_to(4096, &into, 0, 5).unwrap();
+        let shared = Shared::receive(fd).unwrap();
+        let Shared::Window(seen) = &shared else { panic!("it is sealed") };
+        assert!(seen.write(0, b"x").is_err() && seen.as_mut_ptr().is_none());
+        seen.prefault();
+        assert!(shared.copy_to(8190, &into, 0, 5).is_err() && shared.copy_to(u64::MAX, &into, 0, 5).is_err());
+        shared.copy_to(4096, &into, 0, 5).unwrap();
         let mut seen = [0; 5];
         into.read(0, &mut seen).unwrap();
         assert_eq!(&seen, b"later");

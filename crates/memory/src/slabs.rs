@@ -110,7 +110,7 @@ impl State {
         if slab_len < len {
             return Err(self.full(len));
         }
-        let mapping = Mapping::slab("aquifer-chunks", slab_len).map_err(|error: MemoryError| {
+        let (mapping, _) = Mapping::memfd("aquifer-chunks", slab_len).map_err(|error: MemoryError| {
             tracing::warn!("the chunk store cannot grow: {error}");
             self.full(len)
         })?;

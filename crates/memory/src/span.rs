@@ -119,8 +119,7 @@ impl Span {
         if self.mapping.mapped_file().is_some() {
             return with_piece(|piece| self.feed(at, len, piece, hasher));
         }
-        let mut private = [0; HASH_COPY_BYTES];
-        self.feed(at, len, &mut private, hasher)
+        with_piece(|piece| self.feed(at, len, &mut piece[..HASH_COPY_BYTES], hasher))
     }
 
     fn feed(&self, at: u64, len: u64, buffer: &mut [u8], hasher: &mut blake3::Hasher) -> io::Result<()> {
@@ -178,6 +177,8 @@ impl Span {
         if let Some(file) = self.mapping.mapped_file() {
             let len = std::num::NonZeroU64::new(self.len);
             let _ = rustix::fs::fadvise(&file.file, self.offset, len, rustix::fs::Advice::WillNeed);
+        }
+        if !self.is_writable() {
             return;
         }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
@@ -231,7 +232,7 @@ impl Span {
     fn check_writable(&self) -> io::Result<()> {
         match self.is_writable() {
             true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "this span is a file, mapped to be read")),
+            false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "this span is mapped to be read")),
         }
     }
 }

@@ -68,12 +68,19 @@ pub const SHM_CONNECTIONS_MAX: usize = 256;
 /// as their thread notices.
 pub const SHM_ACCEPTED_PER_PEER_MAX: usize = 4 * SHM_CONNECTIONS_PER_PEER_MAX;
 
-/// Descriptors that a reader keeps for each connection. To pass one anew costs some 10 µs, and a slab
-/// of the memory store holds 16 chunks of 4 MiB. Guess.
+/// Descriptors that a reader keeps for each connection: of its window, and of files. To pass one anew
+/// costs some 10 µs, and a file of a checkpoint has hundreds of chunks. Guess.
 pub const SHM_SLOTS: usize = 8;
 
-/// Bytes of the socket's queue when chunks go through it that cannot be shared. Linux grants twice
-/// `net.core.wmem_max` (208 KiB by default) at most.
+/// Bytes of all windows that a holder keeps, each as long as the longest chunk its reader asked for.
+/// Chunks of memory for which there is no room go through the socket. Guess: 64 readers of 4 MiB chunks.
+pub const SHM_WINDOWS_BYTES_MAX: u64 = 256 << 20;
+
+/// Windows are not shorter than this, so that they are seldom made anew.
+pub const SHM_WINDOW_BYTES_MIN: u64 = 256 << 10;
+
+/// Bytes of the socket's queue when chunks go through it. Linux grants twice `net.core.wmem_max`
+/// (208 KiB by default) at most.
 pub const SHM_SOCKET_QUEUE_BYTES: usize = 1 << 20;
 
 /// Sockets of the dead that are looked for in the directory at the start. Guess.

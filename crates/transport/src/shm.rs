@@ -1,15 +1,15 @@
-//! The transport between processes of one machine: memory and files are shared, not sent.
+//! The transport between processes of one machine: bytes are shared, not sent.
 //!
 //! A holder listens on a Unix socket in a directory that agents of one machine have in common. Who
-//! connects proves itself as over TCP, asks for a chunk, and is told in which memory or file it lies,
-//! with a descriptor of that, read-only, if it does not have one yet. The reader copies the bytes to
-//! where they are to land, hashes them there piece by piece, and asks whether they were right all the
-//! while. Both sides take processes of their own user only.
+//! connects proves itself as over TCP, asks for a chunk, and is told where it lies, with a descriptor
+//! of that, read-only, if it does not have one yet. The reader copies the bytes to where they are to
+//! land, hashes them there piece by piece, and asks whether they were right all the while. Both sides
+//! take processes of their own user only.
 //!
-//! What may not be shared as a whole goes through the socket: an engine's region belongs to the engine,
-//! a descriptor of it would outlive every lease and show what was never granted, and any process of its
-//! user could open it anew to write. So does what lies in private memory, or on a file system whose
-//! reads may hang.
+//! A file on a local disk is shared as it is. Of memory a reader sees a window, to which the holder
+//! copies each chunk. That is cheaper than to share memory itself, whose every page would be new to the
+//! reader. And an engine's region belongs to the engine: a descriptor of it would outlive every lease,
+//! show what was never granted, and let any process of its user open it anew to write.
 
 use crate::{Completion, Grants, Operation, Transport, limits};
 use std::fmt;
@@ -26,6 +26,7 @@ mod reader;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod window;
 mod wire;
 
 /// What may be tuned. The defaults are those of [`limits`].
@@ -43,6 +44,8 @@ pub struct ShmConfig {
     /// Connections accepted in all, and those of them without a valid ticket yet.
     pub accepted_max: usize,
     pub unauthenticated_max: usize,
+    /// Bytes of all windows that readers see chunks of memory through.
+    pub windows_bytes_max: u64,
 }
 
 impl Default for ShmConfig {
@@ -56,6 +59,7 @@ impl Default for ShmConfig {
             write_timeout: limits::WRITE_TIMEOUT,
             accepted_max: limits::ACCEPTED_MAX,
             unauthenticated_max: limits::UNAUTHENTICATED_MAX,
+            windows_bytes_max: limits::SHM_WINDOWS_BYTES_MAX,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::directory::{Socket, check_user};
 use super::slots::Slots;
+use super::window::{Room, Window};
 use super::wire::{Header, Place, REQUEST_BYTES, Request, SETTLE, send_header};
 use super::{Counters, ShmConfig};
 use crate::handshake::{Fault, examine};
@@ -11,7 +12,7 @@ use crate::limits::{
 use crate::socket::{is_timeout, read_exact_by, send};
 use crate::{Grants, Refusal};
 use aquifer_core::NodeId;
-use aquifer_memory::Span;
+use aquifer_memory::{Mapping, Span};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,6 +30,7 @@ pub(super) struct Holder {
     grants: Arc<dyn Grants>,
     counters: Arc<Counters>,
     socket: Socket,
+    room: Room,
     state: Mutex<State>,
     ended: Condvar,
 }
@@ -78,7 +80,15 @@ impl Holder {
         counters: Arc<Counters>,
     ) -> io::Result<Arc<Self>> {
         let state = Mutex::new(State { threads: 1, ..State::default() });
-        let holder = Arc::new(Holder { config, grants, counters, socket, state, ended: Condvar::new() });
+        let holder = Arc::new(Holder {
+            room: Room::new(config.windows_bytes_max),
+            config,
+            grants,
+            counters,
+            socket,
+            state,
+            ended: Condvar::new(),
+        });
         let accepting = holder.clone();
         thread::Builder::new().name("aquifer-shm".into()).stack_size(THREAD_STACK_BYTES).spawn(move || {
             accepting.accept_all();
@@ -137,7 +147,10 @@ impl Holder {
             let mut state = self.lock();
             let full = state.connections.len() >= self.config.accepted_max
                 || state.unauthenticated >= self.config.unauthenticated_max;
-            if full || state.closing {
+            if state.closing {
+                return;
+            }
+            if full {
                 self.counters.rejected.fetch_add(1, Ordering::Relaxed);
                 return tracing::debug!("no room for another reader of this machine");
             }
@@ -148,7 +161,7 @@ impl Holder {
             state.connections.insert(id, stream.clone());
             id
         };
-        let seat = Seat { holder: self.clone(), id, peer: None, slots: Slots::default() };
+        let seat = Seat { holder: self.clone(), id, peer: None, slots: Slots::default(), window: None };
         let serving = move || {
             let mut seat = seat;
             if let Err(end) = seat.serve(&stream) {
@@ -189,6 +202,7 @@ struct Seat {
     /// Known once it has shown a ticket.
     peer: Option<NodeId>,
     slots: Slots,
+    window: Option<Window>,
 }
 
 impl Drop for Seat {
@@ -265,10 +279,7 @@ impl Seat {
                 return Ok(false);
             }
         };
-        if !span.is_writable() {
-            span.prefault(); // a file: its pages are read from the disk while the first are copied
-        }
-        match self.lend(&span) {
+        match self.lend(&span).map_err(|error| End::Source(format!("{span:?} cannot be read: {error}")))? {
             Some((place, fd)) => send_header(stream, &header(Ok(()), place), fd.as_ref().map(AsFd::as_fd))?,
             None => {
                 send_header(stream, &header(Ok(()), Place::Here), None)?;
@@ -278,19 +289,35 @@ impl Seat {
         Ok(true)
     }
 
-    /// Where a reader finds the span, and the descriptor it needs for that if it does not have it.
-    fn lend(&mut self, span: &Span) -> Option<(Place, Option<OwnedFd>)> {
+    /// Where a reader finds the bytes, and the descriptor it needs for that if it does not have it. What
+    /// may not be shared is copied to this connection's window.
+    fn lend(&mut self, span: &Span) -> io::Result<Option<(Place, Option<OwnedFd>)>> {
         let (mapping, offset) = span.mapping();
         if let Some(slot) = self.slots.find(mapping) {
-            return Some((Place::Slot { slot, offset, fresh: false }, None));
+            span.prefault(); // a file is read from the disk while its first pages are copied
+            return Ok(Some((Place::Slot { slot, offset, fresh: false }, None)));
         }
-        let fd = match mapping.share() {
-            Ok(fd) => fd?,
-            Err(error) => {
-                tracing::debug!("{mapping:?} cannot be shared, its bytes go through the socket: {error}");
-                return None;
+        match mapping.share() {
+            Ok(Some(fd)) => {
+                span.prefault();
+                return Ok(self.put(mapping, offset, fd));
             }
-        };
+            Ok(None) => {}
+            Err(error) => tracing::debug!("{mapping:?} is copied, not shared: {error}"),
+        }
+        if self.window.as_ref().is_none_or(|window| window.len() < span.len()) {
+            self.window = None; // which makes room for the next
+            self.window = self.holder.room.window(span.len());
+        }
+        let Some(window) = &self.window else { return Ok(None) };
+        let mapping = window.fill(span)?;
+        if let Some(slot) = self.slots.find(&mapping) {
+            return Ok(Some((Place::Slot { slot, offset: 0, fresh: false }, None)));
+        }
+        Ok(mapping.share()?.and_then(|fd| self.put(&mapping, 0, fd)))
+    }
+
+    fn put(&mut self, mapping: &Arc<Mapping>, offset: u64, fd: OwnedFd) -> Option<(Place, Option<OwnedFd>)> {
         let slot = self.slots.put(mapping)?;
         Some((Place::Slot { slot, offset, fresh: true }, Some(fd)))
     }

@@ -12,7 +12,10 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
@@ -42,14 +45,24 @@ fn plain(grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
     node(ShmConfig { connections_per_peer: 1, ..ShmConfig::default() }, grants, completions)
 }
 
-mod one_connection {
-    crate::conformance_tests!(super::plain);
+mod two_connections {
+    use super::*;
+    crate::conformance_tests!(|grants, completions| {
+        node(ShmConfig { connections_per_peer: 2, ..ShmConfig::default() }, grants, completions)
+    });
 }
 
 mod four_connections {
     use super::*;
     crate::conformance_tests!(|grants, completions| {
         node(ShmConfig { connections_per_peer: 4, ..ShmConfig::default() }, grants, completions)
+    });
+}
+
+mod all_through_the_socket {
+    use super::*;
+    crate::conformance_tests!(|grants, completions| {
+        node(ShmConfig { windows_bytes_max: 0, ..ShmConfig::default() }, grants, completions)
     });
 }
 
@@ -142,7 +155,7 @@ fn disconnected(result: &Result<crate::ReadDone, ReadError>, reason: &str) -> bo
 }
 
 #[test]
-fn a_stores_memory_is_passed_once_and_read_often() {
+fn a_window_is_passed_once_and_read_often() {
     let holding = Holding::start(plain, HOLDER);
     let store = MemoryStore::new(256 << 20);
     let chunks: Vec<Vec<u8>> = (0..20).map(|i| noise(i, 300_000 + usize::try_from(i).unwrap())).collect();
@@ -172,44 +185,44 @@ fn descriptors_are_bounded_and_go_with_the_memory() {
     let holding = Holding::start(plain, HOLDER);
     let reading = Reading::start(plain);
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
-    let slabs = || {
+    let files = tempfile::Builder::new().prefix("aquifer-bound-test").tempdir().unwrap();
+    let descriptors = || {
         let name = |entry: std::fs::DirEntry| std::fs::read_link(entry.path()).ok();
-        open().filter_map(name).filter(|target| target.to_string_lossy().contains("aquifer-bound-test")).count()
+        open().filter_map(name).filter(|target| target.starts_with(files.path())).count()
     };
     let mut mappings: Vec<Arc<Mapping>> = Vec::new();
     for chunk in 0..3 * u32::try_from(SHM_SLOTS).unwrap() {
-        let slab = Mapping::slab("aquifer-bound-test", 4096).unwrap();
-        slab.span().write(0, &chunk.to_le_bytes()).unwrap();
-        holding.book.put_span(chunk, Ok(slab.span()));
-        mappings.push(slab);
-        let op = holding.read(chunk, 4096);
+        let path = files.path().join(chunk.to_string());
+        std::fs::write(&path, chunk.to_le_bytes()).unwrap();
+        mappings.push(Mapping::file(&path).unwrap());
+        holding.book.put_span(chunk, Ok(mappings[mappings.len() - 1].span()));
+        let op = holding.read(chunk, 4);
         assert!(reading.outcome(&op).is_ok());
-        assert_eq!(content(&op.into)[..4], chunk.to_le_bytes());
+        assert_eq!(content(&op.into), chunk.to_le_bytes());
     }
-    assert_eq!(slabs(), mappings.len() + SHM_SLOTS, "the holder's own, and a reader's slots");
+    assert_eq!(descriptors(), mappings.len() + SHM_SLOTS, "the holder's own, and a reader's slots");
     let last = u32::try_from(mappings.len() - 1).unwrap();
     for chunk in 0..last {
         holding.book.put_span(chunk, Err(Refusal::Gone));
     }
     mappings.drain(..mappings.len() - 1);
-    assert!(reading.outcome(&holding.read(last, 4096)).is_ok());
-    assert_eq!(slabs(), 2, "what the holder dropped the reader dropped too");
+    assert!(reading.outcome(&holding.read(last, 4)).is_ok());
+    assert_eq!(descriptors(), 2, "what the holder dropped the reader dropped too");
 }
 
 #[test]
-fn memory_that_is_an_engines_is_not_shared() {
+fn of_an_engines_memory_nothing_is_seen_but_the_chunk() {
     let holding = Holding::start(plain, HOLDER);
     let (region, _fd) = Mapping::memfd("t", 600_000).unwrap();
     region.span().write(0, &noise(1, 600_000)).unwrap();
-    holding.book.put_span(1, Ok(region.span()));
+    holding.book.put_span(1, region.span().slice(1000..101_000).map_err(|_| Refusal::Gone));
     let stream = raw_reader(holding.node.endpoints[0].shm().unwrap()).unwrap();
-    (&stream).write_all(&Request { chunk: 1, lease: 1, len: 600_000 }.encode()).unwrap();
-    let (header, fd) = receive_header(&stream).unwrap();
-    assert_eq!((Header::decode(&header).unwrap().place, fd.is_none()), (Place::Here, true));
-    drop(stream);
-    let reading = Reading::start(plain);
-    let op = holding.read(1, 600_000);
-    assert_eq!(reading.outcome(&op).unwrap().digest, ChunkHash::of(&noise(1, 600_000)));
+    (&stream).write_all(&Request { chunk: 1, lease: 1, len: 100_000 }.encode()).unwrap();
+    let (_, fd) = receive_header(&stream).unwrap();
+    let mut seen = Vec::new();
+    File::from(fd.expect("a window")).read_to_end(&mut seen).unwrap();
+    assert!(seen[..100_000] == noise(1, 600_000)[1000..101_000]);
+    assert!(seen[100_000..].iter().all(|byte| *byte == 0));
 }
 
 #[test]
@@ -368,7 +381,8 @@ fn garbage_closes_its_connection_and_no_other() {
 
 #[test]
 fn a_reader_that_takes_nothing_is_dropped() {
-    let config = ShmConfig { write_timeout: Duration::from_millis(50), ..ShmConfig::default() };
+    let write_timeout = Duration::from_millis(50);
+    let config = ShmConfig { write_timeout, windows_bytes_max: 0, ..ShmConfig::default() };
     let grants = book();
     let holder = start(config, grants.clone(), |_| {});
     grants.put_span(1, Ok(memory(16 << 20)));
@@ -454,4 +468,74 @@ fn two_nodes_of_one_directory_are_not_taken_for_one_another() {
     let ops = [&first, &second].map(|holding| holding.read(1, 5));
     assert!(ops.iter().all(|op| reading.outcome(op).is_ok()));
     assert_eq!(ops.map(|op| content(&op.into)), [b"first", b"other"]);
+}
+
+/// Where a test that runs itself once more, as another process, finds the holder's socket.
+const SOCKET: &str = "AQUIFER_TEST_SHM_SOCKET";
+
+fn given_socket() -> Option<PathBuf> {
+    std::env::var_os(SOCKET).map(PathBuf::from)
+}
+
+/// Runs the test of that name once more, by `command`, which becomes this program.
+fn once_more(mut command: Command, test: &str, path: &Path) {
+    let output = command.args(["--exact", test, "--nocapture"]).env(SOCKET, path).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}
+
+#[test]
+fn containers_with_networks_of_their_own_share_memory() {
+    if let Some(path) = given_socket() {
+        let routes = std::fs::read_to_string("/proc/self/net/route").unwrap();
+        assert!(routes.lines().count() <= 1, "there is a network here: {routes}");
+        let op = read_at(&path, 1, 300_000);
+        assert_eq!(Reading::start(plain).outcome(&op).unwrap().digest, ChunkHash::of(&noise(1, 300_000)));
+        return;
+    }
+    let own_network = ["--user", "--map-current-user", "--net"];
+    let possible = Command::new("unshare").args(own_network).arg("true").output();
+    if !possible.as_ref().is_ok_and(|output| output.status.success()) {
+        return eprintln!("not run: this machine lets us make no network namespace ({possible:?})");
+    }
+    let holding = Holding::start(plain, HOLDER);
+    let store = MemoryStore::new(64 << 20);
+    holding.book.put_span(1, Ok(stored(&store, &noise(1, 300_000))));
+    let mut command = Command::new("unshare");
+    command.args(own_network).arg(std::env::current_exe().unwrap());
+    let name = "shm::tests::containers_with_networks_of_their_own_share_memory";
+    once_more(command, name, holding.node.endpoints[0].shm().unwrap());
+}
+
+#[test]
+fn a_process_of_another_user_gets_nothing() {
+    if let Some(path) = given_socket() {
+        assert!(raw_reader(&path).is_none());
+        let result = Reading::start(plain).outcome(&read_at(&path, 1, 4));
+        assert!(matches!(&result, Err(ReadError::Unreachable(reason)) if reason.contains("of user")), "{result:?}");
+        return;
+    }
+    if !rustix::process::geteuid().is_root() {
+        return eprintln!("not run: only root can start a process of another user");
+    }
+    // As if somebody had opened the door: by default another user does not get as far.
+    let parent = tempfile::tempdir().unwrap();
+    let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let grants = book();
+    grants.put(1, b"mine");
+    let holder = ShmTransport::start(parent.path(), grants, |_| {}, ShmConfig::default()).unwrap();
+    open(parent.path(), 0o755);
+    open(holder.path(), 0o666);
+    // The program itself may lie where the other user may not look.
+    let program = parent.path().join("program");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new(program);
+    command.uid(65534).gid(65534).current_dir("/");
+    once_more(command, "shm::tests::a_process_of_another_user_gets_nothing", holder.path());
+    assert!(holder.stats().accepted == 0 && holder.stats().rejected > 0);
 }
