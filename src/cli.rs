@@ -103,6 +103,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: KeygenCommand,
     },
+    /// What this machine offers for moving chunks, what Aquifer will use, what would make it faster
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// A whole mesh on this machine: publisher, nodes, engines, an update, all checked
     Demo(Demo),
     /// An engine for the demo: registers memory, hydrates, reports
@@ -224,12 +230,35 @@ pub(crate) struct Demo {
     /// Size of the made-up checkpoint
     #[arg(long, default_value = "256MiB", value_name = "SIZE")]
     pub(crate) size: String,
+    /// Move every chunk by this way alone, and fail if one came by another: shm, rdma or tcp [default: the
+    /// best that works]
+    #[arg(long, value_name = "WAY", hide_possible_values = true)]
+    pub(crate) over: Option<Over>,
     /// Keep the working directory and say where it is
     #[arg(long)]
     pub(crate) keep: bool,
     /// Print the table as JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A way for chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Over {
+    Shm,
+    Rdma,
+    Tcp,
+}
+
+impl Over {
+    /// As in `status`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Over::Shm => "shm",
+            Over::Rdma => "rdma",
+            Over::Tcp => "tcp",
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]

@@ -1,6 +1,6 @@
 //! The options of a node: one table, from flags, environment and a TOML file, in that order.
 
-use crate::agent::{AgentConfig, Hold};
+use crate::agent::{AgentConfig, Hold, RdmaOptions};
 use crate::state::StateDir;
 use crate::{keys, units};
 use anyhow::{Context, Result, anyhow, bail};
@@ -69,10 +69,31 @@ pub(crate) struct NodeOptions {
     /// /tmp/aquifer-UID-shm]
     #[arg(long, env = "AQUIFER_SHM_DIR", value_name = "DIR", help_heading = "Mesh")]
     pub(crate) shm_dir: Option<PathBuf>,
+    /// Read chunks over RDMA, and let others, where both sides have a device for it: `auto`, or `off`
+    /// [default: auto]
+    #[arg(long, env = "AQUIFER_RDMA", value_name = "WHEN", help_heading = "Mesh", hide_possible_values = true)]
+    pub(crate) rdma: Option<When>,
+    /// An RDMA device to use, such as mlx5_0; it must be there. May be repeated [default: all that can be used]
+    #[arg(long, env = "AQUIFER_RDMA_DEVICE", value_name = "NAME", value_delimiter = ',', help_heading = "Mesh")]
+    pub(crate) rdma_device: Vec<String>,
+    /// Entry of the devices' GID tables to use [default: RoCE v2 on IPv4, then on IPv6; `aquifer doctor` shows them]
+    #[arg(long, env = "AQUIFER_RDMA_GID", value_name = "INDEX", help_heading = "Mesh")]
+    pub(crate) rdma_gid: Option<u32>,
+    /// Where to listen for what is said beside RDMA [default: 0.0.0.0:7403 for an agent, else any port]
+    #[arg(long, env = "AQUIFER_RDMA_LISTEN", value_name = "ADDRESS", help_heading = "Mesh")]
+    pub(crate) rdma_listen: Option<SocketAddr>,
     /// TCP congestion control that chunks are sent by, one that the system allows [default: the system's,
     /// or in place of bbr one that heeds losses]
     #[arg(long, env = "AQUIFER_TCP_CONGESTION", value_name = "NAME", help_heading = "Mesh")]
     pub(crate) tcp_congestion: Option<String>,
+}
+
+/// Whether something is used that may not be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum When {
+    Auto,
+    Off,
 }
 
 /// Options of `aquifer agent` alone.
@@ -213,6 +234,10 @@ impl NodeOptions {
             upload_limit: self.upload_limit.or(file.upload_limit),
             shm: self.shm.or(file.shm),
             shm_dir: self.shm_dir.or(file.shm_dir),
+            rdma: self.rdma.or(file.rdma),
+            rdma_device: list(self.rdma_device, file.rdma_device),
+            rdma_gid: self.rdma_gid.or(file.rdma_gid),
+            rdma_listen: self.rdma_listen.or(file.rdma_listen),
             tcp_congestion: self.tcp_congestion.or(file.tcp_congestion),
         }
     }
@@ -230,14 +255,17 @@ impl NodeOptions {
             upload_limit: self.upload_limit,
             shm: self.shm,
             shm_dir: self.shm_dir,
+            rdma: self.rdma,
+            rdma_device: self.rdma_device,
+            rdma_gid: self.rdma_gid,
             tcp_congestion: self.tcp_congestion,
             ..NodeOptions::default()
         }
     }
 
-    /// The configuration of a node that follows `channels`. `ports` are the defaults for mesh and
-    /// data.
-    pub(crate) fn config(&self, channels: &[ChannelName], ports: (u16, u16)) -> Result<AgentConfig> {
+    /// The configuration of a node that follows `channels`. `ports` are the defaults for mesh, data and
+    /// what is said beside RDMA.
+    pub(crate) fn config(&self, channels: &[ChannelName], ports: (u16, u16, u16)) -> Result<AgentConfig> {
         let Some(key) = &self.mesh_key else {
             bail!(
                 "no mesh key: a mesh is private. Make one with `aquifer keygen mesh --out mesh.key`, copy it to every node, and give it with --mesh-key mesh.key"
@@ -277,6 +305,11 @@ impl NodeOptions {
             upload_bytes: size("--upload-window", self.upload_window.as_deref())?.unwrap_or(256 << 20),
             upload_bytes_per_s: size("--upload-limit", self.upload_limit.as_deref())?,
             tcp_congestion: self.tcp_congestion.clone(),
+            rdma: (self.rdma != Some(When::Off)).then(|| RdmaOptions {
+                listen: self.rdma_listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], ports.2))),
+                devices: self.rdma_device.clone(),
+                gid_index: self.rdma_gid,
+            }),
             shm_dir: self.shm.unwrap_or(true).then(|| self.shm_dir.clone().unwrap_or_else(default_shm_dir)),
             socket: None,
             state,

@@ -237,6 +237,23 @@ fn watching_outlasts_the_agent_and_ends_when_asked() {
     assert_eq!(watching.0.wait().expect("it ends").code(), Some(0));
 }
 
+/// With or without RDMA: what is here must not matter.
+#[test]
+fn the_doctor_speaks_on_any_machine() {
+    let home = Home::new();
+    let said = home.run(&["doctor"]);
+    assert_eq!(said.code, Some(0), "{}", said.err);
+    for part in ["RDMA", "Memory this user may lock", "What Aquifer will use", "shared memory", "TCP"] {
+        assert!(said.out.contains(part), "{}", said.out);
+    }
+    let json = home.run(&["doctor", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json.out).expect("JSON");
+    let rdma = &json["rdma"];
+    let without = rdma["problem"].as_str();
+    assert!(rdma["devices"].is_array() && (without.is_none() || without.is_some_and(|why| why.contains("libibverbs"))));
+    assert!(json["uses"].as_array().is_some_and(|uses| uses.len() == 2));
+}
+
 #[test]
 fn output_that_is_lost_is_a_failure() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a disk that is full");

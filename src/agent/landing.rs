@@ -221,8 +221,12 @@ impl Agent {
         let mut seen = BTreeSet::new();
         hosts.retain(|host| seen.insert(*host));
         let at = |text: &String| -> Vec<Endpoint> {
-            match text.strip_prefix(':').map(str::parse) {
-                Some(Ok(port)) => hosts.iter().map(|host| SocketAddr::new(*host, port).into()).collect(),
+            let (rest, kind): (_, fn(SocketAddr) -> Endpoint) = match text.strip_prefix("rdma:") {
+                Some(rest) => (rest, Endpoint::Rdma),
+                None => (text.as_str(), Endpoint::Tcp),
+            };
+            match rest.strip_prefix(':').map(str::parse) {
+                Some(Ok(port)) => hosts.iter().map(|host| kind(SocketAddr::new(*host, port))).collect(),
                 Some(Err(_)) => Vec::new(),
                 None => Endpoint::parse(text).into_iter().collect(),
             }

@@ -39,6 +39,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+pub(crate) use transports::RdmaOptions;
 use transports::{Transports, Way};
 use view::{Traffic, View};
 
@@ -85,6 +86,8 @@ pub(crate) struct AgentConfig {
     pub(crate) tcp_congestion: Option<String>,
     /// Where agents of one machine meet; None: they send over TCP.
     pub(crate) shm_dir: Option<PathBuf>,
+    /// None where it is off.
+    pub(crate) rdma: Option<RdmaOptions>,
     pub(crate) socket: Option<PathBuf>,
     pub(crate) state: Option<StateDir>,
     pub(crate) publish: Option<Publish>,
@@ -442,7 +445,7 @@ impl Agent {
                     self.local.addresses.push(address);
                 }
                 self.local.data_endpoints =
-                    self.transports.shm_endpoint().into_iter().chain([self.data_endpoint.clone()]).collect();
+                    self.transports.endpoints().into_iter().chain([self.data_endpoint.clone()]).collect();
                 self.input(Input::Local(self.local.clone()));
             }
             MeshEvent::ListeningEnded { address } => {

@@ -34,6 +34,7 @@ impl Agent {
             peers: self.peer_views(),
             traffic: self.traffic,
             transports: self.transports.views(),
+            rdma_ports: self.transports.rdma_ports(),
             rejected_releases: Rejected {
                 forged: rejections.forged,
                 untrusted: rejections.untrusted,

@@ -8,33 +8,58 @@ use super::grants::GrantTable;
 use super::view::TransportView;
 use anyhow::{Context, Result};
 use aquifer_core::NodeId;
+use aquifer_rdma::{RdmaConfig, RdmaError, RdmaTransport};
 use aquifer_transport::{
     Completion, Endpoint, OpId, Operation, ReadError, ReadOp, Refusal, ShmConfig, ShmTransport, TcpConfig,
     TcpTransport, Transport,
 };
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Shared memory that failed with a peer is not tried again with it for so long. Guess: a chunk a
-/// minute that takes two attempts is nothing.
-const SHM_PAUSE: Duration = Duration::from_secs(60);
+/// A way that failed with a peer is not tried again with it for so long. Guess: a chunk a minute that
+/// takes two attempts is nothing.
+const WAY_PAUSE: Duration = Duration::from_secs(60);
 
+/// Best first. TCP is always there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Way {
     Shm,
+    Rdma,
     Tcp,
 }
+
+const WAYS: [Way; 3] = [Way::Shm, Way::Rdma, Way::Tcp];
 
 impl Way {
     pub(super) fn name(self) -> &'static str {
         match self {
             Way::Shm => "shm",
+            Way::Rdma => "rdma",
             Way::Tcp => "tcp",
         }
     }
+
+    /// Where a read would go by it.
+    fn endpoint(self, op: &ReadOp) -> Option<&Endpoint> {
+        op.endpoints.iter().find(|endpoint| match self {
+            Way::Shm => endpoint.shm().is_some(),
+            Way::Rdma => endpoint.rdma().is_some(),
+            Way::Tcp => endpoint.tcp().is_some(),
+        })
+    }
+}
+
+/// What is asked of RDMA, where it is not off.
+#[derive(Clone, Debug)]
+pub(crate) struct RdmaOptions {
+    /// Where to listen for what is said beside the devices.
+    pub(crate) listen: SocketAddr,
+    /// The devices to use; all that can be used, if none are named. One that is named must be there.
+    pub(crate) devices: Vec<String>,
+    pub(crate) gid_index: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -42,15 +67,19 @@ pub(super) struct Transports {
     tcp: Arc<TcpTransport>,
     /// None where it is off.
     shm: Option<Arc<ShmTransport>>,
+    /// None where it is off, or this machine has no use for it.
+    rdma: Option<Arc<RdmaTransport>>,
     choice: Choice,
 }
 
 /// What is under way, and what is known of the ways.
 #[derive(Debug, Default)]
 struct Choice {
+    /// Those that this node has besides TCP.
+    has: Vec<Way>,
     reads: BTreeMap<OpId, Underway>,
-    /// Sockets that led nowhere, and when they may be tried again.
-    paused: BTreeMap<NodeId, (PathBuf, Instant)>,
+    /// Ways that led nowhere, and when they may be tried again.
+    paused: BTreeMap<(NodeId, Way), (Endpoint, Instant)>,
 }
 
 #[derive(Debug)]
@@ -76,14 +105,20 @@ impl Transports {
                 )
             })?;
         let start = |directory: &PathBuf| {
-            let started = ShmTransport::start(directory, grants.clone(), completion, ShmConfig::default());
+            let started = ShmTransport::start(directory, grants.clone(), completion.clone(), ShmConfig::default());
             let shown = directory.display();
             started.inspect_err(|error| {
                 tracing::warn!("no chunks through shared memory: cannot use {shown}: {error}; choose another --shm-dir, or say --shm false");
             })
         };
         let shm = config.shm_dir.as_ref().and_then(|directory| start(directory).ok());
-        Ok(Transports { tcp, shm, choice: Choice::default() })
+        let rdma = match &config.rdma {
+            Some(options) => start_rdma(options, grants, completion.clone())?,
+            None => None,
+        };
+        let has = [shm.is_some().then_some(Way::Shm), rdma.is_some().then_some(Way::Rdma)];
+        let choice = Choice { has: has.into_iter().flatten().collect(), ..Choice::default() };
+        Ok(Transports { tcp, shm, rdma, choice })
     }
 
     /// Where TCP listens.
@@ -91,13 +126,19 @@ impl Transports {
         self.tcp.local_addr()
     }
 
-    /// What to tell others besides where TCP listens.
-    pub(super) fn shm_endpoint(&self) -> Option<String> {
-        self.shm.as_ref().map(|shm| Endpoint::Shm(shm.path().to_path_buf()).to_string())
+    /// What to tell others besides where TCP listens, best first. An address without a host is one at this
+    /// node's.
+    pub(super) fn endpoints(&self) -> Vec<String> {
+        let shm = self.shm.as_ref().map(|shm| Endpoint::Shm(shm.path().to_path_buf()).to_string());
+        let rdma = self.rdma.as_ref().map(|rdma| match rdma.local_addr() {
+            any if any.ip().is_unspecified() => format!("rdma::{}", any.port()),
+            one => Endpoint::Rdma(one).to_string(),
+        });
+        shm.into_iter().chain(rdma).collect()
     }
 
     pub(super) fn read(&mut self, op: ReadOp) {
-        let way = self.choice.begin(&op, self.shm.is_some(), Instant::now());
+        let way = self.choice.begin(&op, Instant::now());
         self.transport(way).submit(Operation::Read(op));
     }
 
@@ -111,12 +152,10 @@ impl Transports {
     pub(super) fn on_completion(&mut self, completion: Completion) -> Option<(Way, Completion)> {
         match self.choice.end(completion, Instant::now()) {
             Next::Done(way, completion) => Some((way, completion)),
-            Next::Again(op, error) => {
-                tracing::info!(
-                    "shared memory with {} does not work ({error}): by TCP for {SHM_PAUSE:?}",
-                    op.peer.short()
-                );
-                self.tcp.submit(Operation::Read(op));
+            Next::Again { failed, way, op, error } => {
+                let (failed, next, peer) = (failed.name(), way.name(), op.peer.short());
+                tracing::info!("{failed} with {peer} does not work ({error}): by {next} for {WAY_PAUSE:?}");
+                self.transport(way).submit(Operation::Read(op));
                 None
             }
             Next::Nothing => None,
@@ -127,40 +166,78 @@ impl Transports {
         if let Some(shm) = &self.shm {
             shm.shutdown();
         }
+        if let Some(rdma) = &self.rdma {
+            rdma.shutdown();
+        }
         self.tcp.shutdown();
     }
 
     pub(super) fn views(&self) -> BTreeMap<String, TransportView> {
+        let view = |received_bytes, sent_bytes| TransportView { received_bytes, sent_bytes };
         let tcp = self.tcp.stats();
-        let tcp = TransportView { received_bytes: tcp.received_bytes, sent_bytes: tcp.sent_bytes };
-        let shm = self.shm.as_ref().map(|shm| shm.stats());
-        let shm = shm.map(|s| TransportView { received_bytes: s.received_bytes, sent_bytes: s.sent_bytes });
-        let named = |way: Way, view| (way.name().to_string(), view);
-        shm.map(|view| named(Way::Shm, view)).into_iter().chain([named(Way::Tcp, tcp)]).collect()
+        let shm = self.shm.as_ref().map(|shm| shm.stats()).map(|s| view(s.received_bytes, s.sent_bytes));
+        let rdma = self.rdma.as_ref().map(|rdma| rdma.stats()).map(|s| view(s.received_bytes, s.served_bytes));
+        let tcp = Some(view(tcp.received_bytes, tcp.sent_bytes));
+        let views = [(Way::Shm, shm), (Way::Rdma, rdma), (Way::Tcp, tcp)];
+        views.into_iter().filter_map(|(way, view)| Some((way.name().to_string(), view?))).collect()
+    }
+
+    /// The ports that RDMA uses, in words.
+    pub(super) fn rdma_ports(&self) -> Vec<String> {
+        self.rdma.as_ref().map(|rdma| rdma.ports()).unwrap_or_default()
     }
 
     fn transport(&self, way: Way) -> &dyn Transport {
-        match (way, &self.shm) {
-            (Way::Shm, Some(shm)) => &**shm,
-            (Way::Shm | Way::Tcp, _) => &*self.tcp,
+        match (way, &self.shm, &self.rdma) {
+            (Way::Shm, Some(shm), _) => &**shm,
+            (Way::Rdma, _, Some(rdma)) => &**rdma,
+            (Way::Shm | Way::Rdma | Way::Tcp, _, _) => &*self.tcp,
+        }
+    }
+}
+
+/// Without a device there is none, and nobody need know; one that was asked for by name must be there.
+fn start_rdma(
+    options: &RdmaOptions,
+    grants: &Arc<GrantTable>,
+    completion: impl Fn(Completion) + Send + Sync + 'static,
+) -> Result<Option<Arc<RdmaTransport>>> {
+    let devices = (!options.devices.is_empty()).then(|| options.devices.clone());
+    let named = devices.is_some() || options.gid_index.is_some();
+    let config = RdmaConfig { devices, gid_index: options.gid_index, ..RdmaConfig::default() };
+    match RdmaTransport::start(options.listen, grants.clone(), completion, config) {
+        Ok(rdma) => {
+            rdma.ports().iter().for_each(|port| tracing::info!("rdma: {port}"));
+            Ok(Some(rdma))
+        }
+        Err(error) if named => Err(error).context("cannot use the RDMA devices that were asked for"),
+        Err(error @ (RdmaError::Library { .. } | RdmaError::NoDevice)) => {
+            tracing::debug!("no chunks over RDMA: {error}");
+            Ok(None)
+        }
+        Err(error) => {
+            tracing::warn!("no chunks over RDMA: {error}; `aquifer doctor` says more");
+            Ok(None)
         }
     }
 }
 
 enum Next {
     Done(Way, Completion),
-    Again(ReadOp, ReadError),
+    Again {
+        failed: Way,
+        way: Way,
+        op: ReadOp,
+        error: ReadError,
+    },
     /// Of a read that is not known.
     Nothing,
 }
 
 impl Choice {
-    fn begin(&mut self, op: &ReadOp, has_shm: bool, now: Instant) -> Way {
-        let way = match op.endpoints.iter().find_map(Endpoint::shm) {
-            Some(path) if has_shm && !self.is_paused(&op.peer, path, now) => Way::Shm,
-            Some(_) | None => Way::Tcp,
-        };
-        let kept = (way == Way::Shm).then(|| op.clone());
+    fn begin(&mut self, op: &ReadOp, now: Instant) -> Way {
+        let way = self.next_way(op, None, now);
+        let kept = (way != Way::Tcp).then(|| op.clone());
         self.reads.insert(op.id, Underway { way, op: kept, cancelled: false });
         way
     }
@@ -172,27 +249,34 @@ impl Choice {
     }
 
     fn end(&mut self, completion: Completion, now: Instant) -> Next {
-        let Some(read) = self.reads.get_mut(&completion.id) else { return Next::Nothing };
+        let Some(mut read) = self.reads.remove(&completion.id) else { return Next::Nothing };
+        let failed = read.way;
         let Some((op, error)) = read.op.take().zip(failure(&completion)) else {
-            let way = read.way;
-            self.reads.remove(&completion.id);
-            return Next::Done(way, completion);
+            return Next::Done(failed, completion);
         };
-        if let Some(path) = op.endpoints.iter().find_map(Endpoint::shm) {
-            self.paused.retain(|_, (_, until)| *until > now);
-            self.paused.insert(op.peer, (path.to_path_buf(), now + SHM_PAUSE));
+        self.paused.retain(|_, (_, until)| *until > now);
+        if let Some(endpoint) = failed.endpoint(&op) {
+            self.paused.insert((op.peer, failed), (endpoint.clone(), now + WAY_PAUSE));
         }
         if read.cancelled {
             // The cancel crossed the failure: there is nothing left that could be cancelled.
-            self.reads.remove(&completion.id);
-            return Next::Done(Way::Shm, Completion { id: completion.id, result: Err(ReadError::Cancelled) });
+            return Next::Done(failed, Completion { id: completion.id, result: Err(ReadError::Cancelled) });
         }
-        read.way = Way::Tcp;
-        Next::Again(op, error)
+        let way = self.next_way(&op, Some(failed), now);
+        let kept = (way != Way::Tcp).then(|| op.clone());
+        self.reads.insert(completion.id, Underway { way, op: kept, cancelled: false });
+        Next::Again { failed, way, op, error }
     }
 
-    fn is_paused(&self, peer: &NodeId, path: &Path, now: Instant) -> bool {
-        self.paused.get(peer).is_some_and(|(failed, until)| failed == path && *until > now)
+    /// The best way that both sides have and that did not fail lately, of those behind `after`.
+    fn next_way(&self, op: &ReadOp, after: Option<Way>, now: Instant) -> Way {
+        let mut ways = WAYS.into_iter().filter(|way| Some(*way) > after && self.has.contains(way));
+        let leads = |way: &Way| way.endpoint(op).is_some_and(|endpoint| !self.is_paused(&op.peer, *way, endpoint, now));
+        ways.find(leads).unwrap_or(Way::Tcp)
+    }
+
+    fn is_paused(&self, peer: &NodeId, way: Way, endpoint: &Endpoint, now: Instant) -> bool {
+        self.paused.get(&(*peer, way)).is_some_and(|(failed, until)| failed == endpoint && *until > now)
     }
 }
 
@@ -203,14 +287,15 @@ fn failure(completion: &Completion) -> Option<ReadError> {
             error @ (ReadError::Unreachable(_)
             | ReadError::Disconnected(_)
             | ReadError::Stalled
-            | ReadError::Refused(Refusal::Ticket)),
+            | ReadError::Refused(Refusal::Ticket)
+            // Memory that a device does not take, perhaps: TCP lands anywhere, or says the same.
+            | ReadError::Landing(_)),
         ) => Some(error.clone()),
         Ok(_)
         | Err(
             ReadError::Refused(Refusal::Expired | Refusal::Unknown | Refusal::Gone)
             | ReadError::Revoked
-            | ReadError::Cancelled
-            | ReadError::Landing(_),
+            | ReadError::Cancelled,
         ) => None,
     }
 }
@@ -222,6 +307,10 @@ mod tests {
     use aquifer_memory::Mapping;
 
     const PEER: NodeId = NodeId([1; 32]);
+
+    fn choice() -> Choice {
+        Choice { has: vec![Way::Shm, Way::Rdma], ..Choice::default() }
+    }
 
     fn op(id: OpId, path: Option<&str>) -> ReadOp {
         let tcp = Endpoint::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
@@ -243,9 +332,9 @@ mod tests {
 
     #[test]
     fn what_fails_goes_on_by_tcp_and_what_fails_there_is_the_end() {
-        let (mut choice, now) = (Choice::default(), Instant::now());
-        assert_eq!(choice.begin(&op(1, Some("/a")), true, now), Way::Shm);
-        assert!(matches!(choice.end(broken(1), now), Next::Again(op, _) if op.id == 1));
+        let (mut choice, now) = (choice(), Instant::now());
+        assert_eq!(choice.begin(&op(1, Some("/a")), now), Way::Shm);
+        assert!(matches!(choice.end(broken(1), now), Next::Again { op, way: Way::Tcp, .. } if op.id == 1));
         assert_eq!(choice.cancel(1), Some(Way::Tcp));
         assert!(matches!(choice.end(broken(1), now), Next::Done(Way::Tcp, done) if done.result.is_err()));
         assert!(matches!(choice.end(broken(1), now), Next::Nothing));
@@ -254,30 +343,30 @@ mod tests {
 
     #[test]
     fn what_failed_is_left_alone_for_a_while_unless_the_peer_is_somewhere_new() {
-        let (mut choice, now) = (Choice::default(), Instant::now());
-        choice.begin(&op(1, Some("/a")), true, now);
+        let (mut choice, now) = (choice(), Instant::now());
+        choice.begin(&op(1, Some("/a")), now);
         choice.end(broken(1), now);
-        assert_eq!(choice.begin(&op(2, Some("/a")), true, now), Way::Tcp);
-        assert_eq!(choice.begin(&op(3, Some("/b")), true, now), Way::Shm);
-        assert_eq!(choice.begin(&op(4, Some("/a")), true, now + SHM_PAUSE), Way::Shm);
+        assert_eq!(choice.begin(&op(2, Some("/a")), now), Way::Tcp);
+        assert_eq!(choice.begin(&op(3, Some("/b")), now), Way::Shm);
+        assert_eq!(choice.begin(&op(4, Some("/a")), now + WAY_PAUSE), Way::Shm);
     }
 
     #[test]
     fn words_of_the_holder_are_not_asked_for_twice() {
-        let (mut choice, now) = (Choice::default(), Instant::now());
+        let (mut choice, now) = (choice(), Instant::now());
         for (id, error) in [(1, ReadError::Revoked), (2, ReadError::Refused(Refusal::Gone)), (3, ReadError::Cancelled)]
         {
-            choice.begin(&op(id, Some("/a")), true, now);
+            choice.begin(&op(id, Some("/a")), now);
             let end = choice.end(Completion { id, result: Err(error.clone()) }, now);
             assert!(matches!(end, Next::Done(Way::Shm, done) if done.result == Err(error)));
         }
-        assert_eq!(choice.begin(&op(4, Some("/a")), true, now), Way::Shm);
+        assert_eq!(choice.begin(&op(4, Some("/a")), now), Way::Shm);
     }
 
     #[test]
     fn a_cancel_that_crosses_a_failure_ends_the_read() {
-        let (mut choice, now) = (Choice::default(), Instant::now());
-        choice.begin(&op(1, Some("/a")), true, now);
+        let (mut choice, now) = (choice(), Instant::now());
+        choice.begin(&op(1, Some("/a")), now);
         assert_eq!(choice.cancel(1), Some(Way::Shm));
         let end = choice.end(broken(1), now);
         assert!(matches!(end, Next::Done(_, done) if done.result == Err(ReadError::Cancelled)));
@@ -285,8 +374,26 @@ mod tests {
 
     #[test]
     fn without_a_socket_or_with_it_off_it_is_tcp() {
-        let (mut choice, now) = (Choice::default(), Instant::now());
-        assert_eq!(choice.begin(&op(1, None), true, now), Way::Tcp);
-        assert_eq!(choice.begin(&op(2, Some("/a")), false, now), Way::Tcp);
+        let (mut with, mut without, now) = (choice(), Choice::default(), Instant::now());
+        assert_eq!(with.begin(&op(1, None), now), Way::Tcp);
+        assert_eq!(without.begin(&op(1, Some("/a")), now), Way::Tcp);
+    }
+
+    #[test]
+    fn ways_are_tried_from_the_best_to_the_last() {
+        let (mut choice, now) = (choice(), Instant::now());
+        let rdma = Endpoint::Rdma(SocketAddr::from(([127, 0, 0, 1], 2)));
+        let with_rdma = |id, path| {
+            let op = op(id, path);
+            ReadOp { endpoints: op.endpoints.iter().cloned().chain([rdma.clone()]).collect(), ..op }
+        };
+        assert_eq!(choice.begin(&with_rdma(1, Some("/a")), now), Way::Shm);
+        assert!(matches!(choice.end(broken(1), now), Next::Again { way: Way::Rdma, .. }));
+        assert_eq!(choice.cancel(1), Some(Way::Rdma));
+        let full = Completion { id: 2, result: Err(ReadError::Landing("locked memory".into())) };
+        assert_eq!(choice.begin(&with_rdma(2, Some("/a")), now), Way::Rdma);
+        assert!(matches!(choice.end(full, now), Next::Again { failed: Way::Rdma, way: Way::Tcp, .. }));
+        assert_eq!(choice.begin(&with_rdma(3, None), now), Way::Tcp);
+        assert_eq!(choice.begin(&with_rdma(4, None), now + WAY_PAUSE), Way::Rdma);
     }
 }

@@ -15,8 +15,11 @@ pub(crate) struct View {
     pub(crate) engines: Vec<EngineView>,
     pub(crate) peers: Vec<PeerView>,
     pub(crate) traffic: Traffic,
-    /// By name: `shm`, where it is on, and `tcp`.
+    /// By name: `shm` and `rdma`, where they are on, and `tcp`.
     pub(crate) transports: BTreeMap<String, TransportView>,
+    /// The ports `rdma` uses, in words.
+    #[serde(default)]
+    pub(crate) rdma_ports: Vec<String>,
     pub(crate) rejected_releases: Rejected,
     /// Chunks held in host memory and on disk, and bytes under lease to readers.
     pub(crate) memory_store_bytes: u64,

@@ -7,8 +7,8 @@ use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Ports an agent listens on unless told otherwise: mesh, data.
-const PORTS: (u16, u16) = (7401, 7402);
+/// Ports an agent listens on unless told otherwise: mesh, data, and what is said beside RDMA.
+const PORTS: (u16, u16, u16) = (7401, 7402, 7403);
 
 pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOptions) -> Result<ExitCode> {
     let (mut node, options) = options::of_agent(config, node, agent)?;

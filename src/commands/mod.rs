@@ -3,6 +3,7 @@
 mod agent;
 mod demo;
 mod demo_engine;
+mod doctor;
 mod keygen;
 mod manifest;
 mod publish;
@@ -28,6 +29,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status { socket, watch, json } => status::run(config, socket, watch, json).await,
         Command::Manifest { command } => manifest::run(command),
         Command::Keygen { command } => keygen::run(command),
+        Command::Doctor { json } => doctor::run(json),
         Command::Demo(args) => demo::run(args),
         Command::DemoEngine(args) => demo_engine::run(args),
     }

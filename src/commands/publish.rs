@@ -26,7 +26,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
         bail!("--note has {} bytes; it may have {RELEASE_NOTE_BYTES_MAX}", args.note.len());
     }
     let secret = keys::read_publisher_secret(&args.publisher_key)?;
-    let mut config = node.config(std::slice::from_ref(&channel), (0, 0))?;
+    let mut config = node.config(std::slice::from_ref(&channel), (0, 0, 0))?;
     let source = hash(&args)?;
     let summary = json!({
         "event": "hashed",

@@ -26,7 +26,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Pull) -> Result<ExitCode> {
         PullWhat::Channel(channel) => vec![channel.clone()],
         PullWhat::Manifest(_) => Vec::new(),
     };
-    let mut config = node.config(&channels, (0, 0))?;
+    let mut config = node.config(&channels, (0, 0, 0))?;
     if let Some((channel, _)) = config.channels.iter().find(|(_, trusted)| trusted.is_empty()) {
         bail!("nobody is trusted to publish {channel}: give the publisher's public key with --trust");
     }

@@ -13,28 +13,42 @@ for tool in apt-get apt-cache dpkg xz; do
   command -v $tool >/dev/null || { echo "rdma-vm: no $tool here: the VM is made of Debian's packages" >&2; exit 1; }
 done
 
+# The system's package lists, or, where those are missing or too old, lists of our own.
+APT=()
+own_lists() {
+  mkdir -p "$DIR/apt/lists/partial" "$DIR/apt/archives/partial"
+  APT=(-o "Dir::State::Lists=$DIR/apt/lists" -o "Dir::Cache=$DIR/apt" -o Debug::NoLocking=1)
+  apt-get "${APT[@]}" update -q >&2
+}
+
 # The packages that apt would install for these, with their versions.
 with_dependencies() {
-  apt-get install -s --no-install-recommends "$@" |
+  apt-get "${APT[@]}" install -s --no-install-recommends "$@" |
     awk '/^Inst/ { for (i = 3; i <= NF; i++) if ($i ~ /^\(/) { sub(/\(/, "", $i); print $2 "=" $i; break } }'
 }
 
 fetch_and_unpack() { # NAME, with package names on standard input
-  rm -rf "${DIR:?}/$1"
+  rm -rf "${DIR:?}/$1" "${DIR:?}/packages/$1"
   mkdir -p "$DIR/packages/$1" "$DIR/$1"
-  (cd "$DIR/packages/$1" && xargs -r apt-get download -q >&2)
-  for package in "$DIR/packages/$1"/*.deb; do dpkg -x "$package" "$DIR/$1"; done
+  (cd "$DIR/packages/$1" && xargs -r apt-get "${APT[@]}" download -q >&2) || return 1
+  for package in "$DIR/packages/$1"/*.deb; do dpkg -x "$package" "$DIR/$1" || return 1; done
+}
+
+fetch_all() {
+  # The default kernel of this Debian. 6.1 is known to be good; on 6.12 soft-RoCE is three times slower.
+  local kernel=${RDMA_VM_KERNEL:-$(apt-cache "${APT[@]}" depends linux-image-amd64 |
+    awk '/Depends: linux-image/ { print $2; exit }')}
+  [ -n "$kernel" ] || return 1
+  echo "$kernel" | fetch_and_unpack kernel || return 1
+  with_dependencies qemu-system-x86 | fetch_and_unpack qemu || return 1
+  {
+    with_dependencies ibverbs-providers ibverbs-utils perftest iproute2
+    printf '%s\n' busybox-static libibverbs-dev
+  } | sort -u | fetch_and_unpack userland || return 1
 }
 
 echo "rdma-vm: downloading a kernel, QEMU and rdma-core into $DIR" >&2
-# The default kernel of this Debian. 6.1 is known to be good; on 6.12 soft-RoCE is three times slower.
-KERNEL=${RDMA_VM_KERNEL:-$(apt-cache depends linux-image-amd64 | awk '/Depends: linux-image/ { print $2; exit }')}
-echo "$KERNEL" | fetch_and_unpack kernel
-with_dependencies qemu-system-x86 | fetch_and_unpack qemu
-{
-  with_dependencies ibverbs-providers ibverbs-utils perftest iproute2
-  printf '%s\n' busybox-static libibverbs-dev
-} | sort -u | fetch_and_unpack userland
+fetch_all || { own_lists && fetch_all; } || { echo "rdma-vm: the packages could not be fetched" >&2; exit 1; }
 # The guest lays userland/ over a root whose /bin, /sbin and /lib are links into /usr.
 for dir in bin sbin lib lib64; do
   if [ -d "$DIR/userland/$dir" ] && [ ! -L "$DIR/userland/$dir" ]; then
@@ -43,5 +57,5 @@ for dir in bin sbin lib lib64; do
     rm -rf "${DIR:?}/userland/$dir"
   fi
 done
-rm -rf "$DIR/packages"
+rm -rf "$DIR/packages" "$DIR/apt"
 touch "$MARK"

@@ -2,7 +2,7 @@
 
 use crate::fixtures::{self, Fixtures};
 use crate::run::{Totals, cargo, count_cargo, count_unittest, program, root, show};
-use crate::{crates, netns};
+use crate::{crates, netns, rdma_vm};
 use anyhow::Result;
 use std::process::Command;
 
@@ -19,6 +19,7 @@ pub(crate) fn run() -> Result<bool> {
     ci.step("release build", &mut cargo(&["build", "--release", "--locked"]))?;
     ci.simulations()?;
     ci.netns()?;
+    ci.rdma()?;
     let fixtures = fixtures::prepare()?;
     ci.python(&fixtures)?;
     ci.demos(&fixtures)?;
@@ -87,6 +88,13 @@ impl Ci {
         }
         let args = ["--nodes", "5", "--mbit", "50", "--mib", "16", "--runs", "1", "--kill", "1"];
         self.step("a swarm over shaped links", &mut netns::command(args.map(str::to_string)))?;
+        Ok(())
+    }
+
+    /// On a real kernel's RDMA stack, in a guest.
+    fn rdma(&mut self) -> Result<()> {
+        let unrun = Totals { skipped: 1, ..Totals::default() };
+        self.totals.add(rdma_vm::tests()?.unwrap_or(unrun));
         Ok(())
     }
 

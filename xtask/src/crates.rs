@@ -65,6 +65,7 @@ const ROOMS: &[Room] = &[
             "aquifer-memory",
             "aquifer-mesh",
             "aquifer-proto",
+            "aquifer-rdma",
             "aquifer-transport",
         ],
         may_unsafe: false,

@@ -7,6 +7,7 @@ mod ci;
 mod crates;
 mod fixtures;
 mod netns;
+mod rdma_vm;
 mod run;
 
 use std::process::ExitCode;
@@ -18,7 +19,10 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   fixtures  fetch what the tests need: a real model, Python packages
   netns     how long a release takes over shaped links, in network namespaces; needs root.
             Options, such as --nodes 8 --mbit 50 --mib 64 --runs 5 --kill 2, go to
-            tests/netns/swarm.py (--help lists them)";
+            tests/netns/swarm.py (--help lists them)
+  rdma-vm   run a command in a throw-away guest with software RDMA devices; fetches what that
+            needs with apt, and needs no root: cargo xtask rdma-vm -- rdma link show.
+            Options before `--` go to tests/rdma-vm/guest.sh";
 
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
@@ -26,6 +30,7 @@ fn main() -> ExitCode {
         Some("crates") => crates::table().map(|t| println!("{t}")).map(|()| true),
         Some("fixtures") => fixtures::prepare().map(|f| println!("{f:#?}")).map(|()| true),
         Some("netns") => netns::run(std::env::args().skip(2)),
+        Some("rdma-vm") => rdma_vm::run(std::env::args().skip(2)),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -13,7 +13,7 @@ pub struct RdmaConfig {
     /// The entry of the ports' address tables to use; if none is named, RoCE v2 on IPv4 before others.
     pub gid_index: Option<u32>,
     pub queue_pair: QueuePairConfig,
-    /// Whether chunks are shown through memory windows, where the device has them.
+    /// Whether chunks are shown where they lie, through memory windows, where the device has them.
     pub windows: bool,
     /// Bytes of one READ at most.
     pub piece_bytes: u32,
@@ -23,7 +23,7 @@ pub struct RdmaConfig {
     pub idle_timeout: Duration,
     /// A holder closes a connection without a request for so long.
     pub accepted_idle_timeout: Duration,
-    /// Registered memory for chunks that lie in files.
+    /// Registered memory for chunks that cannot be shown where they lie.
     pub staging_bytes: u64,
     /// Connections accepted in all, and those of them without a valid ticket yet.
     pub accepted_max: usize,
@@ -60,7 +60,7 @@ pub struct RdmaStats {
     pub received_bytes: u64,
     /// Payload that readers said they have read here.
     pub served_bytes: u64,
-    /// Part of it that this node's CPU copied first, since it lies in files.
+    /// Bytes that this node's CPU copied first, since they cannot be shown where they lie.
     pub staged_bytes: u64,
     /// Connections opened to peers, up to connected queue pairs.
     pub connected: u64,

@@ -1,21 +1,23 @@
 //! The serving side: shows readers what they were granted, and hides it again. Its threads move no
-//! payload, but for chunks that lie in files.
+//! payload, but for chunks that cannot be shown where they lie.
 
 use crate::config::{Counters, RdmaConfig, count};
 use crate::limits::{
-    ACCEPT_BACKOFF, ACCEPTED_PER_PEER_MAX, SCOLDED_MAX, STAGING_PATIENCE, THREAD_STACK_BYTES, WRITE_TIMEOUT,
+    ACCEPT_BACKOFF, ACCEPTED_PER_PEER_MAX, SCOLDED_MAX, STAGING_PATIENCE, STAGING_RETRY, THREAD_STACK_BYTES,
+    WRITE_TIMEOUT,
 };
 use crate::rail::{Rail, nearest};
 use crate::serving::{Serving, Shown};
-use crate::staging::Staging;
-use crate::wire::{FRAME_BYTES, FromHolder, FromReader, OFFER_BYTES, decode_offer, encode_no_port, encode_offer};
+use crate::wire::{
+    FRAME_BYTES, FromHolder, FromReader, OFFER_BYTES, Outcome, decode_offer, encode_no_port, encode_offer,
+};
 use aquifer_core::NodeId;
-use aquifer_memory::Span;
+use aquifer_memory::{Span, StagingPool};
 use aquifer_transport::tcp::greeting::{Fault, examine};
 use aquifer_transport::{Grants, Refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -28,7 +30,7 @@ pub(crate) struct Holder {
     grants: Arc<dyn Grants>,
     counters: Arc<Counters>,
     rails: Arc<Vec<Arc<Rail>>>,
-    staging: Staging,
+    staging: StagingPool,
     listener: TcpListener,
     state: Mutex<State>,
     ended: Condvar,
@@ -80,7 +82,7 @@ impl Holder {
         counters: Arc<Counters>,
     ) -> io::Result<Arc<Self>> {
         let state = Mutex::new(State { threads: 1, ..State::default() });
-        let staging = Staging::new(config.staging_bytes);
+        let staging = StagingPool::new(config.staging_bytes);
         let ended = Condvar::new();
         let holder = Arc::new(Holder { config, grants, counters, rails, staging, listener, state, ended });
         let accepting = holder.clone();
@@ -152,7 +154,7 @@ impl Holder {
             state.connections.insert(id, stream.clone());
             id
         };
-        let seat = Seat { holder: self.clone(), id, peer: None };
+        let seat = Seat { holder: self.clone(), id, peer: None, waiting: VecDeque::new() };
         let serving = move || {
             let mut seat = seat;
             if let Err(end) = seat.serve(&stream) {
@@ -195,6 +197,8 @@ struct Seat {
     id: u64,
     /// Known once it has shown a ticket.
     peer: Option<NodeId>,
+    /// Requests that wait for an answer, and since when: the first for staging memory.
+    waiting: VecDeque<(u32, Shown, Instant)>,
 }
 
 impl Drop for Seat {
@@ -228,19 +232,29 @@ impl Seat {
             if serving.is_review_due() {
                 self.review(&mut serving, peer)?;
             }
-            match await_frame(stream, &serving, holder.config.accepted_idle_timeout)? {
-                Awaited::Silence => {}
-                Awaited::Frame(FromReader::Request { number, chunk, len, lease }) => {
-                    let answer = self.answer(&mut serving, peer, number, Shown { lease, chunk, len })?;
-                    say(stream, answer)?;
+            self.answer_waiting(stream, &mut serving, peer)?;
+            match await_frame(stream, self.until_next(&serving))? {
+                None if serving.until_review().is_none() && self.waiting.is_empty() => {
+                    return Err(End::Lost(io::ErrorKind::TimedOut.into()));
                 }
-                Awaited::Frame(FromReader::Done { number, read }) => {
-                    if let Some(valid) = self.finish(&mut serving, peer, number, read)? {
+                None => {}
+                Some(FromReader::Request { number, chunk, len, lease }) => {
+                    self.on_request(&serving, number, Shown { lease, chunk, len })?;
+                }
+                Some(FromReader::Done { number, outcome }) => {
+                    if let Some(valid) = self.finish(&mut serving, peer, number, outcome)? {
                         say(stream, FromHolder::Verdict { number, valid })?;
                     }
                 }
             }
         }
+    }
+
+    /// How long the reader may be silent before there is something else to do.
+    fn until_next(&self, serving: &Serving) -> Duration {
+        let retry = (!self.waiting.is_empty()).then_some(STAGING_RETRY);
+        let next = [retry, serving.until_review()].into_iter().flatten().min();
+        next.unwrap_or(self.holder.config.accepted_idle_timeout)
     }
 
     /// Counts the connection as the peer's, unless that has too many.
@@ -281,40 +295,69 @@ impl Seat {
         }
     }
 
-    fn answer(&self, serving: &mut Serving, peer: NodeId, number: u32, shown: Shown) -> Result<FromHolder, End> {
-        if !serving.has_room_for(number) {
+    fn on_request(&mut self, serving: &Serving, number: u32, shown: Shown) -> Result<(), End> {
+        let is_known = self.waiting.iter().any(|(waiting, _, _)| *waiting == number);
+        if is_known || !serving.has_room_for(number, self.waiting.len()) {
             return Err(End::Misbehaved("it asks for more at a time than was agreed, or twice by one number"));
         }
+        self.waiting.push_back((number, shown, Instant::now()));
+        Ok(())
+    }
+
+    /// Answers requests in their order, up to one that has to wait for staging memory. The thread does not
+    /// wait: it may be this very reader that gives some back.
+    fn answer_waiting(&mut self, stream: &TcpStream, serving: &mut Serving, peer: NodeId) -> Result<(), End> {
+        while let Some((number, shown, since)) = self.waiting.front().copied() {
+            let answer = match self.answer(serving, peer, number, shown)? {
+                Some(answer) => answer,
+                None if since.elapsed() < STAGING_PATIENCE => return Ok(()),
+                None => FromHolder::Unavailable { number },
+            };
+            self.waiting.pop_front();
+            say(stream, answer)?;
+        }
+        Ok(())
+    }
+
+    /// The answer to a request; `None` while there is no room to stage the chunk.
+    fn answer(
+        &self,
+        serving: &mut Serving,
+        peer: NodeId,
+        number: u32,
+        shown: Shown,
+    ) -> Result<Option<FromHolder>, End> {
         let span = match self.holder.grants.open(peer, shown.lease, shown.chunk).and_then(whole) {
             Ok(span) if span.len() != u64::from(shown.len) => {
                 return Err(End::Misbehaved("it asks for a chunk by the wrong length"));
             }
             Ok(span) => span,
-            Err(refusal) => return Ok(FromHolder::Refused { number, refusal }),
+            Err(refusal) => return Ok(Some(FromHolder::Refused { number, refusal })),
         };
-        let source = match span.is_writable() {
+        // Memory around a chunk is nobody's business, and pages of a file cannot be registered: kernels
+        // before 6.2 pin shared pages only where they may be written, and truncation leaves whoever pinned
+        // them with bytes that are nobody's any more.
+        let source = match span.is_writable() && serving.shows_parts() {
             true => span,
             false => match self.staged(&span) {
                 Ok(Some(copy)) => copy,
-                Ok(None) => return Ok(FromHolder::Unavailable { number }),
-                Err(_) => return Ok(FromHolder::Refused { number, refusal: Refusal::Gone }),
+                Ok(None) => return Ok(None),
+                Err(_) => return Ok(Some(FromHolder::Refused { number, refusal: Refusal::Gone })),
             },
         };
         match serving.show(number, shown, source) {
-            Ok(remote) => Ok(FromHolder::Granted { number, remote }),
+            Ok(remote) => Ok(Some(FromHolder::Granted { number, remote })),
             Err(error) if serving.is_broken() => Err(End::Own(error.to_string())),
             Err(error) => {
                 tracing::warn!("a chunk is not served over RDMA: {error}");
-                Ok(FromHolder::Unavailable { number })
+                Ok(Some(FromHolder::Unavailable { number }))
             }
         }
     }
 
-    /// A copy of a chunk that lies in a file, in memory that can be registered. Pages of a file cannot
-    /// be: kernels before 6.2 pin shared pages only where they may be written, and truncation leaves
-    /// whoever pinned them with bytes that are nobody's any more.
+    /// A copy of a chunk that cannot be shown where it lies; `None` while there is no room for one.
     fn staged(&self, span: &Span) -> io::Result<Option<Span>> {
-        let Some(copy) = self.holder.staging.take(span.len(), STAGING_PATIENCE) else { return Ok(None) };
+        let Some(copy) = self.holder.staging.try_take(span.len()) else { return Ok(None) };
         span.copy_to(0, &copy, 0, span.len())?;
         count(&self.holder.counters.staged, span.len());
         Ok(Some(copy))
@@ -322,19 +365,21 @@ impl Seat {
 
     /// The reader is done with a chunk: it is hidden first, then the lease looked at, so that what is
     /// called valid was so for as long as it could be read.
-    fn finish(&self, serving: &mut Serving, peer: NodeId, number: u32, read: bool) -> Result<Option<bool>, End> {
-        let Some(Shown { lease, chunk, len }) = serving.hide(number).map_err(|error| End::Own(error.to_string()))?
-        else {
+    fn finish(&self, serving: &mut Serving, peer: NodeId, number: u32, outcome: Outcome) -> Result<Option<bool>, End> {
+        let hidden = serving.hide(number).map_err(|error| End::Own(error.to_string()))?;
+        let Some(Shown { lease, chunk, len }) = hidden else {
             return match serving.was_withdrawn(number) {
-                true => Ok(read.then_some(false)),
+                true => Ok((outcome != Outcome::LetBe).then_some(false)),
                 false => Err(End::Misbehaved("it is done with what it did not ask for")),
             };
         };
-        if !read {
+        if outcome == Outcome::LetBe {
             return Ok(None);
         }
-        count(&self.holder.counters.served, u64::from(len));
-        self.holder.grants.sent(peer, u64::from(len));
+        if outcome == Outcome::Read {
+            count(&self.holder.counters.served, u64::from(len));
+            self.holder.grants.sent(peer, u64::from(len));
+        }
         Ok(Some(self.holder.grants.still_valid(peer, lease, chunk)))
     }
 
@@ -344,32 +389,20 @@ impl Seat {
         for number in ended {
             serving.withdraw(number).map_err(|error| End::Own(error.to_string()))?;
         }
-        match serving.is_overstayed() {
-            true => Err(End::Misbehaved("its lease has ended, and it does not say that it has stopped to read")),
-            false => Ok(()),
-        }
+        Ok(())
     }
 }
 
-enum Awaited {
-    Frame(FromReader),
-    /// Nothing was said, and it is time to look at the leases.
-    Silence,
-}
-
-fn await_frame(mut stream: &TcpStream, serving: &Serving, idle: Duration) -> Result<Awaited, End> {
-    let review = serving.until_review();
-    if !is_readable(stream, review.unwrap_or(idle))? {
-        return match review {
-            Some(_) => Ok(Awaited::Silence),
-            None => Err(End::Lost(io::ErrorKind::TimedOut.into())),
-        };
+/// The reader's next words, if it says any in time.
+fn await_frame(mut stream: &TcpStream, patience: Duration) -> Result<Option<FromReader>, End> {
+    if !is_readable(stream, patience)? {
+        return Ok(None);
     }
     let mut frame = [0; FRAME_BYTES];
-    // A frame is one segment: its rest comes at once, or never.
+    // A frame is sent at once: its rest comes soon, or never.
     stream.set_read_timeout(Some(WRITE_TIMEOUT))?;
     stream.read_exact(&mut frame)?;
-    Ok(Awaited::Frame(FromReader::decode(&frame).map_err(End::Misbehaved)?))
+    FromReader::decode(&frame).map(Some).map_err(End::Misbehaved)
 }
 
 fn is_readable(stream: &TcpStream, patience: Duration) -> io::Result<bool> {

@@ -19,11 +19,12 @@ mod rail;
 mod reader;
 mod regions;
 mod serving;
-mod staging;
+mod survey;
 mod transport;
 mod wire;
 mod workers;
 
 pub use config::{RdmaConfig, RdmaStats};
 pub use error::RdmaError;
+pub use survey::{DeviceSurvey, Found, PortSurvey, Survey, survey};
 pub use transport::RdmaTransport;

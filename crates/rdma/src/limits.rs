@@ -43,10 +43,6 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// than its lease a key may work.
 pub const LEASE_REVIEW: Duration = Duration::from_millis(250);
 
-/// How long a reader has to stop after its lease has ended, where only the end of its connection can
-/// make it. Guess: longer than a chunk takes on the slowest link worth using.
-pub const WITHDRAWN_GRACE: Duration = Duration::from_secs(2);
-
 /// `timeout` of a queue pair: 4.096 µs × 2^14 = 67 ms until a request is sent again (InfiniBand
 /// specification, 9.7.6.1.3; devices wait up to four times as long).
 pub const ACK_TIMEOUT_EXPONENT: u8 = 14;
@@ -75,19 +71,23 @@ pub const TICK: Duration = Duration::from_millis(20);
 /// How often registrations are looked through for memory that nobody else keeps any more.
 pub const SWEEP_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often a read that had not begun is moved from a lost connection to a new one.
+/// How often a read is moved from a lost connection to another: nothing of the first writes any more then.
 pub const RETRIES_MAX: u8 = 1;
 
 /// A port whose queue pair failed is not used for so long, if there is another. Guess: about what a
 /// link takes to come back.
 pub const PORT_PAUSE: Duration = Duration::from_secs(5);
 
-/// Registered memory that chunks are copied to which lie in files, for each transport. Guess: 32
-/// chunks of 4 MiB, as much as the chunk stores stage.
-pub const STAGING_BYTES: u64 = 128 << 20;
+/// Registered memory that chunks are copied to which cannot be shown where they lie, for each transport: as
+/// much as a node lets others read at once by default, so that it suffices.
+pub const STAGING_BYTES: u64 = 256 << 20;
 
-/// How long a request for a chunk of a file waits for staging memory, before it is turned away.
-pub const STAGING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a request for such a chunk waits for staging memory, before it is turned away: less than
+/// the five seconds after which agents give a silent holder up.
+pub const STAGING_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often staging memory is looked for meanwhile, besides when the reader gives some back.
+pub const STAGING_RETRY: Duration = Duration::from_millis(20);
 
 /// Ports of this machine used at once. The largest machines have one for each of eight GPUs, and some
 /// for storage.

@@ -17,7 +17,7 @@ pub(crate) struct Rail {
     port: u8,
     gid_index: Option<u32>,
     config: QueuePairConfig,
-    /// Whether others read through windows; if not, by the key of a whole region.
+    /// Whether others read through windows; if not, by the keys of staging memory.
     windows: bool,
     pub(crate) domain: Arc<ProtectionDomain>,
     pub(crate) regions: Regions,
@@ -84,7 +84,7 @@ impl Rail {
     /// The port, the address it is reached by, and how chunks are shown, in words.
     pub(crate) fn describe(&self) -> String {
         let address = self.look().map_or_else(|error| error.to_string(), |(_, gid)| gid.to_string());
-        let shown = if self.windows { "memory windows" } else { "whole regions" };
+        let shown = if self.windows { "chunks shown in place" } else { "chunks shown from copies" };
         format!("{self}, {address}, {shown}")
     }
 
@@ -161,7 +161,7 @@ fn common_bits(a: &[u8; 16], b: &[u8; 16]) -> u32 {
 }
 
 /// The address to use a port by, or why it cannot be used.
-fn usable(port: &Port, gid_index: Option<u32>) -> Result<Gid, String> {
+pub(crate) fn usable(port: &Port, gid_index: Option<u32>) -> Result<Gid, String> {
     if !port.active {
         return Err("its link is down".into());
     }

@@ -1,12 +1,12 @@
 //! What one reader can see of this node's memory at the moment, by one queue pair.
 
 use crate::error::RdmaError;
-use crate::limits::{ASKED_AHEAD_MAX, LEASE_REVIEW, WITHDRAWN_GRACE, WRITE_TIMEOUT};
+use crate::limits::{ASKED_AHEAD_MAX, LEASE_REVIEW, WRITE_TIMEOUT};
 use crate::rail::Rail;
 use crate::verbs::{Address, Completion, CompletionQueue, QueuePair, Region, RemoteRegion, Window};
 use aquifer_memory::Span;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,8 +21,8 @@ pub(crate) struct Serving {
     idle: Vec<Window>,
     queue_pair: QueuePair,
     completions: Arc<CompletionQueue>,
-    /// Numbers whose lease ended while their reader had not said that it is done, and since when.
-    withdrawn: BTreeMap<u32, Instant>,
+    /// Numbers whose lease ended while their reader had not said that it is done.
+    withdrawn: BTreeSet<u32>,
     rail: Arc<Rail>,
     next_id: u64,
     reviewed: Instant,
@@ -58,7 +58,7 @@ impl Serving {
             idle: Vec::new(),
             queue_pair,
             completions,
-            withdrawn: BTreeMap::new(),
+            withdrawn: BTreeSet::new(),
             rail: rail.clone(),
             next_id: 0,
             reviewed: Instant::now(),
@@ -67,12 +67,19 @@ impl Serving {
         Ok((serving, address))
     }
 
-    pub(crate) fn has_room_for(&self, number: u32) -> bool {
-        let (known, withdrawn) = (self.open.contains_key(&number), self.withdrawn.contains_key(&number));
-        self.open.len() + self.withdrawn.len() < ASKED_AHEAD_MAX && !known && !withdrawn
+    /// Whether the reader may ask for one more, by that number, besides what waits for an answer.
+    pub(crate) fn has_room_for(&self, number: u32, waiting: usize) -> bool {
+        let (known, withdrawn) = (self.open.contains_key(&number), self.withdrawn.contains(&number));
+        self.open.len() + self.withdrawn.len() + waiting < ASKED_AHEAD_MAX && !known && !withdrawn
     }
 
-    /// Lets the reader read `source`, and nothing beside it where there are windows.
+    /// Whether a part of other memory can be shown without the rest of it: else only what may be seen
+    /// by every reader is to be shown.
+    pub(crate) fn shows_parts(&self) -> bool {
+        self.rail.has_windows()
+    }
+
+    /// Lets the reader read `source`; where parts cannot be shown, all that it is a part of.
     pub(crate) fn show(&mut self, number: u32, shown: Shown, source: Span) -> Result<RemoteRegion, RdmaError> {
         let region = self.rail.regions.of(&source, self.rail.serving_access())?;
         let (remote, window) = match self.rail.has_windows() {
@@ -106,20 +113,14 @@ impl Serving {
     /// Hides it, and remembers that it was not the reader's wish.
     pub(crate) fn withdraw(&mut self, number: u32) -> Result<(), RdmaError> {
         if self.hide(number)?.is_some() {
-            self.withdrawn.insert(number, Instant::now());
+            self.withdrawn.insert(number);
         }
         Ok(())
     }
 
-    /// Whether the reader could still read what was withdrawn some time ago: without windows, only the
-    /// end of the connection keeps it from doing so.
-    pub(crate) fn is_overstayed(&self) -> bool {
-        !self.rail.has_windows() && self.withdrawn.values().any(|since| since.elapsed() > WITHDRAWN_GRACE)
-    }
-
     /// Whether `number` was withdrawn; it is forgotten then.
     pub(crate) fn was_withdrawn(&mut self, number: u32) -> bool {
-        self.withdrawn.remove(&number).is_some()
+        self.withdrawn.remove(&number)
     }
 
     /// The numbers of what is shown and `which` says; the time of this review is kept.
@@ -130,8 +131,7 @@ impl Serving {
 
     /// How long until the leases of what is shown must be looked at; `None` while nothing is shown.
     pub(crate) fn until_review(&self) -> Option<Duration> {
-        let anything = !self.open.is_empty() || !self.withdrawn.is_empty();
-        anything.then(|| LEASE_REVIEW.saturating_sub(self.reviewed.elapsed()))
+        (!self.open.is_empty()).then(|| LEASE_REVIEW.saturating_sub(self.reviewed.elapsed()))
     }
 
     pub(crate) fn is_review_due(&self) -> bool {

@@ -10,12 +10,12 @@
 //!                                              ← Granted   number address length key
 //!                                                or Refused, or Unavailable
 //!           (READs)
-//! Done      number, read or not                →
+//! Done      number; read, failed or let be     →
 //!                                              ← Verdict   number, valid all the while or not
 //! ```
 //!
-//! A holder keeps what it granted readable until it hears Done. It answers Done with a Verdict only
-//! where it says that the chunk was read.
+//! A holder keeps what it granted readable until it hears Done. It gives its Verdict on what was read,
+//! and on what failed to be: its lease may have ended under it. What was let be needs none.
 
 use crate::verbs::{Address, RemoteRegion};
 use aquifer_transport::Refusal;
@@ -86,7 +86,15 @@ pub(crate) fn decode_offer(bytes: &[u8; OFFER_BYTES]) -> Result<Address, Malform
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FromReader {
     Request { number: u32, chunk: u32, len: u32, lease: u64 },
-    Done { number: u32, read: bool },
+    Done { number: u32, outcome: Outcome },
+}
+
+/// What a reader made of a chunk it was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    LetBe,
+    Read,
+    Failed,
 }
 
 /// What a holder says.
@@ -114,7 +122,7 @@ impl FromReader {
     pub(crate) fn encode(self) -> [u8; FRAME_BYTES] {
         match self {
             FromReader::Request { number, chunk, len, lease } => frame(1, 0, number, lease, chunk, len),
-            FromReader::Done { number, read } => frame(2, u8::from(read), number, 0, 0, 0),
+            FromReader::Done { number, outcome } => frame(2, outcome.code(), number, 0, 0, 0),
         }
     }
 
@@ -127,9 +135,26 @@ impl FromReader {
                 chunk: u32::from_le_bytes(at(bytes, 16)),
                 len: u32::from_le_bytes(at(bytes, 20)),
             }),
-            (2, read @ (0 | 1)) => Ok(FromReader::Done { number, read: read == 1 }),
+            (2, code) => Ok(FromReader::Done { number, outcome: Outcome::of_code(code)? }),
             _ => Err("it sent something that is not a request"),
         }
+    }
+}
+
+impl Outcome {
+    fn code(self) -> u8 {
+        match self {
+            Outcome::LetBe => 0,
+            Outcome::Read => 1,
+            Outcome::Failed => 2,
+        }
+    }
+
+    fn of_code(code: u8) -> Result<Self, Malformed> {
+        [Outcome::LetBe, Outcome::Read, Outcome::Failed]
+            .into_iter()
+            .find(|outcome| outcome.code() == code)
+            .ok_or("it is done with a chunk in an unknown way")
     }
 }
 
@@ -209,7 +234,7 @@ mod tests {
         assert_eq!(decode_offer(&encode_offer(&address)), Ok(address));
         for said in [
             FromReader::Request { number: u32::MAX, chunk: 1, len: 2, lease: u64::MAX },
-            FromReader::Done { number: 4, read: false },
+            FromReader::Done { number: 4, outcome: Outcome::Failed },
         ] {
             assert_eq!(FromReader::decode(&said.encode()), Ok(said));
         }

@@ -27,7 +27,7 @@ mod by_windows {
 }
 
 /// As on devices without memory windows, and with chunks in many pieces.
-mod by_whole_regions {
+mod by_copies {
     use super::*;
 
     fn node(grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {

@@ -9,13 +9,14 @@ mod process;
 mod show;
 
 use crate::agent::view::View;
-use crate::cli::Demo;
+use crate::cli::{Demo, Over};
 use crate::output::{print_json, print_line, tell};
 use crate::{keys, units};
 use anyhow::{Context, Result, bail};
 use checkpoint::TensorHashes;
 use process::{Engine, Node, Publisher};
 use show::{Row, Watch};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -33,6 +34,8 @@ pub(super) struct Site {
     pub(super) mesh_key: PathBuf,
     pub(super) publisher_key: PathBuf,
     pub(super) trust: String,
+    /// The only way for chunks, if there is to be only one.
+    pub(super) over: Option<Over>,
 }
 
 pub(crate) fn run(args: Demo) -> Result<ExitCode> {
@@ -55,7 +58,7 @@ fn demo(args: &Demo, dir: &Path) -> Result<ExitCode> {
     }
     let say = tell;
     let (checkpoint, updated, modified) = prepare(args, dir, &say)?;
-    let site = make_keys(dir)?;
+    let site = make_keys(dir, args.over)?;
 
     say("\n1. A publisher cuts, hashes and signs the checkpoint, and serves it from its files.");
     let publisher = Publisher::start(&site, "publisher", &checkpoint, &[])?;
@@ -100,8 +103,11 @@ fn demo(args: &Demo, dir: &Path) -> Result<ExitCode> {
     let update_rows = nodes.iter().zip(&before).map(row).collect::<Result<Vec<_>>>()?;
     let moved: u64 = update_rows.iter().map(|r| r.bytes).max().unwrap_or(0);
     say(&format!("   {} moved to each node, of a checkpoint of {}", units::bytes(moved), units::bytes(first.bytes())));
+    let came_by = received(&nodes)?;
     if args.json {
-        print_json(&serde_json::json!({"hydration": first_rows, "update": update_rows, "wrong_tensors": wrong}))?;
+        print_json(&serde_json::json!({
+            "hydration": first_rows, "update": update_rows, "wrong_tensors": wrong, "received_bytes_by": came_by,
+        }))?;
     } else {
         print_line(&format!("\nhydration\n{}", show::table(&first_rows)))?;
         print_line(&format!("\nupdate\n{}", show::table(&update_rows)))?;
@@ -109,6 +115,14 @@ fn demo(args: &Demo, dir: &Path) -> Result<ExitCode> {
     if wrong > 0 {
         tell(&format!("{wrong} tensors in engines' memory are not the checkpoint's"));
         return Ok(ExitCode::FAILURE);
+    }
+    if let Some(over) = args.over {
+        let others: u64 = came_by.iter().filter(|(way, _)| *way != over.name()).map(|(_, bytes)| bytes).sum();
+        let own = came_by.get(over.name()).copied().unwrap_or(0);
+        if others > 0 || own == 0 {
+            tell(&format!("not all came over {}: {came_by:?} (in bytes)", over.name()));
+            return Ok(ExitCode::FAILURE);
+        }
     }
     if !args.json {
         print_line("\nevery byte of every engine's memory is the checkpoint's")?;
@@ -137,18 +151,29 @@ fn prepare(args: &Demo, dir: &Path, say: &dyn Fn(&str)) -> Result<(PathBuf, Path
     Ok((checkpoint, updated, modified))
 }
 
-fn make_keys(dir: &Path) -> Result<Site> {
+fn make_keys(dir: &Path, over: Option<Over>) -> Result<Site> {
     let (mesh_key, publisher_key) = (dir.join("mesh.key"), dir.join("publisher.key"));
     keys::write_secret(&mesh_key, &keys::new_mesh_key()?.to_text())?;
     let publisher = keys::new_publisher_secret()?;
     keys::write_secret(&publisher_key, &keys::publisher_line(&publisher))?;
-    Ok(Site { dir: dir.to_path_buf(), mesh_key, publisher_key, trust: publisher.public().to_string() })
+    Ok(Site { dir: dir.to_path_buf(), mesh_key, publisher_key, trust: publisher.public().to_string(), over })
 }
 
 fn start_node(site: &Site, name: &str, peer: &str) -> Result<(Node, Engine)> {
     let node = Node::start(site, name, peer)?;
     let engine = Engine::start(site, &node)?;
     Ok((node, engine))
+}
+
+/// Chunk bytes that the nodes received, by the way they came.
+fn received(nodes: &[(Node, Engine)]) -> Result<BTreeMap<String, u64>> {
+    let mut received = BTreeMap::new();
+    for (node, _) in nodes {
+        for (way, transport) in node.view()?.transports {
+            *received.entry(way).or_default() += transport.received_bytes;
+        }
+    }
+    Ok(received)
 }
 
 /// Asks every engine what its memory holds, and compares. Returns how many tensors are wrong.

@@ -2,6 +2,7 @@
 
 use super::{CHANNEL, PATIENCE, Site};
 use crate::agent::view::View;
+use crate::cli::Over;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -218,7 +219,11 @@ fn program() -> Result<Command> {
 
 fn on_loopback(command: &mut Command, site: &Site, peers: &[String]) {
     command.args(["--listen", LOOPBACK, "--data-listen", LOOPBACK]).arg("--mesh-key").arg(&site.mesh_key);
-    command.arg("--shm-dir").arg(site.dir.join("shm"));
+    command.arg("--shm-dir").arg(site.dir.join("shm")).args(["--rdma-listen", LOOPBACK]);
+    if let Some(over) = site.over {
+        command.args(["--shm", if over == Over::Shm { "true" } else { "false" }]);
+        command.args(["--rdma", if over == Over::Rdma { "auto" } else { "off" }]);
+    }
     for peer in peers {
         command.args(["--peer", peer]);
     }

@@ -11,7 +11,7 @@ use crate::error::RdmaError;
 use crate::limits::{RETRIES_MAX, SWEEP_INTERVAL, THREAD_STACK_BYTES, TICK};
 use crate::rail::Rail;
 use crate::verbs::{Completion as Work, CompletionQueue, Region, RemoteRegion, WorkError};
-use crate::wire::{FromHolder, FromReader};
+use crate::wire::{FromHolder, FromReader, Outcome};
 use crate::workers::Workers;
 use aquifer_core::{ChunkHash, NodeId};
 use aquifer_transport::{Completion, OpId, ReadDone, ReadError, ReadOp};
@@ -345,10 +345,10 @@ impl Driver {
             }
             Err(WorkError::Flushed) => {}
             Err(error) => {
-                if *error == WorkError::Access && !flight.told {
-                    // A lease that ended under the read: the holder knows.
+                if !flight.told {
+                    // Its lease may have ended under the read: the holder knows.
                     flight.told = true;
-                    l.say(FromReader::Done { number, read: true });
+                    l.say(FromReader::Done { number, outcome: Outcome::Failed });
                 }
                 let reason = format!("reading over {}: {error}", self.rails[l.rail]);
                 let (peer, rail) = (l.peer, l.rail);
@@ -369,7 +369,7 @@ impl Driver {
         let Some(flight) = l.flights.get_mut(&number) else { return };
         flight.told = true;
         let Some(into) = flight.read.as_ref().map(|read| read.op.into.clone()) else { return };
-        l.say(FromReader::Done { number, read: true });
+        l.say(FromReader::Done { number, outcome: Outcome::Read });
         let inbox = self.inbox.clone();
         self.workers.give(move || {
             let result = into.hash();
@@ -439,7 +439,7 @@ impl Driver {
             Some(flight) if flight.grant.is_none() => {
                 let wanted = flight.read.is_some() && l.ending.is_none();
                 if !wanted {
-                    l.say(FromReader::Done { number, read: false });
+                    l.say(FromReader::Done { number, outcome: Outcome::LetBe });
                     return self.forget(link, number);
                 }
                 if remote.len != flight.len() {
@@ -504,7 +504,7 @@ impl Driver {
         flight.stale = Some(Instant::now());
         let (granted, told, valid) = (flight.grant.is_some(), flight.told, flight.valid);
         if granted && !told {
-            l.say(FromReader::Done { number, read: false });
+            l.say(FromReader::Done { number, outcome: Outcome::LetBe });
             self.forget(link, number);
         } else if valid.is_some() {
             self.forget(link, number);

@@ -263,9 +263,7 @@ pub(super) fn verdict(number: u32, flight: &Flight, read: &Queued, why: &Loss, n
     match why {
         Loss::Told(reason) => Some(ReadError::Disconnected((*reason).into())),
         Loss::Stalled(first) if *first == number || !patient => Some(ReadError::Stalled),
-        Loss::Broken(reason) if flight.posted > 0 || read.retries >= RETRIES_MAX => {
-            Some(ReadError::Disconnected(reason.clone()))
-        }
+        Loss::Broken(reason) if read.retries >= RETRIES_MAX => Some(ReadError::Disconnected(reason.clone())),
         Loss::Stalled(_) | Loss::Broken(_) | Loss::Renewed | Loss::Unneeded => None,
     }
 }
