@@ -75,11 +75,11 @@ impl Inbox {
         Ok(Inbox { state: Mutex::default(), wake })
     }
 
-    /// Gives the command back if there is no driver any more.
-    pub(crate) fn put(&self, command: Command) -> Result<(), Command> {
+    /// False, if there is no driver any more.
+    pub(crate) fn put(&self, command: Command) -> bool {
         let mut state = self.lock();
         if state.closed {
-            return Err(command);
+            return false;
         }
         let first = state.commands.is_empty();
         state.commands.push_back(command);
@@ -88,7 +88,7 @@ impl Inbox {
             // It can fail only where the counter is full, and then the driver is awake.
             let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
         }
-        Ok(())
+        true
     }
 
     fn take(&self) -> VecDeque<Command> {
@@ -136,22 +136,22 @@ impl Reader {
         if let Err(reason) = check_landing(&op) {
             return (self.completions)(Completion { id, result: Err(ReadError::Landing(reason)) });
         }
-        if self.inbox.put(Command::Read(op)).is_err() {
+        if !self.inbox.put(Command::Read(op)) {
             (self.completions)(Completion { id, result: Err(ReadError::Disconnected(SHUTTING_DOWN.into())) });
         }
     }
 
     pub(crate) fn cancel(&self, id: OpId) {
         // Where the driver has ended, so has every read.
-        let _ = self.inbox.put(Command::Cancel(id));
+        self.inbox.put(Command::Cancel(id));
     }
 
     pub(crate) fn disconnect(&self, peer: NodeId) {
-        let _ = self.inbox.put(Command::Disconnect(peer));
+        self.inbox.put(Command::Disconnect(peer));
     }
 
     pub(crate) fn close(&self) {
-        let _ = self.inbox.put(Command::Close);
+        self.inbox.put(Command::Close);
     }
 
     pub(crate) fn join(&self) {

@@ -200,7 +200,7 @@ impl Driver {
                 let result = rail.regions.of(&into, access);
                 drop(into);
                 // A driver that has ended has no use for it.
-                let _ = inbox.put(Command::Registered { link: id, number, result });
+                inbox.put(Command::Registered { link: id, number, result });
             });
         }
         if self.closing {
@@ -374,7 +374,7 @@ impl Driver {
         self.workers.give(move || {
             let result = into.hash();
             drop(into);
-            let _ = inbox.put(Command::Hashed { link, number, result });
+            inbox.put(Command::Hashed { link, number, result });
         });
     }
 
