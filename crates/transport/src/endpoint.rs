@@ -32,13 +32,13 @@ impl Endpoint {
     }
 
     /// What a peer says, `ip:port` or `shm:MACHINE:PATH`. `None` where it says nothing that leads
-    /// anywhere from here: the socket of another machine, or one that this process does not see.
+    /// anywhere from here, as the socket of another machine.
     pub fn parse(text: &str) -> Option<Self> {
         let Some(rest) = text.strip_prefix(SHM) else { return text.parse().ok().map(Endpoint::Tcp) };
         let (machine, path) = rest.split_once(':')?;
         let path = Path::new(path);
         let here = Some(machine) == this_machine() && path.is_absolute();
-        (here && fs::symlink_metadata(path).is_ok()).then(|| Endpoint::Shm(path.to_path_buf()))
+        here.then(|| Endpoint::Shm(path.to_path_buf()))
     }
 }
 
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn an_endpoint_survives_its_words() {
-        let here = Endpoint::Shm(std::env::current_exe().unwrap());
+        let here = Endpoint::Shm("/run/aquifer/0.sock".into());
         assert_eq!(Endpoint::parse(&here.to_string()), Some(here));
         let there = Endpoint::Tcp("10.0.0.1:7402".parse().unwrap());
         assert_eq!(Endpoint::parse(&there.to_string()), Some(there));
@@ -87,7 +87,6 @@ mod tests {
             "shm:",
             "shm:elsewhere:/proc",
             "shm::/proc",
-            &format!("shm:{machine}:/no/such/socket"),
             &format!("shm:{machine}:proc"),
             &format!("shm:{machine}"),
         ] {
