@@ -61,6 +61,14 @@ pub(crate) struct NodeOptions {
     /// network card [default: no limit]
     #[arg(long, env = "AQUIFER_UPLOAD_LIMIT", value_name = "SIZE", help_heading = "Mesh")]
     pub(crate) upload_limit: Option<String>,
+    /// Let nodes of this user on this machine copy chunks from memory instead of over TCP: true, as without
+    /// a value, or false [default: true]
+    #[arg(long, env = "AQUIFER_SHM", value_name = "BOOL", help_heading = "Mesh", num_args = 0..=1, default_missing_value = "true", hide_possible_values = true)]
+    pub(crate) shm: Option<bool>,
+    /// Where they meet; containers that share it share memory [default: $XDG_RUNTIME_DIR/aquifer-shm or
+    /// /tmp/aquifer-UID-shm]
+    #[arg(long, env = "AQUIFER_SHM_DIR", value_name = "DIR", help_heading = "Mesh")]
+    pub(crate) shm_dir: Option<PathBuf>,
     /// TCP congestion control that chunks are sent by, one that the system allows [default: the system's,
     /// or in place of bbr one that heeds losses]
     #[arg(long, env = "AQUIFER_TCP_CONGESTION", value_name = "NAME", help_heading = "Mesh")]
@@ -203,6 +211,8 @@ impl NodeOptions {
             state: self.state.or(file.state),
             upload_window: self.upload_window.or(file.upload_window),
             upload_limit: self.upload_limit.or(file.upload_limit),
+            shm: self.shm.or(file.shm),
+            shm_dir: self.shm_dir.or(file.shm_dir),
             tcp_congestion: self.tcp_congestion.or(file.tcp_congestion),
         }
     }
@@ -218,6 +228,8 @@ impl NodeOptions {
             trust: self.trust,
             upload_window: self.upload_window,
             upload_limit: self.upload_limit,
+            shm: self.shm,
+            shm_dir: self.shm_dir,
             tcp_congestion: self.tcp_congestion,
             ..NodeOptions::default()
         }
@@ -265,6 +277,7 @@ impl NodeOptions {
             upload_bytes: size("--upload-window", self.upload_window.as_deref())?.unwrap_or(256 << 20),
             upload_bytes_per_s: size("--upload-limit", self.upload_limit.as_deref())?,
             tcp_congestion: self.tcp_congestion.clone(),
+            shm_dir: self.shm.unwrap_or(true).then(|| self.shm_dir.clone().unwrap_or_else(default_shm_dir)),
             socket: None,
             state,
             publish: None,
@@ -369,6 +382,13 @@ pub(crate) fn default_socket() -> PathBuf {
     match directory("XDG_RUNTIME_DIR") {
         Some(dir) => dir.join("aquifer.sock"),
         None => PathBuf::from(format!("/tmp/aquifer-{}.sock", rustix::process::getuid().as_raw())),
+    }
+}
+
+fn default_shm_dir() -> PathBuf {
+    match directory("XDG_RUNTIME_DIR") {
+        Some(dir) => dir.join("aquifer-shm"),
+        None => PathBuf::from(format!("/tmp/aquifer-{}-shm", rustix::process::getuid().as_raw())),
     }
 }
 

@@ -2,12 +2,13 @@
 
 use super::Agent;
 use super::jobs::Job;
+use super::transports::Way;
 use aquifer_core::{ChunkHash, ManifestHash, NodeId};
 use aquifer_engine::ConnId;
 use aquifer_memory::{Reservation, Span, StoreError};
 use aquifer_proto::limits::READ_STALL;
 use aquifer_proto::{EngineInput, Input, OpId, ReadOutcome};
-use aquifer_transport::{Completion, Operation, ReadDone, ReadError, ReadOp, Transport};
+use aquifer_transport::{Completion, Endpoint, ReadDone, ReadError, ReadOp};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,6 +19,8 @@ pub(super) struct Read {
     chunk: u32,
     hash: ChunkHash,
     peer: NodeId,
+    /// How it came, once it has.
+    way: Option<Way>,
     landing: Option<Landing>,
 }
 
@@ -66,21 +69,22 @@ impl Agent {
         tracing::trace!("reads {chunk} from {} under lease {lease}", peer.short());
         let (hash, _) = hash_and_len;
         self.reading.insert(hash);
-        self.reads.insert(op, Read { manifest, chunk, hash, peer, landing: Some(landing) });
-        let read = ReadOp { id: op, peer, endpoints, access, lease, chunk, into, stall: READ_STALL };
-        self.transport.submit(Operation::Read(read));
+        self.reads.insert(op, Read { manifest, chunk, hash, peer, way: None, landing: Some(landing) });
+        self.transports.read(ReadOp { id: op, peer, endpoints, access, lease, chunk, into, stall: READ_STALL });
     }
 
     pub(super) fn cancel_read(&mut self, op: OpId) {
         // One that is being committed is past cancelling; its end is on its way.
         if self.reads.get(&op).is_some_and(|r| r.landing.is_some()) {
-            self.transport.submit(Operation::Cancel(op));
+            self.transports.cancel(op);
         }
     }
 
     pub(super) fn on_read(&mut self, completion: Completion) {
+        let Some((way, completion)) = self.transports.on_completion(completion) else { return };
         let op = completion.id;
         let Some(read) = self.reads.get_mut(&op) else { return };
+        read.way = Some(way);
         let (manifest, chunk, hash, peer) = (read.manifest, read.chunk, read.hash, read.peer);
         let Some(landing) = read.landing.take() else { return };
         match &completion.result {
@@ -135,7 +139,9 @@ impl Agent {
         let bytes = self.chunk(&manifest, chunk).map_or(0, |(_, len)| len);
         self.traffic.chunks_verified += 1;
         self.traffic.bytes_in += bytes;
-        *self.bytes_from.entry(peer).or_default() += bytes;
+        if let Some(way) = self.reads.get(&op).and_then(|read| read.way) {
+            *self.bytes_from.entry(peer).or_default().entry(way).or_default() += bytes;
+        }
         self.clear_problem(&manifest);
         self.end_read(op, ReadOutcome::Verified);
         self.note_held(manifest, chunk);
@@ -208,17 +214,17 @@ impl Agent {
 
     /// Where the peer's data plane listens. A missing host is one the peer is known by: where its
     /// connection comes from, and, since that need not be where it listens, those it names itself.
-    fn endpoints(&self, peer: &NodeId) -> Vec<SocketAddr> {
+    fn endpoints(&self, peer: &NodeId) -> Vec<Endpoint> {
         let Some(member) = self.node.members().find(|m| m.status.node == *peer) else { return Vec::new() };
         let named = member.status.addresses.iter().filter_map(|a| host_of(a));
         let mut hosts: Vec<IpAddr> = self.addresses.get(peer).copied().into_iter().chain(named).collect();
         let mut seen = BTreeSet::new();
         hosts.retain(|host| seen.insert(*host));
-        let at = |text: &String| -> Vec<SocketAddr> {
+        let at = |text: &String| -> Vec<Endpoint> {
             match text.strip_prefix(':').map(str::parse) {
-                Some(Ok(port)) => hosts.iter().map(|host| SocketAddr::new(*host, port)).collect(),
+                Some(Ok(port)) => hosts.iter().map(|host| SocketAddr::new(*host, port).into()).collect(),
                 Some(Err(_)) => Vec::new(),
-                None => text.parse().into_iter().collect(),
+                None => Endpoint::parse(text).filter(|e| self.transports.can_try(e)).into_iter().collect(),
             }
         };
         member.status.data_endpoints.iter().flat_map(at).collect()

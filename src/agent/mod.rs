@@ -13,6 +13,7 @@ mod library;
 mod node_view;
 mod recording;
 mod releasing;
+mod transports;
 pub(crate) mod view;
 
 use crate::state::StateDir;
@@ -24,7 +25,7 @@ use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
 use aquifer_proto::{Config, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
-use aquifer_transport::{Completion, TcpConfig, TcpTransport};
+use aquifer_transport::Completion;
 use engines::EngineConn;
 use grants::GrantTable;
 use jobs::JobDone;
@@ -38,6 +39,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+use transports::{Transports, Way};
 use view::{Traffic, View};
 
 /// How often the view for people is renewed.
@@ -79,8 +81,10 @@ pub(crate) struct AgentConfig {
     pub(crate) memory_bytes: u64,
     pub(crate) upload_bytes: u64,
     pub(crate) upload_bytes_per_s: Option<u64>,
-    /// See [`TcpConfig::congestion`].
+    /// See [`aquifer_transport::TcpConfig::congestion`].
     pub(crate) tcp_congestion: Option<String>,
+    /// Where agents of one machine meet; None: they send over TCP.
+    pub(crate) shm_dir: Option<PathBuf>,
     pub(crate) socket: Option<PathBuf>,
     pub(crate) state: Option<StateDir>,
     pub(crate) publish: Option<Publish>,
@@ -161,7 +165,7 @@ struct Agent {
     recording: Option<Recording>,
     origin: Instant,
     mesh: Mesh,
-    transport: Arc<TcpTransport>,
+    transports: Transports,
     grants: Arc<GrantTable>,
     /// Where engines find this node.
     socket: Option<PathBuf>,
@@ -194,7 +198,8 @@ struct Agent {
     local: LocalStatus,
     data_endpoint: String,
     traffic: Traffic,
-    bytes_from: BTreeMap<NodeId, u64>,
+    /// Verified bytes of each peer, and the ways they came.
+    bytes_from: BTreeMap<NodeId, BTreeMap<Way, u64>>,
     /// Problems told already, so that each is told once.
     told: BTreeSet<String>,
     /// Jobs decided on in this step.
@@ -215,10 +220,7 @@ pub(crate) async fn start(config: AgentConfig) -> Result<Running> {
         // The agent drains this as long as it lives; after it, nobody waits for the answer.
         let _ = completed.send(Event::Read(completion));
     };
-    let tcp = TcpConfig { congestion: config.tcp_congestion.clone(), ..TcpConfig::default() };
-    let transport = TcpTransport::start(config.data_listen, grants.clone(), completion, tcp).with_context(|| {
-        format!("cannot serve chunks on {}: if the port is taken, choose another --data-listen", config.data_listen)
-    })?;
+    let transports = Transports::start(&config, &grants, completion)?;
     let mesh_config = MeshConfig {
         identity: config.identity.clone(),
         mesh_key: config.mesh_key.clone(),
@@ -239,7 +241,7 @@ pub(crate) async fn start(config: AgentConfig) -> Result<Running> {
     let disk = config.store.as_ref().map(|dir| DiskStore::open(dir, config.store_bytes)).transpose()?;
     let (view, view_receiver) = watch::channel(View::default());
     let (stop, stopped) = mpsc::channel(1);
-    let agent = Agent::new(config, mesh, transport, grants, engines, disk, events, view)?;
+    let agent = Agent::new(config, mesh, transports, grants, engines, disk, events, view)?;
     let task = tokio::spawn(agent.run(received, mesh_events, engine_events, stopped));
     Ok(Running { view: view_receiver, stop, task })
 }
@@ -249,7 +251,7 @@ impl Agent {
     fn new(
         mut config: AgentConfig,
         mesh: Mesh,
-        transport: Arc<TcpTransport>,
+        transports: Transports,
         grants: Arc<GrantTable>,
         engines: Option<Engines>,
         disk: Option<DiskStore>,
@@ -265,7 +267,7 @@ impl Agent {
                 None => config.channels.push((publish.channel.clone(), vec![key])),
             }
         }
-        let port = transport.local_addr().port();
+        let port = transports.local_addr().port();
         let data_endpoint = config.data_advertise.clone().unwrap_or_else(|| format!(":{port}"));
         let origin = Instant::now();
         let recording = config.record.as_deref().map(Recording::start).transpose()?;
@@ -292,7 +294,7 @@ impl Agent {
             recording,
             origin,
             mesh,
-            transport,
+            transports,
             grants,
             socket: config.socket,
             engines,
@@ -439,7 +441,8 @@ impl Agent {
                 if !self.local.addresses.contains(&address) {
                     self.local.addresses.push(address);
                 }
-                self.local.data_endpoints = vec![self.data_endpoint.clone()];
+                self.local.data_endpoints =
+                    self.transports.shm_endpoint().into_iter().chain([self.data_endpoint.clone()]).collect();
                 self.input(Input::Local(self.local.clone()));
             }
             MeshEvent::ListeningEnded { address } => {
@@ -540,7 +543,7 @@ impl Agent {
         if tokio::time::timeout(LEAVE_TIME, self.mesh.clone().shutdown()).await.is_err() {
             tracing::debug!("the mesh did not shut down within {LEAVE_TIME:?}");
         }
-        self.transport.shutdown();
+        self.transports.shutdown();
         if let Some(recording) = self.recording.take() {
             recording.finish();
         }

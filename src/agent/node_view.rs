@@ -3,7 +3,6 @@
 use super::view::{ChannelView, EngineView, PeerView, Rejected, View};
 use super::{Agent, PullWhat, library};
 use aquifer_core::{ChannelName, ManifestHash, NodeId};
-use std::collections::BTreeMap;
 
 impl Agent {
     pub(super) fn renew_view(&mut self) {
@@ -34,6 +33,7 @@ impl Agent {
             engines: self.sessions.values().filter(|c| c.channel.is_some()).map(|c| self.engine_view(c)).collect(),
             peers: self.peer_views(),
             traffic: self.traffic,
+            transports: self.transports.views(),
             rejected_releases: Rejected {
                 forged: rejections.forged,
                 untrusted: rejections.untrusted,
@@ -108,7 +108,7 @@ impl Agent {
     fn peer_views(&self) -> Vec<PeerView> {
         let sent = self.grants.sent_bytes();
         let now = self.now();
-        let bytes = |map: &BTreeMap<NodeId, u64>, node: &NodeId| map.get(node).copied().unwrap_or(0);
+        let by = |node: &NodeId| self.bytes_from.get(node).into_iter().flatten();
         let of = |member: &aquifer_proto::Member| {
             let status = &member.status;
             let (avoided, corrupt_chunks) = self.node.trust_of(&status.node, now);
@@ -123,8 +123,9 @@ impl Agent {
                 engines_ready: status.engines_ready,
                 avoided,
                 corrupt_chunks,
-                bytes_from: bytes(&self.bytes_from, &status.node),
-                bytes_to: bytes(&sent, &status.node),
+                bytes_from: by(&status.node).map(|(_, bytes)| bytes).sum(),
+                bytes_by: by(&status.node).map(|(way, bytes)| (way.name().to_string(), *bytes)).collect(),
+                bytes_to: sent.get(&status.node).copied().unwrap_or(0),
             }
         };
         self.node.members().map(of).collect()

@@ -1,6 +1,7 @@
 //! What a node shows of itself: the same record for `status`, progress bars and tests.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct View {
@@ -14,6 +15,8 @@ pub(crate) struct View {
     pub(crate) engines: Vec<EngineView>,
     pub(crate) peers: Vec<PeerView>,
     pub(crate) traffic: Traffic,
+    /// By name: `shm`, where it is on, and `tcp`.
+    pub(crate) transports: BTreeMap<String, TransportView>,
     pub(crate) rejected_releases: Rejected,
     /// Chunks held in host memory and on disk, and bytes under lease to readers.
     pub(crate) memory_store_bytes: u64,
@@ -73,7 +76,16 @@ pub(crate) struct PeerView {
     pub(crate) avoided: bool,
     pub(crate) corrupt_chunks: u32,
     pub(crate) bytes_from: u64,
+    /// The same by the transports they came by; those that brought none are left out.
+    pub(crate) bytes_by: BTreeMap<String, u64>,
     pub(crate) bytes_to: u64,
+}
+
+/// Chunk bytes moved, whole chunks or not, verified or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TransportView {
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -12,4 +12,5 @@ mod noise;
 mod records;
 mod refusals;
 mod releases;
+mod sharing;
 mod site;

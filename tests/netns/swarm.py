@@ -50,6 +50,8 @@ from network import BURST, FRAME_BYTES, PAYLOAD_BYTES, QUEUE_MS, Network, end_wi
 
 CHANNEL = "netns/swarm"
 MESH_PORT, DATA_PORT, PROBE_PORT = 7401, 7402, 7500
+#: All nodes are on one machine: they would share its memory, and nothing would be measured.
+OVER_THE_NETWORK = ("--shm", "false")
 #: Seconds within which nodes must find each other, and within how many lower bounds a run must end.
 PATIENCE_S, PATIENCE_BOUNDS, PATIENCE_LEAST_S = 60.0, 20, 60.0
 POLL_S = 0.02
@@ -229,7 +231,7 @@ class Run:
         command = [
             self.options.program, "agent", "--hold", "all", "--name", f"node-{node}", "--channel", CHANNEL,
             "--trust", self.bench.public_key, "--mesh-key", self.bench.mesh_key,
-            "--listen", f"{address}:{MESH_PORT}", "--data-listen", f"{address}:{DATA_PORT}",
+            "--listen", f"{address}:{MESH_PORT}", "--data-listen", f"{address}:{DATA_PORT}", *OVER_THE_NETWORK,
             "--state", os.path.join(self.work, f"state-{node}"), "--socket", self._socket(node), *peers,
         ]
         return self.bench.child(node, self._logging(command), log=os.path.join(self.work, f"node-{node}.log"))
@@ -240,7 +242,8 @@ class Run:
         command = [
             self.options.program, "publish", self.bench.checkpoint, "--channel", CHANNEL, "--name", "seed", "--json",
             "--publisher-key", self.bench.publisher_key, "--mesh-key", self.bench.mesh_key,
-            "--listen", f"{address}:{MESH_PORT}", "--data-listen", f"{address}:{DATA_PORT}", *peers,
+            "--listen", f"{address}:{MESH_PORT}", "--data-listen", f"{address}:{DATA_PORT}",
+            *OVER_THE_NETWORK, *peers,
         ]
         log = os.path.join(self.work, "seed.log")
         return self.bench.child(0, self._logging(command), log=log, output=subprocess.PIPE)

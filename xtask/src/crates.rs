@@ -40,7 +40,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "aquifer-transport",
-        purpose: "moving bytes between nodes: the trait, and TCP",
+        purpose: "moving bytes between nodes: the trait, TCP, shared memory",
         may_know: &["aquifer-core", "aquifer-memory"],
         may_unsafe: true,
     },

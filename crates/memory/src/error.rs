@@ -16,6 +16,8 @@ pub enum MemoryError {
         "the region's memfd may still be shrunk, which would crash the agent: seal it with fcntl F_ADD_SEALS, F_SEAL_SHRINK"
     )]
     NotSealed,
+    #[error("the descriptor is not of a file or memory on this machine: {reason}")]
+    NotShared { reason: String },
     #[error("the region is said to have {claimed} bytes, its memfd has {found}")]
     TooSmall { claimed: u64, found: u64 },
     #[error("bytes {begin}..{end} do not lie in a span of {len}")]

@@ -3,6 +3,8 @@
 //! A mapping is only ever reached through [`Span`]s, which keep it mapped and check bounds.
 
 use crate::error::MemoryError;
+use crate::limits::WINDOW_BYTES_MAX;
+use crate::shared;
 use crate::span::Span;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -31,7 +33,12 @@ unsafe impl Sync for Mapping {}
 
 enum Backing {
     Anonymous,
+    /// Others write to it too.
     Memfd(OwnedFd),
+    /// Nobody can write to it but through this mapping.
+    Window(OwnedFd),
+    /// Another process's window.
+    Seen,
     File(MappedFile),
 }
 
@@ -82,6 +89,24 @@ impl Mapping {
         Ok((Self::from_memfd(fd, len)?, copy))
     }
 
+    /// Fresh zeroed memory that other processes can read and only this mapping can write to. Where the
+    /// kernel cannot promise that (before Linux 5.1), they cannot read it either.
+    pub fn window(name: &str, len: u64) -> Result<Arc<Self>, MemoryError> {
+        let what = || format!("{len} bytes of shared memory");
+        let fd = memfd_create(name, MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC)
+            .map_err(MemoryError::os("memfd_create", what()))?;
+        ftruncate(&fd, len).map_err(MemoryError::os("ftruncate", what()))?;
+        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)
+            .map_err(MemoryError::os("fcntl F_ADD_SEALS", what()))?;
+        let address = map_fd(fd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, &what())?;
+        // Spares the mapping that is there.
+        let backing = match fcntl_add_seals(&fd, SealFlags::FUTURE_WRITE) {
+            Ok(()) => Backing::Window(fd),
+            Err(_) => Backing::Memfd(fd),
+        };
+        Ok(Arc::new(Mapping { address, len: size_of_map(len)?, backing }))
+    }
+
     /// The first `len` bytes of a memfd that another process made. It must be sealed against
     /// shrinking: if it were cut short, touching it would kill this process with SIGBUS.
     pub fn from_memfd(fd: OwnedFd, len: u64) -> Result<Arc<Self>, MemoryError> {
@@ -96,6 +121,21 @@ impl Mapping {
         }
         let address = map_fd(fd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, "a region")?;
         Ok(Arc::new(Mapping { address, len: size_of_map(len)?, backing: Backing::Memfd(fd) }))
+    }
+
+    /// All of a memfd that another process made, to read. `None` where it might be cut short, or is long.
+    pub(crate) fn seen(fd: BorrowedFd<'_>) -> Result<Option<Arc<Self>>, MemoryError> {
+        // Only memory has seals.
+        if !fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+            return Ok(None);
+        }
+        let what = "a window";
+        let len = stamp(fd).map_err(|source| MemoryError::Os { call: "fstat", what: what.into(), source })?.len;
+        if len > WINDOW_BYTES_MAX {
+            return Ok(None);
+        }
+        let address = map_fd(fd, len, ProtFlags::READ, what)?;
+        Ok(Some(Arc::new(Mapping { address, len: size_of_map(len)?, backing: Backing::Seen })))
     }
 
     /// A file, to read. See [`Mapping::from_file`].
@@ -155,19 +195,35 @@ impl Mapping {
     /// The memfd, where it is one: for sharing it with another process.
     pub fn as_memfd(&self) -> Option<BorrowedFd<'_>> {
         match &self.backing {
-            Backing::Memfd(fd) => Some(fd.as_fd()),
-            Backing::Anonymous | Backing::File(_) => None,
+            Backing::Memfd(fd) | Backing::Window(fd) => Some(fd.as_fd()),
+            Backing::Anonymous | Backing::Seen | Backing::File(_) => None,
         }
     }
 
+    /// A new descriptor of it that can only be read, to give to another process of this user, with the
+    /// same offsets. `None` where it is not for others as a whole: private memory; a store; an engine's
+    /// region, which a descriptor would show for longer than a lease lasts and let any process of this
+    /// user open to write; a file that may keep its reader waiting.
+    pub fn share(&self) -> io::Result<Option<OwnedFd>> {
+        let fd = match &self.backing {
+            Backing::Anonymous | Backing::Memfd(_) | Backing::Seen => return Ok(None),
+            Backing::Window(fd) => fd.as_fd(),
+            Backing::File(mapped) => mapped.file.as_fd(),
+        };
+        shared::reopen(fd)
+    }
+
     pub fn is_writable(&self) -> bool {
-        self.mapped_file().is_none()
+        match self.backing {
+            Backing::Anonymous | Backing::Memfd(_) | Backing::Window(_) => true,
+            Backing::Seen | Backing::File(_) => false,
+        }
     }
 
     pub(crate) fn mapped_file(&self) -> Option<&MappedFile> {
         match &self.backing {
             Backing::File(file) => Some(file),
-            Backing::Anonymous | Backing::Memfd(_) => None,
+            Backing::Anonymous | Backing::Memfd(_) | Backing::Window(_) | Backing::Seen => None,
         }
     }
 
@@ -199,7 +255,9 @@ impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.backing {
             Backing::Anonymous => write!(f, "Mapping({} bytes)", self.len),
-            Backing::Memfd(_) => write!(f, "Mapping({} bytes of a memfd)", self.len),
+            Backing::Memfd(_) | Backing::Window(_) | Backing::Seen => {
+                write!(f, "Mapping({} bytes of a memfd)", self.len)
+            }
             Backing::File(file) => write!(f, "Mapping({} bytes of {})", self.len, file.path.display()),
         }
     }

@@ -11,6 +11,7 @@ use aquifer_core::{ChunkHash, Hash};
 use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -118,8 +119,7 @@ impl Span {
         if self.mapping.mapped_file().is_some() {
             return with_piece(|piece| self.feed(at, len, piece, hasher));
         }
-        let mut private = [0; HASH_COPY_BYTES];
-        self.feed(at, len, &mut private, hasher)
+        with_piece(|piece| self.feed(at, len, &mut piece[..HASH_COPY_BYTES], hasher))
     }
 
     fn feed(&self, at: u64, len: u64, buffer: &mut [u8], hasher: &mut blake3::Hasher) -> io::Result<()> {
@@ -140,15 +140,27 @@ impl Span {
         dst.check_writable()?;
         let to = dst.address_at(dst_at);
         match self.mapping.mapped_file() {
-            // SAFETY: `check` proved that the destination lies in the mapping, which `dst` keeps mapped
-            // and which is writable.
-            Some(file) => unsafe { pread_exact(file, to, len, self.offset + at) },
+            Some(mapped) => {
+                // SAFETY: `check` proved that the destination lies in the mapping, which `dst` keeps mapped
+                // and which is writable.
+                let read = unsafe { pread_exact(&mapped.file, to, len, self.offset + at) };
+                read.map_err(|error| in_file(mapped, error))
+            }
             None => {
                 // SAFETY: both ranges were checked against their mappings, which the spans keep mapped.
                 unsafe { copy_shared(self.address_at(at), to, clamped(len)) };
                 Ok(())
             }
         }
+    }
+
+    /// Reads `len` bytes of `file`, from its byte `offset` on, to byte `at`.
+    pub(crate) fn fill(&self, at: u64, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        self.check(at, len)?;
+        self.check_writable()?;
+        // SAFETY: `check` proved that the destination lies in the mapping, which this span keeps mapped
+        // and which is writable.
+        unsafe { pread_exact(file, self.address_at(at), len, offset) }
     }
 
     /// Whether every byte still exists: a file may have been truncated. Memory always does.
@@ -165,6 +177,8 @@ impl Span {
         if let Some(file) = self.mapping.mapped_file() {
             let len = std::num::NonZeroU64::new(self.len);
             let _ = rustix::fs::fadvise(&file.file, self.offset, len, rustix::fs::Advice::WillNeed);
+        }
+        if !self.is_writable() {
             return;
         }
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
@@ -218,7 +232,7 @@ impl Span {
     fn check_writable(&self) -> io::Result<()> {
         match self.is_writable() {
             true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "this span is a file, mapped to be read")),
+            false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "this span is mapped to be read")),
         }
     }
 }
@@ -261,20 +275,21 @@ unsafe fn copy_shared(from: *const u8, to: *mut u8, len: usize) {
 ///
 /// # Safety
 /// `len` bytes must be writable at `to`, for as long as the call lasts.
-unsafe fn pread_exact(file: &MappedFile, to: *mut u8, len: u64, offset: u64) -> io::Result<()> {
+unsafe fn pread_exact(file: &File, to: *mut u8, len: u64, offset: u64) -> io::Result<()> {
     let mut done = 0;
     while done < len {
-        let at = i64::try_from(offset + done).map_err(io::Error::other)?;
+        let at = offset.checked_add(done).and_then(|at| i64::try_from(at).ok());
+        let at = at.ok_or(io::ErrorKind::InvalidInput)?;
         let left = clamped(len - done);
         // SAFETY: `left` bytes are writable `done` bytes beyond `to`, as the caller vouches.
-        let n = unsafe { libc::pread(file.file.as_raw_fd(), to.wrapping_add(clamped(done)).cast(), left, at) };
+        let n = unsafe { libc::pread(file.as_raw_fd(), to.wrapping_add(clamped(done)).cast(), left, at) };
         match u64::try_from(n) {
-            Ok(0) => return Err(in_file(file, io::ErrorKind::UnexpectedEof.into())),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => done += n,
             Err(_) => {
                 let error = io::Error::last_os_error();
                 if error.kind() != io::ErrorKind::Interrupted {
-                    return Err(in_file(file, error));
+                    return Err(error);
                 }
             }
         }

@@ -3,12 +3,11 @@
 //! A crate with a transport calls [`crate::conformance_tests!`] with a function that starts a node.
 //! Nothing here sleeps: a test waits for a completion or for a call of the holder's [`Grants`].
 
-use crate::{Completion, Grants, OpId, Operation, ReadDone, ReadError, ReadOp, Refusal, Transport};
+use crate::{Completion, Endpoint, Grants, OpId, Operation, ReadDone, ReadError, ReadOp, Refusal, Transport};
 use aquifer_core::{Access, ChunkHash, NodeId};
 use aquifer_memory::{Mapping, Span};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -22,7 +21,7 @@ pub type OnCompletion = Box<dyn Fn(Completion) + Send + Sync>;
 #[derive(Debug)]
 pub struct Node {
     pub transport: Arc<dyn Transport>,
-    pub endpoints: Vec<SocketAddr>,
+    pub endpoints: Vec<Endpoint>,
 }
 
 /// Starts a node that serves `grants`.

@@ -8,15 +8,20 @@
 use aquifer_core::{Access, ChunkHash, NodeId};
 use aquifer_memory::Span;
 use std::fmt::Debug;
-use std::net::SocketAddr;
 use std::time::Duration;
 use thiserror::Error;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod endpoint;
+mod handshake;
 pub mod limits;
+pub mod shm;
+mod socket;
 pub mod tcp;
 
+pub use endpoint::Endpoint;
+pub use shm::{ShmConfig, ShmStats, ShmTransport};
 pub use tcp::{TcpConfig, TcpStats, TcpTransport};
 
 /// Names one read, from submission to completion. The submitter never uses one twice.
@@ -48,8 +53,8 @@ pub enum Operation {
 pub struct ReadOp {
     pub id: OpId,
     pub peer: NodeId,
-    /// Where the peer's data plane listens, best first.
-    pub endpoints: Vec<SocketAddr>,
+    /// Where the peer's data plane listens, best first. A transport takes those of its own kind.
+    pub endpoints: Vec<Endpoint>,
     /// As the peer granted it.
     pub access: Access,
     pub lease: u64,
@@ -121,4 +126,13 @@ pub trait Grants: Send + Sync + Debug {
     fn still_valid(&self, peer: NodeId, lease: u64, chunk: u32) -> bool;
     /// Told of bytes handed to the network.
     fn sent(&self, peer: NodeId, bytes: u64);
+}
+
+/// What every transport asks of a read's landing place.
+pub(crate) fn check_landing(op: &ReadOp) -> Result<(), String> {
+    match u32::try_from(op.into.len()) {
+        _ if !op.into.is_writable() => Err("the landing place is read-only".into()),
+        Ok(0) | Err(_) => Err(format!("a chunk has no {} bytes", op.into.len())),
+        Ok(_) => Ok(()),
+    }
 }

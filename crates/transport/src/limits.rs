@@ -52,3 +52,36 @@ pub const SCOLDED_MAX: usize = 4096;
 
 /// Pause after accept(2) failed for want of descriptors or memory.
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// Bytes copied from a shared memory or file before they are hashed. They are then still in a core's
+/// cache.
+pub const SHM_PIECE_BYTES: u64 = 256 << 10;
+
+/// Connections, each with a thread, over shared memory to one peer: as many chunks are copied and
+/// hashed at once. Measured: one moves 4.7 GB/s, two on two cores 9.4; the rest is a guess.
+pub const SHM_CONNECTIONS_PER_PEER_MAX: usize = 4;
+
+/// Connections to all peers of this machine together. Guess: 64 agents on one.
+pub const SHM_CONNECTIONS_MAX: usize = 256;
+
+/// Connections accepted from one peer: four times what one opens. Those that it cut are ended as soon
+/// as their thread notices.
+pub const SHM_ACCEPTED_PER_PEER_MAX: usize = 4 * SHM_CONNECTIONS_PER_PEER_MAX;
+
+/// Descriptors that a reader keeps for each connection: of its window, and of files. To pass one anew
+/// costs some 10 µs, and a file of a checkpoint has hundreds of chunks. Guess.
+pub const SHM_SLOTS: usize = 8;
+
+/// Bytes of all windows that a holder keeps, each as long as the longest chunk its reader asked for.
+/// Chunks of memory for which there is no room go through the socket. Guess: 64 readers of 4 MiB chunks.
+pub const SHM_WINDOWS_BYTES_MAX: u64 = 256 << 20;
+
+/// Windows are not shorter than this, so that they are seldom made anew.
+pub const SHM_WINDOW_BYTES_MIN: u64 = 256 << 10;
+
+/// Bytes of the socket's queue when chunks go through it. Linux grants twice `net.core.wmem_max`
+/// (208 KiB by default) at most.
+pub const SHM_SOCKET_QUEUE_BYTES: usize = 1 << 20;
+
+/// Sockets of the dead that are looked for in the directory at the start. Guess.
+pub const SHM_SWEPT_MAX: usize = 4096;

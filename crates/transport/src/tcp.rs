@@ -4,8 +4,7 @@
 //! that copies once more. A reader's thread receives straight into the landing place and hashes
 //! each piece while it is in cache; a holder's thread sends straight from the mapped chunk.
 
-use crate::limits;
-use crate::{Completion, Grants, Operation, Transport};
+use crate::{Completion, Grants, Operation, Transport, limits, socket};
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -17,7 +16,6 @@ mod congestion;
 mod greeting;
 mod holder;
 mod reader;
-mod socket;
 #[cfg(test)]
 mod tests;
 mod wire;

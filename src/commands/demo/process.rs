@@ -218,6 +218,7 @@ fn program() -> Result<Command> {
 
 fn on_loopback(command: &mut Command, site: &Site, peers: &[String]) {
     command.args(["--listen", LOOPBACK, "--data-listen", LOOPBACK]).arg("--mesh-key").arg(&site.mesh_key);
+    command.arg("--shm-dir").arg(site.dir.join("shm"));
     for peer in peers {
         command.args(["--peer", peer]);
     }

@@ -3,6 +3,7 @@
 use crate::agent::view::{ChannelView, EngineView, PeerView, View};
 use crate::output::plain;
 use crate::units;
+use std::collections::BTreeMap;
 
 /// As wide as a terminal is that nobody made wider.
 const COLUMNS: usize = 80;
@@ -122,7 +123,7 @@ impl Picture {
                 format!("{:<16}", plain(&p.name)),
                 short(&p.node),
                 format!("{link:<9}"),
-                format!("in {}", units::bytes(p.bytes_from)),
+                format!("in {}{}", units::bytes(p.bytes_from), ways(&p.bytes_by)),
                 format!("out {}", units::bytes(p.bytes_to)),
             ];
             let avoided = p.avoided.then(|| "avoided".to_string());
@@ -157,6 +158,18 @@ impl Picture {
     }
 }
 
+/// ` (shm)`, or how much by each where it was more than one.
+fn ways(bytes_by: &BTreeMap<String, u64>) -> String {
+    let each = |(way, n): (&String, &u64)| match bytes_by.len() {
+        1 => plain(way),
+        _ => format!("{} {}", plain(way), units::bytes(*n)),
+    };
+    match bytes_by.is_empty() {
+        true => String::new(),
+        false => format!(" ({})", bytes_by.iter().map(each).collect::<Vec<_>>().join(", ")),
+    }
+}
+
 fn short(hash: &str) -> String {
     plain(hash).chars().take(12).collect()
 }
@@ -182,6 +195,7 @@ mod tests {
             connected,
             channels: vec![("prod/kimi-k2-instruct".into(), 12, 240_000, 250_000), ("prod/draft".into(), 3, 7, 7)],
             bytes_from: 123 << 30,
+            bytes_by: BTreeMap::from([("shm".to_string(), 100 << 30), ("tcp".to_string(), 23 << 30)]),
             bytes_to: 1 << 40,
             avoided: true,
             corrupt_chunks: 1,

@@ -20,6 +20,8 @@ pub(crate) struct Launch<'s> {
     listen: String,
     data_listen: String,
     wrapper: Vec<OsString>,
+    shares_memory: bool,
+    shm_dir: PathBuf,
     state: Option<PathBuf>,
     socket: PathBuf,
 }
@@ -74,6 +76,8 @@ impl<'s> Launch<'s> {
             listen: "127.0.0.1:0".to_string(),
             data_listen: "127.0.0.1:0".to_string(),
             wrapper: Vec::new(),
+            shares_memory: true,
+            shm_dir: site.path("shm"),
             state: None,
             socket: site.path(&format!("{name}.sock")),
         }
@@ -109,8 +113,20 @@ impl<'s> Launch<'s> {
         self
     }
 
-    /// Serves data through `proxy`, which knows where to find it.
+    /// Sends over TCP alone.
+    pub(crate) fn without_shm(mut self) -> Self {
+        self.shares_memory = false;
+        self
+    }
+
+    pub(crate) fn shm_dir(mut self, path: PathBuf) -> Self {
+        self.shm_dir = path;
+        self
+    }
+
+    /// Serves data through `proxy`, which knows where to find it, and in no other way.
     pub(crate) fn behind(mut self, proxy: &super::Proxy) -> Self {
+        self.shares_memory = false;
         self.data_listen = proxy.target().to_string();
         self.flag("--data-advertise", proxy.address().to_string())
     }
@@ -150,6 +166,8 @@ impl<'s> Launch<'s> {
             ["--name", &self.name, "--listen", &self.listen, "--data-listen", &self.data_listen].map(Into::into),
         );
         all.extend(["--mesh-key".into(), self.mesh_key.clone().into()]);
+        all.extend(["--shm".into(), self.shares_memory.to_string().into()]);
+        all.extend(["--shm-dir".into(), self.shm_dir.clone().into()]);
         match (kind.as_str(), &self.trust) {
             ("publish", _) => all.extend(["--publisher-key".into(), self.publisher_key.clone().into()]),
             (_, Some(trust)) => all.extend(["--trust".into(), trust.into()]),

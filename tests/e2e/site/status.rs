@@ -1,6 +1,7 @@
 //! What an agent says of itself, as a program that watches it would read it.
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Status {
@@ -11,6 +12,7 @@ pub(crate) struct Status {
     pub(crate) engines: Vec<EngineStatus>,
     pub(crate) peers: Vec<PeerStatus>,
     pub(crate) traffic: Traffic,
+    pub(crate) transports: BTreeMap<String, TransportStatus>,
     pub(crate) rejected_releases: Rejected,
 }
 
@@ -44,6 +46,13 @@ pub(crate) struct PeerStatus {
     pub(crate) avoided: bool,
     pub(crate) corrupt_chunks: u64,
     pub(crate) bytes_from: u64,
+    pub(crate) bytes_by: BTreeMap<String, u64>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct TransportStatus {
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -52,6 +61,7 @@ pub(crate) struct Traffic {
     pub(crate) chunks_verified: u64,
     pub(crate) chunks_corrupt: u64,
     pub(crate) chunks_found: u64,
+    pub(crate) reads_failed: u64,
     pub(crate) sources: u64,
 }
 

@@ -1,10 +1,9 @@
 //! The serving side: accepts readers and sends what they were granted.
 
 use super::socket::{is_timeout, read_exact_by, send, send_before};
-use super::wire::{
-    Challenge, Confirm, HELLO_BYTES, Handshake, Header, Hello, PROOF_BYTES, REQUEST_BYTES, Request, Transcript,
-};
+use super::wire::{Header, REQUEST_BYTES, Request};
 use super::{Counters, TcpConfig};
+use crate::handshake::{Fault, examine};
 use crate::limits::{ACCEPT_BACKOFF, ACCEPTED_PER_PEER_MAX, SCOLDED_MAX, SEND_PIECE_BYTES, THREAD_STACK_BYTES};
 use crate::{Grants, Refusal};
 use aquifer_core::NodeId;
@@ -54,6 +53,15 @@ enum End {
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
         End::Lost(error)
+    }
+}
+
+impl From<Fault> for End {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Misbehaved(reason) => End::Misbehaved(reason),
+            Fault::Lost(error) => End::Lost(error),
+        }
     }
 }
 
@@ -214,37 +222,10 @@ impl Seat {
         }
     }
 
-    fn handshake(&mut self, mut stream: &TcpStream) -> Result<NodeId, End> {
-        let deadline = Instant::now() + self.holder.config.handshake_timeout;
-        let mut hello = [0; HELLO_BYTES];
-        read_exact_by(stream, &mut hello, deadline).map_err(too_slow)?;
-        let hello = Hello::decode(&hello).map_err(End::Misbehaved)?;
-        let nonce = rand::random();
-        let known = self.holder.grants.secret(hello.ticket);
-        let (status, ended) = match known {
-            _ if !hello.is_our_version() => (Handshake::Version, "it speaks another version of the data protocol"),
-            None => (Handshake::Ticket, "it shows a ticket that is not known"),
-            Some(_) => (Handshake::Good, ""),
-        };
-        stream.write_all(&Challenge { status, nonce }.encode())?;
-        let (Handshake::Good, Some((peer, secret))) = (status, known) else { return Err(End::Misbehaved(ended)) };
-
-        let mut proof = [0; PROOF_BYTES];
-        read_exact_by(stream, &mut proof, deadline).map_err(too_slow)?;
-        let transcript = Transcript { ticket: hello.ticket, reader: hello.nonce, holder: nonce };
-        let refuse = |mut stream: &TcpStream, status| stream.write_all(&Confirm { status, proof: [0; 32] }.encode());
-        if transcript.reader_proof(&secret) != blake3::Hash::from_bytes(proof) {
-            refuse(stream, Handshake::Ticket)?;
-            return Err(End::Misbehaved("it does not know the secret of its ticket"));
-        }
-        if !self.sit(peer) {
-            refuse(stream, Handshake::Busy)?;
-            return Err(End::Misbehaved("it opens too many data connections"));
-        }
-        self.holder.counters.accepted.fetch_add(1, Ordering::Relaxed);
-        let proof = *transcript.holder_proof(&secret).as_bytes();
-        stream.write_all(&Confirm { status: Handshake::Good, proof }.encode())?;
-        Ok(peer)
+    fn handshake(&mut self, stream: &TcpStream) -> Result<NodeId, End> {
+        let holder = self.holder.clone();
+        let deadline = Instant::now() + holder.config.handshake_timeout;
+        Ok(examine(stream, deadline, |ticket| holder.grants.secret(ticket), |peer| self.sit(peer))?)
     }
 
     /// Counts the connection as the peer's, unless that has too many.
@@ -257,6 +238,7 @@ impl Seat {
         *count += 1;
         state.unauthenticated -= 1;
         self.peer = Some(peer);
+        self.holder.counters.accepted.fetch_add(1, Ordering::Relaxed);
         true
     }
 
@@ -307,12 +289,5 @@ fn whole(span: Span) -> Result<Span, Refusal> {
     match span.is_backed() {
         Ok(true) => Ok(span),
         Ok(false) | Err(_) => Err(Refusal::Gone),
-    }
-}
-
-fn too_slow(error: io::Error) -> End {
-    match is_timeout(&error) {
-        true => End::Misbehaved("it does not finish the handshake"),
-        false => End::Lost(error),
     }
 }

@@ -8,7 +8,7 @@ use super::socket::{is_timeout, receive};
 use super::wire::{HEADER_BYTES, Header, Request};
 use super::{Counters, TcpConfig};
 use crate::limits::{CONNECTIONS_PER_PEER_MAX, PIPELINE_DEPTH, RECEIVE_PIECE_BYTES, RETRIES_MAX, THREAD_STACK_BYTES};
-use crate::{Completion, OpId, ReadDone, ReadError, ReadOp};
+use crate::{Completion, Endpoint, OpId, ReadDone, ReadError, ReadOp, check_landing};
 use aquifer_core::{Access, ChunkHash, Hash, NodeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
@@ -243,14 +243,6 @@ impl Peer {
     }
 }
 
-fn check_landing(op: &ReadOp) -> Result<(), String> {
-    match u32::try_from(op.into.len()) {
-        _ if !op.into.is_writable() => Err("the landing place is read-only".into()),
-        Ok(0) | Err(_) => Err(format!("a chunk has no {} bytes", op.into.len())),
-        Ok(_) => Ok(()),
-    }
-}
-
 /// One connection's thread.
 struct Worker {
     reader: Arc<Reader>,
@@ -333,11 +325,12 @@ impl Worker {
         let mut state = self.reader.lock();
         let ended = state.connection(self.peer, self.connection).is_none_or(|c| c.end.is_some());
         let first = state.peers.get(&self.peer).and_then(|p| p.queue.front());
-        let target = first.filter(|_| !ended).map(|q| (q.op.access.clone(), q.op.endpoints.clone()));
+        let addresses = |op: &ReadOp| op.endpoints.iter().filter_map(Endpoint::tcp).collect();
+        let target = first.filter(|_| !ended).map(|q| (q.op.access.clone(), addresses(&q.op)));
         if target.is_none() {
             self.leave(&mut state);
         }
-        let (access, mut endpoints) = target?;
+        let (access, mut endpoints): (_, Vec<SocketAddr>) = target?;
         if let Some(reached) = state.peers.get(&self.peer).and_then(|p| p.reached)
             && let Some(at) = endpoints.iter().position(|e| *e == reached)
         {

@@ -1,11 +1,11 @@
 //! What only TCP can get wrong. The rest is in [`crate::conformance`].
 
-use super::wire::{
-    CHALLENGE_BYTES, CONFIRM_BYTES, Challenge, Confirm, HEADER_BYTES, HELLO_BYTES, Handshake, Header, Hello,
-    PROOF_BYTES, REQUEST_BYTES, Request, Transcript,
-};
+use super::wire::{HEADER_BYTES, Header, REQUEST_BYTES, Request};
 use super::*;
 use crate::conformance::{Book, HOLDER, Holding, Node, READER, Reading, access, content, memory, noise};
+use crate::handshake::{
+    CHALLENGE_BYTES, CONFIRM_BYTES, Challenge, Confirm, HELLO_BYTES, Handshake, Hello, PROOF_BYTES, Transcript,
+};
 use crate::limits::{ACCEPTED_PER_PEER_MAX, PIPELINE_DEPTH};
 use crate::{OpId, ReadError, ReadOp, Refusal};
 use aquifer_core::NodeId;
@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 
 fn node(config: TcpConfig, grants: Arc<dyn Grants>, completions: crate::conformance::OnCompletion) -> Node {
     let transport = start(config, grants, completions);
-    Node { endpoints: vec![transport.local_addr()], transport }
+    Node { endpoints: vec![transport.local_addr().into()], transport }
 }
 
 fn start(
@@ -91,7 +91,7 @@ fn read_at(address: SocketAddr, id: OpId, len: usize) -> ReadOp {
     ReadOp {
         id,
         peer: HOLDER,
-        endpoints: vec![address],
+        endpoints: vec![address.into()],
         access: access(),
         lease: 1,
         chunk: 1,
@@ -251,7 +251,7 @@ fn the_next_endpoint_is_tried() {
     let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let reading = Reading::start(plain);
     let mut op = holding.read(1, 4);
-    op.endpoints.insert(0, closed);
+    op.endpoints.insert(0, closed.into());
     assert!(reading.outcome(&op).is_ok());
     assert!(reading.outcome(&op).is_ok());
 }

@@ -1,13 +1,31 @@
-//! Bytes between a socket and memory that others may write: the only unsafe code of this crate.
+//! Bytes between a stream socket and memory that others may write: the only unsafe code of this crate.
 
 use aquifer_memory::Span;
 use std::io::{self, Read};
 use std::net::TcpStream;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+/// A stream whose reads can be given a time.
+pub(crate) trait Timed {
+    fn set_read_timeout(&self, time: Option<Duration>) -> io::Result<()>;
+}
+
+impl Timed for TcpStream {
+    fn set_read_timeout(&self, time: Option<Duration>) -> io::Result<()> {
+        TcpStream::set_read_timeout(self, time)
+    }
+}
+
+impl Timed for UnixStream {
+    fn set_read_timeout(&self, time: Option<Duration>) -> io::Result<()> {
+        UnixStream::set_read_timeout(self, time)
+    }
+}
+
 /// Receives at most `len` bytes to byte `at` of `span`. Zero says that the peer sends no more.
-pub(super) fn receive(stream: &TcpStream, span: &Span, at: u64, len: u64) -> io::Result<u64> {
+pub(crate) fn receive(stream: &impl AsRawFd, span: &Span, at: u64, len: u64) -> io::Result<u64> {
     let target = span.slice(at..at.saturating_add(len)).map_err(io::Error::other)?;
     let address = target.as_mut_ptr().ok_or(io::ErrorKind::PermissionDenied)?;
     retry(|| {
@@ -19,7 +37,7 @@ pub(super) fn receive(stream: &TcpStream, span: &Span, at: u64, len: u64) -> io:
 
 /// Sends at most `len` bytes from byte `at` of `span`. With `more`, the kernel may hold them back
 /// until more come. EFAULT says that the file behind the span was truncated.
-pub(super) fn send(stream: &TcpStream, span: &Span, at: u64, len: u64, more: bool) -> io::Result<u64> {
+pub(crate) fn send(stream: &impl AsRawFd, span: &Span, at: u64, len: u64, more: bool) -> io::Result<u64> {
     let source = span.slice(at..at.saturating_add(len)).map_err(io::Error::other)?;
     let flags = libc::MSG_NOSIGNAL | if more { libc::MSG_MORE } else { 0 };
     retry(|| {
@@ -30,7 +48,7 @@ pub(super) fn send(stream: &TcpStream, span: &Span, at: u64, len: u64, more: boo
 }
 
 /// Sends a few bytes that more will follow at once.
-pub(super) fn send_before(stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn send_before(stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
     let mut done = 0;
     while done < bytes.len() {
         let rest = &bytes[done..];
@@ -46,7 +64,11 @@ pub(super) fn send_before(stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Fills `bytes` until `deadline`; the stream's read timeout is spent in doing so.
-pub(super) fn read_exact_by(mut stream: &TcpStream, bytes: &mut [u8], deadline: Instant) -> io::Result<()> {
+pub(crate) fn read_exact_by<S: Timed>(stream: &S, bytes: &mut [u8], deadline: Instant) -> io::Result<()>
+where
+    for<'a> &'a S: Read,
+{
+    let mut reader = stream;
     let mut done = 0;
     while done < bytes.len() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -54,7 +76,7 @@ pub(super) fn read_exact_by(mut stream: &TcpStream, bytes: &mut [u8], deadline: 
             return Err(io::ErrorKind::TimedOut.into());
         }
         stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        match stream.read(&mut bytes[done..]) {
+        match reader.read(&mut bytes[done..]) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(n) => done += n,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -65,7 +87,7 @@ pub(super) fn read_exact_by(mut stream: &TcpStream, bytes: &mut [u8], deadline: 
 }
 
 /// Whether an error says that a socket's own timeout ran out.
-pub(super) fn is_timeout(error: &io::Error) -> bool {
+pub(crate) fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 

@@ -1,0 +1,184 @@
+//! One connection to a holder, and how a chunk is had over it.
+
+use super::Counters;
+use super::directory::reach;
+use super::wire::{Header, Place, Request, SETTLE, SlotSet, receive_header};
+use crate::handshake::greet;
+use crate::limits::{SHM_PIECE_BYTES, SHM_SLOTS};
+use crate::socket::{is_timeout, receive};
+use crate::{ReadDone, ReadError, ReadOp};
+use aquifer_core::{Access, ChunkHash, Hash};
+use aquifer_memory::Shared;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+#[derive(Debug)]
+pub(super) struct Link {
+    stream: Arc<UnixStream>,
+    slots: [Option<Shared>; SHM_SLOTS],
+}
+
+/// Why a connection cannot be used any more.
+#[derive(Debug)]
+pub(super) enum Loss {
+    /// Nothing came for as long as the read wanted to wait.
+    Stalled,
+    Broken(String),
+    /// Somebody here does not want the bytes any more.
+    Unwanted,
+}
+
+impl From<io::Error> for Loss {
+    fn from(error: io::Error) -> Self {
+        match is_timeout(&error) {
+            true => Loss::Stalled,
+            false => Loss::Broken(error.to_string()),
+        }
+    }
+}
+
+/// Watches over a read while it is under way.
+pub(super) trait Watch {
+    /// The stream by which it can be cut; an error if it is not wanted any more.
+    fn attach(&self, stream: &Arc<UnixStream>) -> Result<(), ReadError>;
+    /// The answer is here, and bytes may be written from now on.
+    fn begun(&self);
+    /// Asked between pieces.
+    fn is_wanted(&self) -> bool;
+}
+
+impl Link {
+    pub(super) fn open(path: &Path, access: &Access, timeout: Duration, watch: &impl Watch) -> Result<Self, ReadError> {
+        let failed = |error: io::Error| ReadError::Unreachable(format!("{}: {error}", path.display()));
+        let stream = Arc::new(reach(path, timeout).map_err(failed)?);
+        watch.attach(&stream)?;
+        greet(&*stream, access, Instant::now() + timeout)?;
+        Ok(Link { stream, slots: Default::default() })
+    }
+
+    pub(super) fn shut(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// Reads one chunk. What it came to, or that the connection was lost.
+    pub(super) fn read(
+        &mut self,
+        op: &ReadOp,
+        watch: &impl Watch,
+        counters: &Counters,
+    ) -> Result<Result<ReadDone, ReadError>, Loss> {
+        let asked = Instant::now();
+        let stream = self.stream.clone();
+        let mut stream = &*stream;
+        stream.set_read_timeout(Some(op.stall.max(Duration::from_millis(1))))?;
+        let len = u32::try_from(op.into.len()).unwrap_or(u32::MAX); // checked when it was submitted
+        stream.write_all(&Request { chunk: op.chunk, lease: op.lease, len }.encode())?;
+        let (bytes, fd) = receive_header(stream)?;
+        let header = Header::decode(&bytes).map_err(|reason| Loss::Broken(reason.into()))?;
+        if header.chunk != op.chunk || header.len != len {
+            return Err(Loss::Broken("it answered a request that was not made".into()));
+        }
+        self.keep(header.place, header.dropped, fd)?;
+        if let Err(refusal) = header.answer {
+            return Ok(Err(ReadError::Refused(refusal)));
+        }
+        watch.begun();
+        let landed = match header.place {
+            Place::Here => Ok(self.take_in(op, watch, counters)?),
+            Place::Slot { slot, offset, .. } => self.copy(op, slot, offset, watch, counters)?,
+        };
+        stream.write_all(&[SETTLE])?;
+        let mut verdict = [0];
+        stream.read_exact(&mut verdict)?;
+        match (verdict, landed) {
+            ([0], _) => Ok(Err(ReadError::Revoked)),
+            ([1], Ok(digest)) => Ok(Ok(ReadDone { digest, bytes: op.into.len(), elapsed: asked.elapsed() })),
+            ([1], Err(error)) => Ok(Err(error)),
+            _ => Err(Loss::Broken("its answer ended with an unknown status".into())),
+        }
+    }
+
+    /// Takes in what an answer says of descriptors.
+    fn keep(&mut self, place: Place, dropped: SlotSet, fd: Option<OwnedFd>) -> Result<(), Loss> {
+        for (slot, kept) in self.slots.iter_mut().enumerate() {
+            if dropped & (1 << slot) != 0 {
+                *kept = None;
+            }
+        }
+        let broken = |reason: &str| Err(Loss::Broken(reason.into()));
+        match (place, fd) {
+            (Place::Slot { slot, fresh: true, .. }, Some(fd)) => {
+                let shared = Shared::receive(fd).map_err(|error| Loss::Broken(error.to_string()))?;
+                self.slots[usize::from(slot)] = Some(shared); // decoding checked the slot
+                Ok(())
+            }
+            (Place::Slot { fresh: true, .. }, None) => {
+                broken("no descriptor came with its answer: has this process too many files open?")
+            }
+            (Place::Here | Place::Slot { fresh: false, .. }, Some(_)) => broken("it sent a descriptor unasked"),
+            (Place::Here | Place::Slot { fresh: false, .. }, None) => Ok(()),
+        }
+    }
+
+    /// Copies from what the holder shares. That it is too short is no fault of the connection.
+    fn copy(
+        &self,
+        op: &ReadOp,
+        slot: u8,
+        offset: u64,
+        watch: &impl Watch,
+        counters: &Counters,
+    ) -> Result<Result<ChunkHash, ReadError>, Loss> {
+        let Some(Some(shared)) = self.slots.get(usize::from(slot)) else {
+            return Err(Loss::Broken("it names memory that it did not share".into()));
+        };
+        let mut hasher = blake3::Hasher::new();
+        let mut done = 0;
+        while done < op.into.len() {
+            if !watch.is_wanted() {
+                return Err(Loss::Unwanted);
+            }
+            let piece = SHM_PIECE_BYTES.min(op.into.len() - done);
+            let copied = offset.checked_add(done).ok_or(io::ErrorKind::InvalidInput.into());
+            if let Err(error) = copied.and_then(|from| shared.copy_to(from, &op.into, done, piece)) {
+                return Ok(Err(ReadError::Disconnected(format!("what it shares cannot be read: {error}"))));
+            }
+            op.into.hash_into(done, piece, &mut hasher)?;
+            done += piece;
+            counters.received.fetch_add(piece, Ordering::Relaxed);
+        }
+        Ok(Ok(digest(&hasher)))
+    }
+
+    /// Receives bytes that come through the socket.
+    fn take_in(&self, op: &ReadOp, watch: &impl Watch, counters: &Counters) -> Result<ChunkHash, Loss> {
+        let mut hasher = blake3::Hasher::new();
+        let (mut hashed, mut got) = (0, 0);
+        while hashed < op.into.len() {
+            if !watch.is_wanted() {
+                return Err(Loss::Unwanted);
+            }
+            let piece_end = (hashed + SHM_PIECE_BYTES).min(op.into.len());
+            while got < piece_end {
+                let n = receive(&*self.stream, &op.into, got, piece_end - got)?;
+                if n == 0 {
+                    return Err(Loss::Broken("it closed the connection in the middle of a chunk".into()));
+                }
+                got += n;
+                counters.received.fetch_add(n, Ordering::Relaxed);
+            }
+            op.into.hash_into(hashed, piece_end - hashed, &mut hasher)?;
+            hashed = piece_end;
+        }
+        Ok(digest(&hasher))
+    }
+}
+
+fn digest(hasher: &blake3::Hasher) -> ChunkHash {
+    ChunkHash(Hash(*hasher.finalize().as_bytes()))
+}
