@@ -120,13 +120,21 @@ fn swarm() {
 fn gossip() {
     let document = run(&["gossip", "--seconds", "1"]);
     let report = &document["benches"][0];
-    check(report, "gossip", &["aquifer over TCP"], &["control p99", "gossip p99"]);
+    check(report, "gossip", &["aquifer over TCP"], &["control p99", "gossip p99", "control to plain TCP"]);
     let trips = report["tables"]["round_trips"].as_array().expect("a list");
-    assert_eq!(trips.len(), 4);
+    assert_eq!(trips.len(), 6);
     assert!(
         trips.iter().all(|row| row["count"].as_u64() > Some(10) && row["p50_ms"].as_f64() > Some(0.0)),
         "{trips:?}"
     );
+}
+
+#[test]
+fn all() {
+    let document = run(&["all", "--size", "9MiB", "--seconds", "1"]);
+    let benches: Vec<&str> =
+        document["benches"].as_array().expect("a list").iter().filter_map(|b| b["bench"].as_str()).collect();
+    assert_eq!(benches, ["limits", "transfer", "publish", "swarm", "gossip"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub(super) const NODES: u16 = 3;
 const CONNS: u16 = 1;
 const CHUNK_BYTES: u64 = 4 << 20;
-/// Guess that is an agent's: it has 128 MiB under way.
+/// What an agent has under way at most, 128 MiB (`FLIGHT_BYTES_MAX` of `proto`).
 const WINDOW_CHUNKS: u32 = 32;
 
 const ABOUT: &str = "Every bench measures what Aquifer does and what the machine can do in the same run, by turns \
@@ -57,7 +57,8 @@ pub(crate) enum BenchCommand {
         #[command(flatten)]
         size: Size,
     },
-    /// Round trips of control and gossip messages between two nodes, idle and while chunks move
+    /// Round trips of control and gossip messages between two nodes, idle and while chunks move;
+    /// beside an echo over plain TCP
     Gossip {
         /// How long to measure idle, and how long saturated
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]

@@ -102,6 +102,16 @@ impl Series {
         self.runs.first().map(|run| run.processes.iter().enumerate().map(of).collect()).unwrap_or_default()
     }
 
+    /// Of two, the one with the higher rate.
+    pub(super) fn faster<'a>(&'a self, other: &'a Series) -> &'a Series {
+        if self.gb_per_s().median >= other.gb_per_s().median { self } else { other }
+    }
+
+    /// Of two, the one with the lower rate.
+    pub(super) fn slower<'a>(&'a self, other: &'a Series) -> &'a Series {
+        if self.gb_per_s().median >= other.gb_per_s().median { other } else { self }
+    }
+
     pub(super) fn to_json(&self) -> Value {
         json!({
             "name": self.name,
@@ -221,6 +231,17 @@ mod tests {
         assert_eq!((ratio(Asked::AtMost(1.2)), ratio(Asked::AtMost(1.1))), (Some(true), Some(false)));
         assert_eq!((ratio(Asked::AtLeast(1.2)), ratio(Asked::AtLeast(1.3))), (Some(true), Some(false)));
         assert_eq!(ratio(Asked::Nothing), None);
+    }
+
+    #[test]
+    fn faster_and_slower_go_by_the_median() {
+        let series = |name, seconds: &[f64]| {
+            let runs = seconds.iter().map(|s| run(1_000_000_000, *s, &[1.0])).collect();
+            Series { name, what: String::new(), runs }
+        };
+        let (a, b) = (series("a", &[1.0, 5.0, 5.0]), series("b", &[2.0, 2.0, 9.0]));
+        assert_eq!((a.faster(&b).name, b.faster(&a).name), ("b", "b"));
+        assert_eq!((a.slower(&b).name, b.slower(&a).name), ("a", "a"));
     }
 
     #[test]

@@ -2,10 +2,11 @@
 //! between them as fast as they can.
 //!
 //! Two processes, each with a mesh as an agent has it. One asks every 20 ms, by a control message
-//! and by gossip; the other answers in kind. Nobody knows releases here: messages are counted by
+//! and by gossip; the other answers in kind. Beside them goes an echo over plain TCP. Nobody knows releases here: messages are counted by
 //! numbers they carry anyway.
 
 use super::cores::Took;
+use super::echo::{self, Echo};
 use super::ends::{Holding, Kind, Offer, Pulling, Terms};
 use super::figures::{Asked, Ratio, Run, Series, Spread, quantile};
 use super::lab::Lab;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::Receiver;
@@ -79,6 +81,12 @@ pub(super) fn run(lab: &Lab, seconds: u64) -> Result<Report> {
     report.ratios = vec![
         p99("control p99", "99 of 100 control messages are answered within, while chunks move", &saturated.control),
         p99("gossip p99", "the same of gossip messages", &saturated.gossip),
+        Ratio::new(
+            "control to plain TCP",
+            "p99 of control messages, to that of a plain TCP echo at the same time, while chunks move",
+            Asked::Nothing,
+            saturated.control.iter().zip(&saturated.echo).map(|(control, echo)| p99_of(control) / p99_of(echo)),
+        ),
     ];
     report.notes = vec![format!(
         "round trips are counted from when a message was due, every 20 ms; on {} cores (asked is for two)",
@@ -90,13 +98,17 @@ pub(super) fn run(lab: &Lab, seconds: u64) -> Result<Report> {
 
 /// Over all slices, with the spread of the slices.
 fn p99(name: &'static str, what: &str, slices: &[Vec<f64>]) -> Ratio {
-    let by_slice = Spread::of(slices.iter().map(|slice| quantile(&sorted(slice.iter()), 0.99)));
+    let by_slice = Spread::of(slices.iter().map(|slice| p99_of(slice)));
     let all = quantile(&sorted(slices.iter().flatten()), 0.99);
     Ratio {
         unit: " ms",
         value: Spread { median: all, ..by_slice },
         ..Ratio::new(name, what, Asked::AtMost(ASKED_MS), [])
     }
+}
+
+fn p99_of(slice: &[f64]) -> f64 {
+    quantile(&sorted(slice.iter()), 0.99)
 }
 
 fn sorted<'a>(figures: impl Iterator<Item = &'a f64>) -> Vec<f64> {
@@ -110,6 +122,7 @@ fn sorted<'a>(figures: impl Iterator<Item = &'a f64>) -> Vec<f64> {
 struct Times {
     control: Vec<Vec<f64>>,
     gossip: Vec<Vec<f64>>,
+    echo: Vec<Vec<f64>>,
     control_lost: u64,
     gossip_lost: u64,
 }
@@ -118,17 +131,22 @@ impl Times {
     fn add(&mut self, heard: Answered) {
         self.control.push(heard.control_ms);
         self.gossip.push(heard.gossip_ms);
+        self.echo.push(heard.echo_ms);
         self.control_lost += heard.control_lost;
         self.gossip_lost += heard.gossip_lost;
     }
 
-    fn rows(&self, state: &str) -> [Vec<serde_json::Value>; 2] {
+    fn rows(&self, state: &str) -> [Vec<serde_json::Value>; 3] {
         let row = |message: &str, slices: &Vec<Vec<f64>>, lost: u64| {
             let all = sorted(slices.iter().flatten());
             let at = |share| quantile(&all, share).into();
             vec![message.into(), state.into(), all.len().into(), lost.into(), at(0.5), at(0.99), at(1.0)]
         };
-        [row("control", &self.control, self.control_lost), row("gossip", &self.gossip, self.gossip_lost)]
+        [
+            row("control", &self.control, self.control_lost),
+            row("gossip", &self.gossip, self.gossip_lost),
+            row("plain TCP", &self.echo, 0),
+        ]
     }
 }
 
@@ -216,6 +234,7 @@ pub(super) struct AnswererSetup {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct There {
     address: String,
+    echo_port: u16,
     offer: Offer,
 }
 
@@ -238,7 +257,7 @@ impl Part for Answerer {
         };
         let voice = Voice::new("bench/answers")?;
         runtime.spawn(async move { while answer(&mut node, &voice).await.is_ok() {} });
-        Ok((Answerer { _holding: holding }, There { address, offer }))
+        Ok((Answerer { _holding: holding }, There { address, echo_port: echo::answer()?, offer }))
     }
 
     fn work(&mut self, (): ()) -> Result<()> {
@@ -271,6 +290,7 @@ pub(super) struct Asker {
     peer: NodeId,
     voice: Voice,
     pulling: Pulling,
+    echo: Echo,
     /// Of the next message.
     number: u64,
 }
@@ -295,6 +315,7 @@ pub(super) struct Slice {
 pub(super) struct Answered {
     control_ms: Vec<f64>,
     gossip_ms: Vec<f64>,
+    echo_ms: Vec<f64>,
     control_lost: u64,
     gossip_lost: u64,
     moved: Took,
@@ -310,8 +331,9 @@ impl Part for Asker {
     fn set_up(setup: AskerSetup) -> Result<(Self, ())> {
         let mut pulling = Pulling::start(setup.terms, &setup.there.offer, WINDOW_CHUNKS)?;
         pulling.pull()?;
+        let echo = Echo::connect(setup.there.echo_port)?;
         let (node, peer) = Handle::current().block_on(meet(setup.mesh_key, setup.there.address))?;
-        let mut asker = Asker { node, peer, voice: Voice::new("bench/asks")?, pulling, number: 0 };
+        let mut asker = Asker { node, peer, voice: Voice::new("bench/asks")?, pulling, echo, number: 0 };
         let deadline = Instant::now() + MEETING;
         loop {
             let heard = asker.work(GREETING)?;
@@ -327,16 +349,23 @@ impl Part for Asker {
     fn work(&mut self, slice: Slice) -> Result<Answered> {
         let ended = AtomicBool::new(false);
         let runtime = Handle::current();
-        let Asker { node, peer, voice, pulling, number } = self;
+        let Asker { node, peer, voice, pulling, echo, number } = self;
         std::thread::scope(|scope| {
             let moving = slice.saturated.then(|| scope.spawn(|| pull_until(pulling, &ended)));
-            let asked = runtime.block_on(ask(node, *peer, voice, number, slice));
+            let echoing = scope.spawn(|| echo.ask_until(INTERVAL, &ended));
+            let answered = runtime.block_on(ask(node, *peer, voice, number, slice));
             ended.store(true, Ordering::Relaxed);
-            let moved =
-                moving.map(|m| m.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).transpose()?;
-            Ok(Answered { moved: moved.unwrap_or(Took { bytes: 0, seconds: 0.0 }), ..asked? })
+            let moved = moving.map(joined).transpose()?.unwrap_or(NOTHING);
+            let echo_ms = joined(echoing)?;
+            Ok(Answered { moved, echo_ms, ..answered? })
         })
     }
+}
+
+const NOTHING: Took = Took { bytes: 0, seconds: 0.0 };
+
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 async fn meet(mesh_key: [u8; 32], address: String) -> Result<(Node, NodeId)> {
@@ -353,10 +382,12 @@ async fn meet(mesh_key: [u8; 32], address: String) -> Result<(Node, NodeId)> {
 fn pull_until(pulling: &mut Pulling, ended: &AtomicBool) -> Result<Took> {
     let start = std::time::Instant::now();
     let mut bytes = 0;
-    while !ended.load(Ordering::Relaxed) {
+    loop {
         bytes += pulling.pull()?.bytes;
+        if ended.load(Ordering::Relaxed) {
+            return Ok(Took::since(start, bytes));
+        }
     }
-    Ok(Took::since(start, bytes))
 }
 
 /// Asks every 20 ms, and waits for what is not answered yet.
@@ -370,9 +401,10 @@ async fn ask(node: &mut Node, peer: NodeId, voice: &Voice, number: &mut u64, sli
     let mut answered = Answered {
         control_ms: vec![],
         gossip_ms: vec![],
+        echo_ms: vec![],
         control_lost: 0,
         gossip_lost: 0,
-        moved: Took { bytes: 0, seconds: 0.0 },
+        moved: NOTHING,
     };
     let mut asking = true;
     while asking || !(open_control.is_empty() && open_gossip.is_empty()) {

@@ -9,6 +9,7 @@ pub(crate) mod args;
 mod content;
 mod cores;
 mod disk;
+mod echo;
 mod ends;
 mod figures;
 mod files;

@@ -77,9 +77,9 @@ impl Table {
     }
 
     fn text(&self) -> String {
-        let cell = |value: &Value| match value {
-            Value::Number(n) if n.is_f64() => figure(n.as_f64().unwrap_or_default()),
-            value => word(value),
+        let cell = |value: &Value| match value.as_f64().filter(|_| value.is_f64()) {
+            Some(value) => figure(value),
+            None => word(value),
         };
         table(&self.columns, self.rows.iter().map(|row| row.iter().map(cell).collect()))
     }
