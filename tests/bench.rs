@@ -141,9 +141,9 @@ fn all() {
 fn what_does_not_fit_is_refused() {
     let home = tempfile::tempdir().expect("a temporary directory");
     for (args, reason) in [
-        (["transfer", "--size", "9TiB"], "of memory, and"),
+        (["transfer", "--size", "9TiB"], "of memory may be used"),
         (["transfer", "--conns", "9"], "--conns 9 is too many"),
-        (["publish", "--size", "9TiB"], "of memory, and"),
+        (["publish", "--size", "9TiB"], "of memory may be used"),
         (["limits", "--dir", "nowhere"], "cannot make a directory in nowhere"),
     ] {
         let output = bench(&home, &args).output().expect("the program starts");

@@ -15,8 +15,8 @@ const ABOUT: &str = "Every bench measures what Aquifer does and what the machine
 (A B A B ...), once to warm up and then --runs times; it shows medians with least and most, CPU time and peak memory \
 of every process, and ratios. GB are 1e9 bytes. Figures hold for a machine that does nothing else.
 
-How long it takes with the defaults, on two cores: limits 2 min, transfer 1 min, publish 1 min, swarm 2 min,
-gossip 25 s, all of them 6 min.";
+On two cores, with the defaults, limits and publish take half a minute each, transfer one and a half, swarm one, \
+gossip 25 s.";
 
 #[derive(Debug, Args)]
 #[command(after_help = ABOUT)]

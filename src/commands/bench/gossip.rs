@@ -10,7 +10,7 @@ use super::echo::{self, Echo};
 use super::ends::{Holding, Kind, Offer, Pulling, Terms};
 use super::figures::{Asked, Ratio, Run, Series, Spread, quantile};
 use super::lab::Lab;
-use super::machine::{self, Need};
+use super::machine;
 use super::part::Part;
 use super::report::{Report, Table};
 use crate::keys;
@@ -46,7 +46,7 @@ const MEETING: Duration = Duration::from_secs(60);
 const ASKED_MS: f64 = 50.0;
 
 pub(super) fn run(lab: &Lab, seconds: u64) -> Result<Report> {
-    let size = machine::size(None, SIZE_BYTES, Need { copies: 2, regions: 0 })?;
+    let size = machine::size(None, SIZE_BYTES, 2)?;
     let terms = Terms::new(Kind::Tcp, 1, size, CHUNK_BYTES.min(size))?;
     let mesh_key = keys::random_bytes()?;
     let (mut answerer, there) = lab.start::<Answerer>(&AnswererSetup { terms: terms.clone(), mesh_key })?;

@@ -6,7 +6,7 @@ use super::disk::{self, Disk};
 use super::figures::{Asked, Ratio, Run, Series, Usage};
 use super::files::{self, Files, Make, Maker};
 use super::lab::{Heard, Lab, Thing};
-use super::machine::{self, Need};
+use super::machine;
 use super::report::Report;
 use super::wire::Pair;
 use anyhow::Result;
@@ -59,12 +59,12 @@ const fn thing(key: Measured, name: &'static str, what: &'static str) -> Thing<M
 
 pub(super) fn run(lab: &Lab, size: Size) -> Result<Report> {
     // Source and destination of copies, the file in the page cache; and both ends of TCP.
-    let size = machine::size(size.size, SIZE_BYTES, Need { copies: 3, regions: 2 })?;
+    let size = machine::size(size.size, SIZE_BYTES, 5)?;
     machine::check_room(lab.dir(), size.saturating_mul(2))?;
     let files = lab.dir().join("files");
     lab.once::<Maker>(&(), &Make::File { dir: files.clone(), bytes: size })?;
     let (mut cores, ()) = lab.start::<Cores>(&Setup { bytes: usize::try_from(size)? })?;
-    let mut pair = Pair::start(lab, size)?;
+    let mut pair = Pair::start(lab, size, size)?;
     let (mut disk, uncached) = lab.start::<Disk>(&disk::Setup { dir: lab.dir().to_path_buf(), bytes: size })?;
     let (mut files, _) = lab.start::<Files>(&files)?;
     let series = lab.by_turns(&THINGS, |measured| match measured {
@@ -76,14 +76,15 @@ pub(super) fn run(lab: &Lab, size: Size) -> Result<Report> {
     })?;
     let mut report = Report::new("limits", json!({"size_bytes": size, "runs": lab.runs(), "disk_uncached": uncached}));
     report.ratios = scaling(&series);
-    report.notes = vec![match uncached {
+    report.notes = vec![pair.sends_by()];
+    report.notes.push(match uncached {
         true => "disk: past the page cache (O_DIRECT), one request at a time".to_string(),
         false => {
             "disk: the file system of --dir refuses O_DIRECT, so bytes go through the page cache; writes end with \
                   fdatasync, reads begin after the cached pages were dropped where that is possible"
                 .to_string()
         }
-    }];
+    });
     report.series = series;
     Ok(report)
 }

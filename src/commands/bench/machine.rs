@@ -1,6 +1,5 @@
 //! What the kernel says of this machine and of a process.
 
-use super::wire::REGION_BYTES_MAX;
 use crate::units;
 use anyhow::{Context, Result, bail};
 use rustix::time::{ClockId, clock_gettime};
@@ -69,50 +68,28 @@ pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// How often a bench has its bytes in memory.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Need {
-    pub(super) copies: u64,
-    /// Times that it has them, but no more than [`REGION_BYTES_MAX`].
-    pub(super) regions: u64,
-}
-
-impl Need {
-    fn bytes(self, size: u64) -> u64 {
-        let regions = self.regions * size.min(REGION_BYTES_MAX);
-        size.saturating_mul(self.copies).saturating_add(regions)
-    }
-
-    /// The largest size that `usable` bytes suffice for.
-    fn size_max(self, usable: u64) -> u64 {
-        let with_whole_regions = usable.saturating_sub(self.regions * REGION_BYTES_MAX) / self.copies;
-        let all_of_it = (usable / (self.copies + self.regions)).min(REGION_BYTES_MAX);
-        with_whole_regions.max(all_of_it)
-    }
-}
-
 /// The size to measure with: `asked`, or the largest of `default` and its halves that memory
-/// suffices for.
-pub(super) fn size(asked: Option<u64>, default: u64, need: Need) -> Result<u64> {
-    size_within(available_bytes() / 100 * USABLE_PERCENT, asked, default, need)
+/// suffices for. `copies` is how often a bench has its bytes in memory.
+pub(super) fn size(asked: Option<u64>, default: u64, copies: u64) -> Result<u64> {
+    size_within(available_bytes() / 100 * USABLE_PERCENT, asked, default, copies)
 }
 
-fn size_within(usable: u64, asked: Option<u64>, default: u64, need: Need) -> Result<u64> {
-    let halves = std::iter::successors(Some(default), |size| Some(size / 2));
+fn size_within(usable: u64, asked: Option<u64>, default: u64, copies: u64) -> Result<u64> {
+    let needed = |size: u64| size.saturating_mul(copies);
     match asked {
         Some(0) => bail!("--size must be at least 1"),
-        Some(size) if need.bytes(size) <= usable => Ok(size),
+        Some(size) if needed(size) <= usable => Ok(size),
         Some(size) => bail!(
-            "--size {} is too much: it needs {} of memory, and {} may be used; try --size {}MiB",
+            "--size {} is too much: it is in memory {copies} times here, and {} of memory may be used; try --size {}MiB",
             units::bytes(size),
-            units::bytes(need.bytes(size)),
             units::bytes(usable),
-            need.size_max(usable) >> 20
+            (usable / copies) >> 20
         ),
         None => {
+            let halves = std::iter::successors(Some(default), |size| Some(size / 2));
             let mut halves = halves.take_while(|size| *size >= SIZE_BYTES_MIN);
-            halves.find(|size| need.bytes(*size) <= usable).with_context(|| {
-                let least = units::bytes(need.bytes(SIZE_BYTES_MIN));
+            halves.find(|size| needed(*size) <= usable).with_context(|| {
+                let least = units::bytes(needed(SIZE_BYTES_MIN));
                 format!("there is too little memory: {} may be used, at least {least} are needed", units::bytes(usable))
             })
         }
@@ -214,23 +191,12 @@ mod tests {
     #[test]
     fn sizes_that_fit() {
         const GIB: u64 = 1 << 30;
-        let twice = Need { copies: 2, regions: 0 };
-        assert_eq!(size_within(8 * GIB, Some(4 * GIB), GIB, twice).unwrap(), 4 * GIB);
-        assert_eq!(size_within(8 * GIB, None, 4 * GIB, Need { copies: 3, regions: 0 }).unwrap(), 2 * GIB);
-        let refused = size_within(8 * GIB, Some(5 * GIB), GIB, twice).unwrap_err().to_string();
-        assert!(refused.contains("10.0 GiB of memory") && refused.contains("--size 4096MiB"), "{refused}");
-        assert!(size_within(GIB, None, GIB, Need { copies: 100, regions: 0 }).is_err());
-        assert!(size_within(GIB, Some(u64::MAX), GIB, twice).is_err());
-    }
-
-    #[test]
-    fn regions_grow_no_further() {
-        const GIB: u64 = 1 << 30;
-        let need = Need { copies: 2, regions: 2 };
-        assert_eq!((need.bytes(GIB / 2), need.bytes(4 * GIB)), (2 * GIB, 10 * GIB));
-        for usable in [GIB, 4 * GIB, 10 * GIB] {
-            assert_eq!(need.bytes(need.size_max(usable)), usable);
-        }
+        assert_eq!(size_within(8 * GIB, Some(4 * GIB), GIB, 2).unwrap(), 4 * GIB);
+        assert_eq!(size_within(8 * GIB, None, 4 * GIB, 3).unwrap(), 2 * GIB);
+        let refused = size_within(8 * GIB, Some(5 * GIB), GIB, 2).unwrap_err().to_string();
+        assert!(refused.contains("in memory 2 times") && refused.contains("--size 4096MiB"), "{refused}");
+        assert!(size_within(GIB, None, GIB, 100).is_err());
+        assert!(size_within(GIB, Some(u64::MAX), GIB, 2).is_err());
     }
 
     #[test]

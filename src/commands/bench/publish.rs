@@ -6,7 +6,7 @@ use super::cores::Took;
 use super::figures::{Asked, Ratio, Run};
 use super::files::{self, Files, Make, Maker};
 use super::lab::{Lab, Thing, say};
-use super::machine::{self, Need};
+use super::machine;
 use super::part::Part;
 use super::report::{Report, Table};
 use crate::units;
@@ -50,7 +50,7 @@ const THINGS: [Thing<Measured>; 3] = [
 pub(super) fn run(lab: &Lab, path: Option<&Path>, size: Size) -> Result<Report> {
     let path = match path {
         Some(path) => path.to_path_buf(),
-        None => make_checkpoint(lab, machine::size(size.size, SIZE_BYTES, Need { copies: 1, regions: 0 })?)?,
+        None => make_checkpoint(lab, machine::size(size.size, SIZE_BYTES, 1)?)?,
     };
     let (mut files, bytes) = lab.start::<Files>(&path)?;
     let (mut hasher, ()) = lab.start::<Hasher>(&path)?;

@@ -4,7 +4,7 @@
 use super::args::Size;
 use super::figures::{Asked, Ratio, Run, Usage, gigabytes};
 use super::lab::{Lab, Stop, Thing};
-use super::machine::{self, Need, cpu_seconds_of, status_bytes};
+use super::machine::{self, cpu_seconds_of, status_bytes};
 use super::publish::make_checkpoint;
 use super::report::{Report, Table};
 use super::wire::Pair;
@@ -50,9 +50,9 @@ const THINGS: [Thing<Measured>; 3] = [
 
 pub(super) fn run(lab: &Lab, nodes: u16, size: Size) -> Result<Report> {
     // The publisher's page cache, each engine; and both ends of TCP.
-    let size = machine::size(size.size, SIZE_BYTES, Need { copies: u64::from(nodes) + 1, regions: 2 })?;
+    let size = machine::size(size.size, SIZE_BYTES, u64::from(nodes) + 3)?;
     let checkpoint = make_checkpoint(lab, size)?;
-    let mut pair = Pair::start(lab, size * u64::from(nodes))?;
+    let mut pair = Pair::start(lab, size * u64::from(nodes), size)?;
     let mut swarms = Vec::new();
     let series = lab.by_turns(&THINGS, |measured| match measured {
         Measured::Aquifer => {
@@ -89,6 +89,7 @@ pub(super) fn run(lab: &Lab, nodes: u16, size: Size) -> Result<Report> {
         rows: swarms.pop().unwrap_or_default(),
     }];
     report.notes = vec![
+        pair.sends_by(),
         "GB are those that all engines together take; CPU of the publisher is counted from when it had hashed".into(),
         "engines' memory is fresh in every run: its first touch is part of the time".into(),
     ];

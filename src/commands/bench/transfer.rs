@@ -7,7 +7,7 @@ use super::ends::{Holding, Offer, Pulling, Terms};
 pub(crate) use super::ends::{Kind, Origin};
 use super::figures::{Asked, Ratio, Run};
 use super::lab::{Child, Lab, Thing, say};
-use super::machine::{self, Need};
+use super::machine;
 use super::part::Part;
 use super::report::Report;
 use super::wire::Pair;
@@ -41,12 +41,13 @@ const BESIDE: [Thing<Measured>; 3] = [
 ];
 
 pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
-    let size = machine::size(args.size.size, SIZE_BYTES, Need { copies: 2, regions: 2 })?;
+    // Both ends of the transfer, and of plain TCP.
+    let size = machine::size(args.size.size, SIZE_BYTES, 4)?;
     let terms = Terms::new(args.transport, args.conns, size, args.chunk)?;
     let (name, what) = words(args);
     say(&format!("Setting up: {} at both ends ...", crate::units::bytes(size)));
     let mut transfer = Transfer::start(lab, terms, args.source, args.window)?;
-    let mut pair = Pair::start(lab, size)?;
+    let mut pair = Pair::start(lab, size, size)?;
     let mut things = vec![Thing { key: Measured::Aquifer, name, what }];
     things.extend(BESIDE);
     let series = lab.by_turns(&things, |measured| match measured {
@@ -79,6 +80,7 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
             aquifer.runs.iter().zip(&slower.runs).map(|(a, limit)| a.s_per_gb() / limit.s_per_gb()),
         ),
     ];
+    report.notes = vec![pair.sends_by()];
     report.series = series;
     Ok(report)
 }
