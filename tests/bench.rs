@@ -109,7 +109,8 @@ fn publish_of_a_file_that_is_there() {
 fn swarm() {
     let document = run(&["swarm", "--size", "16MiB", "--nodes", "2"]);
     let report = &document["benches"][0];
-    check(report, "swarm", &["aquifer", "plain TCP", "BLAKE3"], &["time", "CPU"]);
+    let ratios = ["time", "time with first touch", "CPU"];
+    check(report, "swarm", &["aquifer", "plain TCP", "BLAKE3", "first touch"], &ratios);
     let payload = report["tables"]["payload_in_the_last_run"].as_array().expect("a list");
     let sum = |key: &str| payload.iter().filter_map(|row| row[key].as_f64()).sum::<f64>();
     assert_eq!(payload.len(), 3);

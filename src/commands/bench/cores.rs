@@ -7,6 +7,7 @@ use super::content::{self, PIECE_BYTES};
 use super::machine;
 use super::part::Part;
 use anyhow::Result;
+use aquifer_memory::Mapping;
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;
 use std::time::Instant;
@@ -37,6 +38,11 @@ pub(super) enum Task {
     CopyHashPieces,
     /// All of it, one after the other.
     CopyThenHash,
+    /// So many bytes of fresh shared memory made present, so many times, by all cores.
+    Touch {
+        bytes: u64,
+        times: u16,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -74,6 +80,7 @@ impl Part for Cores {
     fn work(&mut self, task: Task) -> Result<Took> {
         let start = Instant::now();
         match task {
+            Task::Touch { bytes, times } => return touch(bytes, times),
             Task::Copy(threads) => {
                 let share = self.share(threads);
                 let pairs = self.source.chunks(share).zip(self.destination.chunks_mut(share));
@@ -127,6 +134,17 @@ fn in_parallel<T: Send>(items: impl Iterator<Item = T>, work: impl Fn(T) + Sync)
             }
         }
     });
+}
+
+fn touch(bytes: u64, times: u16) -> Result<Took> {
+    let mut seconds = 0.0;
+    for _ in 0..times {
+        let (mapping, _) = Mapping::memfd("aquifer-bench-fresh", bytes)?;
+        let start = Instant::now();
+        mapping.span().prefault();
+        seconds += start.elapsed().as_secs_f64();
+    }
+    Ok(Took { bytes: bytes * u64::from(times), seconds })
 }
 
 fn hash_hot(chunk: &[u8], bytes: usize) {

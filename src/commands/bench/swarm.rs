@@ -2,6 +2,7 @@
 //! engine hydrated, beside plain TCP of as many bytes.
 
 use super::args::Size;
+use super::cores::{self, Cores, Took};
 use super::figures::{Asked, Ratio, Run, Usage, gigabytes};
 use super::lab::{Lab, Stop, Thing};
 use super::machine::{self, cpu_seconds_of, status_bytes};
@@ -31,9 +32,10 @@ enum Measured {
     Aquifer,
     Tcp,
     Hash,
+    Touch,
 }
 
-const THINGS: [Thing<Measured>; 3] = [
+const THINGS: [Thing<Measured>; 4] = [
     Thing {
         key: Measured::Aquifer,
         name: "aquifer",
@@ -46,6 +48,12 @@ const THINGS: [Thing<Measured>; 3] = [
         what: "as many bytes over 1 connection between two processes, nothing hashed",
     },
     Thing { key: Measured::Hash, name: "BLAKE3", what: "one thread hashing as many bytes from memory" },
+    Thing {
+        key: Measured::Touch,
+        name: "first touch",
+        what: "as much fresh shared memory made present by all cores, as engines' memory is when chunks land; its \
+               CPU time includes giving it back",
+    },
 ];
 
 pub(super) fn run(lab: &Lab, nodes: u16, size: Size) -> Result<Report> {
@@ -53,6 +61,7 @@ pub(super) fn run(lab: &Lab, nodes: u16, size: Size) -> Result<Report> {
     let size = machine::size(size.size, SIZE_BYTES, u64::from(nodes) + 3)?;
     let checkpoint = make_checkpoint(lab, size)?;
     let mut pair = Pair::start(lab, size * u64::from(nodes), size)?;
+    let (mut cores, ()) = lab.start::<Cores>(&cores::Setup { bytes: cores::CHUNK_BYTES })?;
     let mut swarms = Vec::new();
     let series = lab.by_turns(&THINGS, |measured| match measured {
         Measured::Aquifer => {
@@ -64,23 +73,36 @@ pub(super) fn run(lab: &Lab, nodes: u16, size: Size) -> Result<Report> {
         }
         Measured::Tcp => pair.tcp(1),
         Measured::Hash => pair.hash(),
+        Measured::Touch => {
+            let heard = cores.ask(&cores::Task::Touch { bytes: size, times: nodes })?;
+            let Took { bytes, seconds } = heard.reply;
+            Ok(Run { bytes, seconds, processes: vec![heard.usage("toucher")] })
+        }
     })?;
 
     let mut report = Report::new("swarm", json!({"nodes": nodes, "size_bytes": size, "runs": lab.runs()}));
-    let [aquifer, tcp, hash] = &series[..] else { bail!("a series is missing") };
-    let turns = || aquifer.runs.iter().zip(tcp.runs.iter().zip(&hash.runs));
+    let [aquifer, tcp, hash, touch] = &series[..] else { bail!("a series is missing") };
+    let turns = || aquifer.runs.iter().zip(&tcp.runs).zip(hash.runs.iter().zip(&touch.runs));
     report.ratios = vec![
         Ratio::new(
             "time",
             "seconds per GB, to those of plain TCP",
             Asked::Nothing,
-            turns().map(|(a, (tcp, _))| a.s_per_gb() / tcp.s_per_gb()),
+            turns().map(|((a, tcp), _)| a.s_per_gb() / tcp.s_per_gb()),
+        ),
+        Ratio::new(
+            "time with first touch",
+            "seconds per GB, to those of plain TCP and first touch added",
+            Asked::Nothing,
+            turns().map(|((a, tcp), (_, touch))| a.s_per_gb() / (tcp.s_per_gb() + touch.s_per_gb())),
         ),
         Ratio::new(
             "CPU",
-            "CPU seconds per GB of all processes, to those of plain TCP and BLAKE3 added",
+            "CPU seconds per GB of all processes, to those of plain TCP, BLAKE3 and first touch added",
             Asked::Nothing,
-            turns().map(|(a, (tcp, hash))| a.cpu_s_per_gb() / (tcp.cpu_s_per_gb() + hash.cpu_s_per_gb())),
+            turns().map(|((a, tcp), (hash, touch))| {
+                a.cpu_s_per_gb() / (tcp.cpu_s_per_gb() + hash.cpu_s_per_gb() + touch.cpu_s_per_gb())
+            }),
         ),
     ];
     report.tables = vec![Table {
