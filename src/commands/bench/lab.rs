@@ -2,7 +2,7 @@
 
 use super::figures::{Run, Series, Usage};
 use super::part::{Answer, Part};
-use crate::output::{BARS, tell};
+use crate::output::BARS;
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use std::fs::File;
@@ -152,11 +152,6 @@ fn shown(steps: u64) -> ProgressBar {
     bar
 }
 
-/// Tells people what is being done, where nothing moves for a while.
-pub(super) fn say(text: &str) {
-    tell(text);
-}
-
 /// A process that is a part of a bench. It does not outlive its handle.
 #[derive(Debug)]
 pub(super) struct Child<P> {
@@ -232,9 +227,7 @@ impl<P: Part> Child<P> {
             }
         }
     }
-}
 
-impl<P: Part> Child<P> {
     fn last_words(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let first = text.lines().count().saturating_sub(5);

@@ -5,12 +5,13 @@ use super::args::Size;
 use super::cores::Took;
 use super::figures::{Asked, Ratio, Run};
 use super::files::{self, Files, Make, Maker};
-use super::lab::{Lab, Thing, say};
+use super::lab::{Lab, Thing};
 use super::machine;
 use super::part::Part;
 use super::report::{Report, Table};
+use crate::output::tell;
 use crate::units;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aquifer_memory::Source;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -76,7 +77,7 @@ pub(super) fn run(lab: &Lab, path: Option<&Path>, size: Size) -> Result<Report> 
     })?;
 
     let mut report = Report::new("publish", json!({"size_bytes": bytes, "runs": lab.runs()}));
-    let [aquifer, mmap, pread] = &series[..] else { anyhow::bail!("a series is missing") };
+    let [aquifer, mmap, pread] = &series[..] else { bail!("a series is missing") };
     let faster = mmap.faster(pread);
     report.ratios = vec![Ratio::new(
         "rate",
@@ -100,7 +101,7 @@ pub(super) fn run(lab: &Lab, path: Option<&Path>, size: Size) -> Result<Report> 
 pub(super) fn make_checkpoint(lab: &Lab, bytes: u64) -> Result<PathBuf> {
     let dir = lab.dir().join("checkpoint");
     machine::check_room(lab.dir(), bytes)?;
-    say(&format!("Making a checkpoint of about {} ...", units::bytes(bytes)));
+    tell(&format!("Making a checkpoint of about {} ...", units::bytes(bytes)));
     lab.once::<Maker>(&(), &Make::Checkpoint { dir: dir.clone(), bytes })?;
     Ok(dir)
 }

@@ -6,12 +6,14 @@ use super::cores::Took;
 use super::ends::{Holding, Offer, Pulling, Terms};
 pub(crate) use super::ends::{Kind, Origin};
 use super::figures::{Asked, Ratio, Run};
-use super::lab::{Child, Lab, Thing, say};
+use super::lab::{Child, Lab, Thing};
 use super::machine;
 use super::part::Part;
 use super::report::Report;
 use super::wire::Pair;
-use anyhow::Result;
+use crate::output::tell;
+use crate::units;
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
@@ -45,7 +47,7 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
     let size = machine::size(args.size.size, SIZE_BYTES, 4)?;
     let terms = Terms::new(args.transport, args.conns, size, args.chunk)?;
     let (name, what) = words(args);
-    say(&format!("Setting up: {} at both ends ...", crate::units::bytes(size)));
+    tell(&format!("Setting up: {} at both ends ...", units::bytes(size)));
     let mut transfer = Transfer::start(lab, terms, args.source, args.window)?;
     let mut pair = Pair::start(lab, size, size)?;
     let mut things = vec![Thing { key: Measured::Aquifer, name, what }];
@@ -63,7 +65,7 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
         "chunk_bytes": args.chunk, "window": args.window, "runs": lab.runs(),
     });
     let mut report = Report::new("transfer", settings);
-    let [aquifer, tcp, tcp_and_hash, hash] = &series[..] else { anyhow::bail!("a series is missing") };
+    let [aquifer, tcp, tcp_and_hash, hash] = &series[..] else { bail!("a series is missing") };
     let cpu = aquifer.runs.iter().zip(tcp.runs.iter().zip(&hash.runs));
     let slower = tcp.slower(tcp_and_hash);
     report.ratios = vec![
