@@ -224,7 +224,7 @@ impl Agent {
             match text.strip_prefix(':').map(str::parse) {
                 Some(Ok(port)) => hosts.iter().map(|host| SocketAddr::new(*host, port).into()).collect(),
                 Some(Err(_)) => Vec::new(),
-                None => Endpoint::parse(text).into_iter().collect(),
+                None => Endpoint::parse(text).filter(|e| self.transports.can_try(e)).into_iter().collect(),
             }
         };
         member.status.data_endpoints.iter().flat_map(at).collect()

@@ -96,8 +96,15 @@ impl Transports {
         self.shm.as_ref().map(|shm| Endpoint::Shm(shm.path().to_path_buf()).to_string())
     }
 
+    /// Whether an endpoint may lead somewhere from here. A socket is looked for in this node's own
+    /// directory and nowhere else: a peer may name any path, and some that are looked at do not answer.
+    pub(super) fn can_try(&self, endpoint: &Endpoint) -> bool {
+        let Some(path) = endpoint.shm() else { return true };
+        self.shm.as_ref().is_some_and(|shm| path.parent() == shm.path().parent() && path.exists())
+    }
+
     pub(super) fn read(&mut self, op: ReadOp) {
-        let way = self.choice.begin(&op, self.shm.is_some(), Instant::now());
+        let way = self.choice.begin(&op, Instant::now());
         self.transport(way).submit(Operation::Read(op));
     }
 
@@ -111,11 +118,11 @@ impl Transports {
     pub(super) fn on_completion(&mut self, completion: Completion) -> Option<(Way, Completion)> {
         match self.choice.end(completion, Instant::now()) {
             Next::Done(way, completion) => Some((way, completion)),
-            Next::Again(op, error) => {
-                tracing::info!(
-                    "shared memory with {} does not work ({error}): by TCP for {SHM_PAUSE:?}",
-                    op.peer.short()
-                );
+            Next::Again { op, error, is_news } => {
+                if is_news {
+                    let peer = op.peer.short();
+                    tracing::info!("shared memory with {peer} does not work ({error}): by TCP for {SHM_PAUSE:?}");
+                }
                 self.tcp.submit(Operation::Read(op));
                 None
             }
@@ -149,15 +156,21 @@ impl Transports {
 
 enum Next {
     Done(Way, Completion),
-    Again(ReadOp, ReadError),
+    Again {
+        op: ReadOp,
+        error: ReadError,
+        /// The first for a while.
+        is_news: bool,
+    },
     /// Of a read that is not known.
     Nothing,
 }
 
 impl Choice {
-    fn begin(&mut self, op: &ReadOp, has_shm: bool, now: Instant) -> Way {
+    /// Endpoints are those that can be tried.
+    fn begin(&mut self, op: &ReadOp, now: Instant) -> Way {
         let way = match op.endpoints.iter().find_map(Endpoint::shm) {
-            Some(path) if has_shm && !self.is_paused(&op.peer, path, now) => Way::Shm,
+            Some(path) if !self.is_paused(&op.peer, path, now) => Way::Shm,
             Some(_) | None => Way::Tcp,
         };
         let kept = (way == Way::Shm).then(|| op.clone());
@@ -178,17 +191,24 @@ impl Choice {
             self.reads.remove(&completion.id);
             return Next::Done(way, completion);
         };
-        if let Some(path) = op.endpoints.iter().find_map(Endpoint::shm) {
-            self.paused.retain(|_, (_, until)| *until > now);
-            self.paused.insert(op.peer, (path.to_path_buf(), now + SHM_PAUSE));
-        }
-        if read.cancelled {
+        let cancelled = read.cancelled;
+        read.way = Way::Tcp;
+        let is_news = self.pause(&op, now);
+        if cancelled {
             // The cancel crossed the failure: there is nothing left that could be cancelled.
             self.reads.remove(&completion.id);
             return Next::Done(Way::Shm, Completion { id: completion.id, result: Err(ReadError::Cancelled) });
         }
-        read.way = Way::Tcp;
-        Next::Again(op, error)
+        Next::Again { op, error, is_news }
+    }
+
+    /// Leaves the peer's socket alone for a while; false if it was left alone already.
+    fn pause(&mut self, op: &ReadOp, now: Instant) -> bool {
+        self.paused.retain(|_, (_, until)| *until > now);
+        let Some(path) = op.endpoints.iter().find_map(Endpoint::shm) else { return false };
+        let is_news = !self.is_paused(&op.peer, path, now);
+        self.paused.insert(op.peer, (path.to_path_buf(), now + SHM_PAUSE));
+        is_news
     }
 
     fn is_paused(&self, peer: &NodeId, path: &Path, now: Instant) -> bool {
@@ -244,8 +264,10 @@ mod tests {
     #[test]
     fn what_fails_goes_on_by_tcp_and_what_fails_there_is_the_end() {
         let (mut choice, now) = (Choice::default(), Instant::now());
-        assert_eq!(choice.begin(&op(1, Some("/a")), true, now), Way::Shm);
-        assert!(matches!(choice.end(broken(1), now), Next::Again(op, _) if op.id == 1));
+        assert_eq!(choice.begin(&op(1, Some("/a")), now), Way::Shm);
+        choice.begin(&op(2, Some("/a")), now);
+        assert!(matches!(choice.end(broken(1), now), Next::Again { op, is_news: true, .. } if op.id == 1));
+        assert!(matches!(choice.end(broken(2), now), Next::Again { op, is_news: false, .. } if op.id == 2));
         assert_eq!(choice.cancel(1), Some(Way::Tcp));
         assert!(matches!(choice.end(broken(1), now), Next::Done(Way::Tcp, done) if done.result.is_err()));
         assert!(matches!(choice.end(broken(1), now), Next::Nothing));
@@ -255,11 +277,11 @@ mod tests {
     #[test]
     fn what_failed_is_left_alone_for_a_while_unless_the_peer_is_somewhere_new() {
         let (mut choice, now) = (Choice::default(), Instant::now());
-        choice.begin(&op(1, Some("/a")), true, now);
+        choice.begin(&op(1, Some("/a")), now);
         choice.end(broken(1), now);
-        assert_eq!(choice.begin(&op(2, Some("/a")), true, now), Way::Tcp);
-        assert_eq!(choice.begin(&op(3, Some("/b")), true, now), Way::Shm);
-        assert_eq!(choice.begin(&op(4, Some("/a")), true, now + SHM_PAUSE), Way::Shm);
+        assert_eq!(choice.begin(&op(2, Some("/a")), now), Way::Tcp);
+        assert_eq!(choice.begin(&op(3, Some("/b")), now), Way::Shm);
+        assert_eq!(choice.begin(&op(4, Some("/a")), now + SHM_PAUSE), Way::Shm);
     }
 
     #[test]
@@ -267,26 +289,24 @@ mod tests {
         let (mut choice, now) = (Choice::default(), Instant::now());
         for (id, error) in [(1, ReadError::Revoked), (2, ReadError::Refused(Refusal::Gone)), (3, ReadError::Cancelled)]
         {
-            choice.begin(&op(id, Some("/a")), true, now);
+            choice.begin(&op(id, Some("/a")), now);
             let end = choice.end(Completion { id, result: Err(error.clone()) }, now);
             assert!(matches!(end, Next::Done(Way::Shm, done) if done.result == Err(error)));
         }
-        assert_eq!(choice.begin(&op(4, Some("/a")), true, now), Way::Shm);
+        assert_eq!(choice.begin(&op(4, Some("/a")), now), Way::Shm);
     }
 
     #[test]
     fn a_cancel_that_crosses_a_failure_ends_the_read() {
         let (mut choice, now) = (Choice::default(), Instant::now());
-        choice.begin(&op(1, Some("/a")), true, now);
+        choice.begin(&op(1, Some("/a")), now);
         assert_eq!(choice.cancel(1), Some(Way::Shm));
         let end = choice.end(broken(1), now);
         assert!(matches!(end, Next::Done(_, done) if done.result == Err(ReadError::Cancelled)));
     }
 
     #[test]
-    fn without_a_socket_or_with_it_off_it_is_tcp() {
-        let (mut choice, now) = (Choice::default(), Instant::now());
-        assert_eq!(choice.begin(&op(1, None), true, now), Way::Tcp);
-        assert_eq!(choice.begin(&op(2, Some("/a")), false, now), Way::Tcp);
+    fn without_a_socket_it_is_tcp() {
+        assert_eq!(Choice::default().begin(&op(1, None), Instant::now()), Way::Tcp);
     }
 }

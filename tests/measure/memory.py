@@ -199,7 +199,7 @@ def measure(program, work, gib):
     subprocess.run([*base, "keygen", "mesh", "--out", keys[0]], **quiet)
     made = subprocess.run([*base, "keygen", "publisher", "--out", keys[1], "--json"], **quiet)
     trust = json.loads(made.stdout)["public"]
-    loopback = ["--listen", "127.0.0.1:0", "--data-listen", "127.0.0.1:0", "--mesh-key", keys[0]]
+    loopback = ["--listen", "127.0.0.1:0", "--data-listen", "127.0.0.1:0", "--shm", "false", "--mesh-key", keys[0]]
     publish = [*base, "publish", path, "--channel", CHANNEL, "--publisher-key", keys[1], "--json", *loopback]
 
     forget(path)

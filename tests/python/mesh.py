@@ -259,6 +259,7 @@ class Site:
     def node(self, *arguments, name, peers):
         """The command line of a node on loopback."""
         at = ["--listen", "127.0.0.1:0", "--data-listen", "127.0.0.1:0", "--mesh-key", self.mesh_key, "--name", name]
+        at += ["--shm-dir", os.path.join(self.directory, "shm")]
         for peer in peers:
             at += ["--peer", peer]
         return [program(), "--config", os.devnull, *arguments, *at]

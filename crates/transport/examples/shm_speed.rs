@@ -11,8 +11,10 @@
 #![expect(clippy::cast_precision_loss, reason = "three digits are shown")]
 
 use aquifer_core::{Access, ChunkHash, NodeId};
-use aquifer_memory::{Mapping, MemoryStore, Span};
+use aquifer_memory::{Mapping, MemoryStore, Shared, Span};
+use aquifer_transport::limits::SHM_PIECE_BYTES;
 use aquifer_transport::{Completion, Endpoint, Grants, Operation, ReadOp, Refusal, ShmConfig, ShmTransport, Transport};
+use std::fs::File;
 use std::io::Write;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -56,7 +58,7 @@ fn main() {
     let store = MemoryStore::new(2 * bytes);
     let mut content = vec![0; usize::try_from(CHUNK).expect("it fits")];
     let (mut hashes, mut stored) = (Vec::new(), Vec::new());
-    let mut file = std::fs::File::create(directory.path().join("file")).expect("a file");
+    let mut file = File::create(directory.path().join("file")).expect("a file");
     for chunk in 0..count {
         blake3::Hasher::new().update(&chunk.to_le_bytes()).finalize_xof().fill(&mut content);
         let hash = ChunkHash::of(&content);
@@ -84,17 +86,40 @@ fn main() {
             .for_each(|(from, to)| from.copy_to(0, to, 0, CHUNK).expect("both are memory"));
     });
     bench.say("memcpy, store to region", copy, None);
-    let hash = bench.best(|| bench.landing.iter().for_each(|span| drop(span.hash().expect("memory"))));
+    let hash = bench.best(|| bench.landing.iter().for_each(|span| consume(&span.hash().expect("memory"))));
     bench.say("BLAKE3 of a region, as it is hashed here", hash, None);
     let plain: Vec<u8> = vec![7; usize::try_from(bytes).expect("it fits")];
     let plain = bench.best(|| {
-        plain.chunks(usize::try_from(CHUNK).expect("it fits")).for_each(|chunk| drop(blake3::hash(chunk)));
+        plain.chunks(usize::try_from(CHUNK).expect("it fits")).for_each(|chunk| consume(&blake3::hash(chunk)));
     });
     bench.say("BLAKE3 of private memory", plain, None);
     let least = (copy.0 + plain.0, copy.1 + plain.1);
     bench.say("least: memcpy, then BLAKE3 of private memory", least, None);
+    // As it would be without a window: memory of another process, whose pages are new to this one. A long
+    // one is read by pread(2).
+    for (name, len) in [("pread(2)", bytes), ("a mapping", CHUNK)] {
+        let windows = (0..bytes / len).map(|_| Mapping::window("copy", len).expect("memory")).collect::<Vec<_>>();
+        let place = |at: u64| (&windows[usize::try_from(at / len).expect("it fits")], at % len);
+        for (at, span) in (0..).step_by(usize::try_from(CHUNK).expect("it fits")).zip(&stored) {
+            let (window, begin) = place(at);
+            span.copy_to(0, &window.span(), begin, CHUNK).expect("both are memory");
+        }
+        let moved = bench.best(|| {
+            for (at, into) in (0..).step_by(usize::try_from(CHUNK).expect("it fits")).zip(&bench.landing) {
+                let (window, begin) = place(at);
+                let fd = window.share().expect("a descriptor").expect("this kernel has F_SEAL_FUTURE_WRITE");
+                let (shared, mut hasher) = (Shared::receive(fd).expect("memory"), blake3::Hasher::new());
+                for at in (0..CHUNK).step_by(usize::try_from(SHM_PIECE_BYTES).expect("it fits")) {
+                    shared.copy_to(begin + at, into, at, SHM_PIECE_BYTES).expect("it is as long");
+                    into.hash_into(at, SHM_PIECE_BYTES, &mut hasher).expect("memory");
+                }
+                consume(&hasher.finalize());
+            }
+        });
+        bench.say(&format!("pages new to the reader, by {name}"), moved, Some(least));
+    }
     for threads in [1, 2] {
-        for (name, source) in [("store", &stored), ("file", &file), ("engine's region, by socket", &engine)] {
+        for (name, source) in [("store", &stored), ("file", &file), ("an engine's region", &engine)] {
             let moved = bench.over_shm(source.clone(), threads);
             bench.say(&format!("shm, {threads} at once, {name}"), moved, Some(least));
         }
@@ -152,6 +177,11 @@ impl Bench {
             }
         })
     }
+}
+
+/// Keeps the compiler from leaving out what nobody looks at.
+fn consume<T>(value: &T) {
+    std::hint::black_box(value);
 }
 
 /// Of this process, in user mode and in the kernel.

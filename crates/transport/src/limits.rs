@@ -64,7 +64,7 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 pub const SHM_PIECE_BYTES: u64 = 256 << 10;
 
 /// Connections, each with a thread, over shared memory to one peer: as many chunks are copied and
-/// hashed at once. Guess: four cores are worth a 10 GB/s copy.
+/// hashed at once. Measured: one moves 4.7 GB/s, two on two cores 9.4; the rest is a guess.
 pub const SHM_CONNECTIONS_PER_PEER_MAX: usize = 4;
 
 /// Connections to all peers of this machine together. Guess: 64 agents on one.

@@ -1,7 +1,7 @@
 //! `aquifer demo`: the main job, on this machine, with nothing left to the imagination.
 //!
-//! Publisher, agents and engines are separate processes on loopback that share one address and
-//! two keys. What the engines hold at the end is compared with the checkpoint's files, read here
+//! Publisher, agents and engines are separate processes on loopback that share one address, two keys
+//! and a directory to share memory through. What the engines hold at the end is compared with the checkpoint's files, read here
 //! without any of the machinery that moved them.
 
 mod checkpoint;

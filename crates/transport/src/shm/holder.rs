@@ -147,7 +147,10 @@ impl Holder {
             let mut state = self.lock();
             let full = state.connections.len() >= self.config.accepted_max
                 || state.unauthenticated >= self.config.unauthenticated_max;
-            if full || state.closing {
+            if state.closing {
+                return;
+            }
+            if full {
                 self.counters.rejected.fetch_add(1, Ordering::Relaxed);
                 return tracing::debug!("no room for another reader of this machine");
             }

@@ -45,8 +45,11 @@ fn plain(grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
     node(ShmConfig { connections_per_peer: 1, ..ShmConfig::default() }, grants, completions)
 }
 
-mod one_connection {
-    crate::conformance_tests!(super::plain);
+mod two_connections {
+    use super::*;
+    crate::conformance_tests!(|grants, completions| {
+        node(ShmConfig { connections_per_peer: 2, ..ShmConfig::default() }, grants, completions)
+    });
 }
 
 mod four_connections {
