@@ -236,7 +236,9 @@ impl Seat {
             }
             _ if holder.config.encryption == Encryption::Tls => {
                 turn_away(&**stream, deadline, Handshake::Plain).map_err(Fault::from)?;
-                return Err(End::Misbehaved("it does not encrypt; with data-encryption = \"tls\" this node takes no other"));
+                return Err(End::Misbehaved(
+                    "it does not encrypt; with data-encryption = \"tls\" this node takes no other",
+                ));
             }
             _ => Link::plain(stream.clone()),
         };

@@ -46,10 +46,6 @@ impl Link {
         Ok(Link { stream, session: Some(RefCell::new(session)) })
     }
 
-    pub(super) fn is_encrypted(&self) -> bool {
-        self.session.is_some()
-    }
-
     /// Who has proved to be at the other end of an encrypted one.
     pub(super) fn peer(&self) -> Option<NodeId> {
         tls::peer(&self.session.as_ref()?.borrow().connection)

@@ -8,7 +8,7 @@ use super::link::Link;
 use super::wire::{HEADER_BYTES, Header, Request};
 use super::{Counters, Encryption, TcpConfig};
 use crate::limits::{CONNECTIONS_PER_PEER_MAX, PIPELINE_DEPTH, RECEIVE_PIECE_BYTES, RETRIES_MAX, THREAD_STACK_BYTES};
-use crate::socket::is_timeout;
+use crate::socket::{Timed, is_timeout};
 use crate::tls::Tls;
 use crate::{Completion, Endpoint, OpId, ReadDone, ReadError, ReadOp, check_landing};
 use aquifer_core::{Access, ChunkHash, Hash, NodeId};
@@ -90,12 +90,7 @@ const SHUTTING_DOWN: &str = "this node's transport is shutting down";
 const ASKED_TO: &str = "this node closed its connections to the peer";
 
 impl Reader {
-    pub(super) fn new(
-        config: TcpConfig,
-        tls: Option<Tls>,
-        completions: Completions,
-        counters: Arc<Counters>,
-    ) -> Self {
+    pub(super) fn new(config: TcpConfig, tls: Option<Tls>, completions: Completions, counters: Arc<Counters>) -> Self {
         Reader { config, tls, completions, counters, state: Mutex::default(), ended: Condvar::new() }
     }
 
@@ -410,7 +405,9 @@ impl Worker {
         let failed = |error: io::Error| ReadError::Unreachable(error.to_string());
         let Reader { config, tls, .. } = &*self.reader;
         let tls = match config.encryption == Encryption::Tls || target.encrypted {
-            true => Some(tls.as_ref().ok_or(ReadError::Unreachable("it demands TLS, which is not set up here".into()))?),
+            true => {
+                Some(tls.as_ref().ok_or(ReadError::Unreachable("it demands TLS, which is not set up here".into()))?)
+            }
             false => None,
         };
         let stream = TcpStream::connect_timeout(&target.address, config.connect_timeout).map_err(failed)?;
