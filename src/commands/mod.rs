@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod agent;
+pub(crate) mod bench;
 mod demo;
 mod demo_engine;
 mod keygen;
@@ -8,6 +9,7 @@ mod manifest;
 mod publish;
 mod pull;
 mod status;
+mod tethered;
 
 use crate::cli::{Cli, Command};
 use anyhow::Result;
@@ -30,6 +32,9 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Keygen { command } => keygen::run(command),
         Command::Demo(args) => demo::run(args),
         Command::DemoEngine(args) => demo_engine::run(args),
+        Command::Bench(args) => bench::run(args.command).await,
+        Command::BenchPart { name } => bench::run_part(name).await,
+        Command::Tethered { parent, args } => tethered::run(parent, &args),
     }
 }
 
