@@ -6,7 +6,6 @@ use crate::{keys, units};
 use anyhow::{Context, Result, anyhow, bail};
 use aquifer_core::limits::{STATUS_CHANNELS_MAX, STATUS_LABEL_BYTES_MAX, STATUS_LABELS_MAX, STATUS_NAME_BYTES_MAX};
 use aquifer_core::{ChannelName, PublisherKey};
-use aquifer_transport::Encryption;
 use clap::Args;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -40,9 +39,8 @@ pub(crate) struct NodeOptions {
     /// Where others reach --data-listen, if not at this node's address and the same port: ip:port
     #[arg(long, env = "AQUIFER_DATA_ADVERTISE", value_name = "ADDRESS", help_heading = "Mesh")]
     pub(crate) data_advertise: Option<String>,
-    /// Whether chunks are encrypted on their way over TCP: `off` (they are verified all the same), or `tls`,
-    /// and then this node takes nothing else; nodes that say off use TLS with those that demand it
-    /// [default: off]
+    /// Encrypt chunks on their way over TCP: off, or tls, which also refuses readers that do not. A node with
+    /// off encrypts towards one with tls, so a mesh can be switched node by node [default: off]
     #[arg(long, env = "AQUIFER_DATA_ENCRYPTION", value_name = "HOW", help_heading = "Mesh")]
     pub(crate) data_encryption: Option<String>,
     /// What to call this node [default: the host's name]
@@ -276,11 +274,12 @@ impl NodeOptions {
             mdns: self.mdns.unwrap_or(false),
             data_listen: self.data_listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], ports.1))),
             data_advertise: self.data_advertise.clone(),
-            data_encryption: match self.data_encryption.as_deref() {
-                None | Some("off") => Encryption::Off,
-                Some("tls") => Encryption::Tls,
-                Some(other) => bail!("--data-encryption '{other}': it is 'off' or 'tls'"),
-            },
+            data_encryption: self
+                .data_encryption
+                .as_deref()
+                .unwrap_or("off")
+                .parse()
+                .map_err(|reason| anyhow!("--data-encryption: {reason}"))?,
             labels,
             channels,
             hold: Hold::Own,

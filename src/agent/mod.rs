@@ -199,6 +199,7 @@ struct Agent {
     next_token: u64,
     local: LocalStatus,
     data_endpoint: String,
+    data_encryption: Encryption,
     traffic: Traffic,
     /// Verified bytes of each peer, and the ways they came.
     bytes_from: BTreeMap<NodeId, BTreeMap<Way, u64>>,
@@ -322,6 +323,7 @@ impl Agent {
             next_token: 0,
             local: LocalStatus::default(),
             data_endpoint,
+            data_encryption: config.data_encryption,
             traffic: Traffic::default(),
             bytes_from: BTreeMap::new(),
             told: BTreeSet::new(),

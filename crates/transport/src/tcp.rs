@@ -10,6 +10,7 @@ use aquifer_core::NodeSecret;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,6 +56,26 @@ pub enum Encryption {
     Off,
     /// Always: readers without it are turned away.
     Tls,
+}
+
+impl FromStr for Encryption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Encryption::Off, Encryption::Tls]
+            .into_iter()
+            .find(|encryption| encryption.to_string() == text)
+            .ok_or_else(|| format!("'{text}': it is 'off' or 'tls'"))
+    }
+}
+
+impl fmt::Display for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Encryption::Off => "off",
+            Encryption::Tls => "tls",
+        })
+    }
 }
 
 impl Default for TcpConfig {

@@ -57,7 +57,7 @@ impl Tls {
     }
 
     /// The client's end of a connection to `peer` and nobody else.
-    pub(crate) fn to(&self, peer: NodeId) -> Result<Connection, Error> {
+    pub(crate) fn client(&self, peer: NodeId) -> Result<Connection, Error> {
         let resolver = Arc::new(AlwaysResolvesClientRawPublicKeys::new(self.key.clone()));
         let mut config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -72,7 +72,7 @@ impl Tls {
     }
 
     /// The server's end of a connection; who the client is, [`peer`] knows after the handshake.
-    pub(crate) fn from_anybody(&self) -> Result<Connection, Error> {
+    pub(crate) fn server(&self) -> Result<Connection, Error> {
         Ok(ServerConnection::new(self.server.clone())?.into())
     }
 }

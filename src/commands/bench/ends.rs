@@ -6,10 +6,13 @@ use super::content;
 use super::cores::Took;
 use crate::keys;
 use anyhow::{Context, Result, bail};
-use aquifer_core::{Access, ChunkHash, NodeId};
+use aquifer_core::{Access, ChunkHash, NodeId, NodeSecret};
 use aquifer_memory::{Mapping, Span};
 use aquifer_transport::limits::CONNECTIONS_PER_PEER_MAX;
-use aquifer_transport::{Completion, Grants, Operation, ReadOp, Refusal, TcpConfig, TcpTransport, Transport};
+use aquifer_transport::{
+    Completion, Encryption, Endpoint, Grants, Operation, ReadOp, Refusal, ShmConfig, ShmTransport, TcpConfig,
+    TcpTransport, Transport,
+};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -17,9 +20,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
-const HOLDER: NodeId = NodeId([1; 32]);
-const PULLER: NodeId = NodeId([2; 32]);
+/// The nodes at either end: their keys are nobody's secret.
+const HOLDER: [u8; 32] = [1; 32];
+const PULLER: [u8; 32] = [2; 32];
 const LEASE: u64 = 1;
 /// As an agent waits for a byte, about.
 const STALL: Duration = Duration::from_secs(30);
@@ -31,6 +36,10 @@ const CHUNK_BYTES_MAX: u64 = 1 << 30;
 pub(crate) enum Kind {
     /// TCP over loopback, as between agents
     Tcp,
+    /// TLS over TCP, as with `--data-encryption tls`
+    Tls,
+    /// Memory shared between the two, as between agents of one machine
+    Shm,
 }
 
 /// Where a holder has its bytes.
@@ -46,30 +55,45 @@ pub(crate) enum Origin {
 #[derive(Debug)]
 struct Started {
     transport: Arc<dyn Transport>,
-    endpoints: Vec<SocketAddr>,
+    endpoints: Vec<Endpoint>,
+    /// Where they meet, for as long as one of them runs.
+    _dir: Option<TempDir>,
 }
 
 impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Kind::Tcp => "tcp",
+            Kind::Tls => "tls",
+            Kind::Shm => "shm",
         }
     }
 
     fn start(
         self,
+        identity: [u8; 32],
         connections: u16,
         grants: Arc<dyn Grants>,
         completions: impl Fn(Completion) + Send + Sync + 'static,
     ) -> Result<Started> {
-        match self {
-            Kind::Tcp => {
-                let config = TcpConfig { connections_per_peer: usize::from(connections), ..TcpConfig::default() };
-                let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-                let tcp = TcpTransport::start(loopback, grants, completions, config).context("cannot start TCP")?;
-                Ok(Started { endpoints: vec![tcp.local_addr()], transport: tcp })
+        let connections_per_peer = usize::from(connections);
+        let encryption = match self {
+            Kind::Tcp => Encryption::Off,
+            Kind::Tls => Encryption::Tls,
+            Kind::Shm => {
+                let dir = tempfile::tempdir().context("cannot make a directory for sockets")?;
+                let config = ShmConfig { connections_per_peer, ..ShmConfig::default() };
+                let shm = ShmTransport::start(dir.path(), grants, completions, config);
+                let shm = shm.context("cannot start shared memory")?;
+                let endpoints = vec![Endpoint::Shm(shm.path().to_path_buf())];
+                return Ok(Started { endpoints, transport: shm, _dir: Some(dir) });
             }
-        }
+        };
+        let identity = Some(NodeSecret::from_seed(identity));
+        let config = TcpConfig { connections_per_peer, encryption, identity, ..TcpConfig::default() };
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let tcp = TcpTransport::start(loopback, grants, completions, config).context("cannot start TCP")?;
+        Ok(Started { endpoints: vec![tcp.local_addr().into()], transport: tcp, _dir: None })
     }
 }
 
@@ -89,8 +113,8 @@ impl Terms {
         if chunk_bytes == 0 || chunk_bytes > CHUNK_BYTES_MAX {
             bail!("--chunk {chunk_bytes} is not a length of chunks: 1 to {CHUNK_BYTES_MAX} bytes are");
         }
-        if kind == Kind::Tcp && usize::from(connections) > CONNECTIONS_PER_PEER_MAX {
-            bail!("--conns {connections} is too many: {CONNECTIONS_PER_PEER_MAX} are the most to one peer over TCP");
+        if usize::from(connections) > CONNECTIONS_PER_PEER_MAX {
+            bail!("--conns {connections} is too many: {CONNECTIONS_PER_PEER_MAX} are the most to one peer");
         }
         Ok(Terms { kind, connections, bytes, chunk_bytes, secret: keys::random_bytes()? })
     }
@@ -114,7 +138,7 @@ struct Open {
 
 impl Grants for Open {
     fn secret(&self, ticket: u64) -> Option<(NodeId, [u8; 32])> {
-        (ticket == self.access.ticket).then_some((PULLER, self.access.secret))
+        (ticket == self.access.ticket).then_some((node(PULLER), self.access.secret))
     }
 
     fn open(&self, _: NodeId, lease: u64, chunk: u32) -> Result<Span, Refusal> {
@@ -132,7 +156,8 @@ impl Grants for Open {
 /// How a puller finds what a holder has.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Offer {
-    endpoints: Vec<SocketAddr>,
+    /// As a status record says them.
+    endpoints: Vec<String>,
     /// Of each chunk, in hexadecimal.
     digests: Vec<String>,
 }
@@ -161,8 +186,9 @@ impl Holding {
         let chunks = terms.chunks(&whole)?;
         let digests = chunks.iter().map(|c| Ok(c.hash()?.to_string())).collect::<Result<_>>()?;
         let grants = Arc::new(Open { access: terms.access(), chunks });
-        let started = terms.kind.start(terms.connections, grants, |_| {})?;
-        let offer = Offer { endpoints: started.endpoints.clone(), digests };
+        let started = terms.kind.start(HOLDER, terms.connections, grants, |_| {})?;
+        let endpoints = started.endpoints.iter().map(ToString::to_string).collect();
+        let offer = Offer { endpoints, digests };
         Ok((Holding { _started: started }, offer))
     }
 }
@@ -171,7 +197,7 @@ impl Holding {
 #[derive(Debug)]
 pub(super) struct Pulling {
     terms: Terms,
-    endpoints: Vec<SocketAddr>,
+    endpoints: Vec<Endpoint>,
     window: usize,
     chunks: Vec<(Span, ChunkHash)>,
     started: Started,
@@ -196,8 +222,9 @@ impl Pulling {
         };
         // A puller grants nothing.
         let grants = Arc::new(Open { access: terms.access(), chunks: Vec::new() });
-        let started = terms.kind.start(terms.connections, grants, completed)?;
-        let (endpoints, chunks) = (offer.endpoints.clone(), spans.into_iter().zip(digests).collect());
+        let started = terms.kind.start(PULLER, terms.connections, grants, completed)?;
+        let endpoints = offer.endpoints.iter().filter_map(|text| Endpoint::parse(text)).collect();
+        let chunks = spans.into_iter().zip(digests).collect();
         Ok(Pulling { terms, endpoints, window, chunks, started, completions, next_id: 0 })
     }
 
@@ -247,7 +274,7 @@ impl Pulling {
         let Some((into, _)) = self.chunks.get(chunk as usize) else { return };
         self.started.transport.submit(Operation::Read(ReadOp {
             id,
-            peer: HOLDER,
+            peer: node(HOLDER),
             endpoints: self.endpoints.clone(),
             access: self.terms.access(),
             lease: LEASE,
@@ -266,20 +293,26 @@ impl Pulling {
     }
 }
 
+fn node(seed: [u8; 32]) -> NodeId {
+    NodeSecret::from_seed(seed).public()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn chunks_are_pulled_again_and_again() {
-        let terms = Terms::new(Kind::Tcp, 2, 1_000_001, 100_000).unwrap();
-        let (_holding, offer) = Holding::start(&terms, None).unwrap();
-        assert_eq!(offer.digests.len(), 11);
-        let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
-        assert!(pulling.check().is_err());
-        for _ in 0..3 {
-            assert_eq!(pulling.pull().unwrap().bytes, 1_000_001);
-            pulling.check().unwrap();
+        for kind in Kind::value_variants() {
+            let terms = Terms::new(*kind, 2, 1_000_001, 100_000).unwrap();
+            let (_holding, offer) = Holding::start(&terms, None).unwrap();
+            assert_eq!(offer.digests.len(), 11);
+            let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
+            assert!(pulling.check().is_err());
+            for _ in 0..3 {
+                assert_eq!(pulling.pull().unwrap().bytes, 1_000_001);
+                pulling.check().unwrap();
+            }
         }
     }
 

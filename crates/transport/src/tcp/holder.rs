@@ -307,9 +307,9 @@ impl Seat {
 
 /// How a TLS handshake ended that did not succeed.
 fn unproved(error: io::Error) -> End {
-    match error.kind() {
-        io::ErrorKind::InvalidData => End::Misbehaved("its TLS is not that of a node of this mesh"),
-        _ => Fault::from(error).into(),
+    match error.kind() == io::ErrorKind::InvalidData {
+        true => End::Misbehaved("its TLS is not that of a node of this mesh"),
+        false => Fault::from(error).into(),
     }
 }
 

@@ -32,12 +32,12 @@ impl Link {
 
     /// Encrypts what goes to `peer`; fails where somebody else is at the other end.
     pub(super) fn to(stream: Arc<TcpStream>, tls: &Tls, peer: NodeId, deadline: Instant) -> io::Result<Self> {
-        Self::encrypted(stream, tls.to(peer).map_err(tls::broken)?, deadline)
+        Self::encrypted(stream, tls.client(peer).map_err(tls::broken)?, deadline)
     }
 
     /// The serving end of an encrypted connection.
     pub(super) fn from_anybody(stream: Arc<TcpStream>, tls: &Tls, deadline: Instant) -> io::Result<Self> {
-        Self::encrypted(stream, tls.from_anybody().map_err(tls::broken)?, deadline)
+        Self::encrypted(stream, tls.server().map_err(tls::broken)?, deadline)
     }
 
     fn encrypted(stream: Arc<TcpStream>, connection: Connection, deadline: Instant) -> io::Result<Self> {
