@@ -16,11 +16,10 @@ use aquifer_transport::{
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// The nodes at either end: their keys are nobody's secret.
 const HOLDER: [u8; 32] = [1; 32];
@@ -56,8 +55,6 @@ pub(crate) enum Origin {
 struct Started {
     transport: Arc<dyn Transport>,
     endpoints: Vec<Endpoint>,
-    /// Where they meet, for as long as one of them runs.
-    _dir: Option<TempDir>,
 }
 
 impl Kind {
@@ -72,28 +69,27 @@ impl Kind {
     fn start(
         self,
         identity: [u8; 32],
-        connections: u16,
+        terms: &Terms,
         grants: Arc<dyn Grants>,
         completions: impl Fn(Completion) + Send + Sync + 'static,
     ) -> Result<Started> {
-        let connections_per_peer = usize::from(connections);
+        let connections_per_peer = usize::from(terms.connections);
         let encryption = match self {
             Kind::Tcp => Encryption::Off,
             Kind::Tls => Encryption::Tls,
             Kind::Shm => {
-                let dir = tempfile::tempdir().context("cannot make a directory for sockets")?;
                 let config = ShmConfig { connections_per_peer, ..ShmConfig::default() };
-                let shm = ShmTransport::start(dir.path(), grants, completions, config);
+                let shm = ShmTransport::start(&terms.sockets, grants, completions, config);
                 let shm = shm.context("cannot start shared memory")?;
                 let endpoints = vec![Endpoint::Shm(shm.path().to_path_buf())];
-                return Ok(Started { endpoints, transport: shm, _dir: Some(dir) });
+                return Ok(Started { endpoints, transport: shm });
             }
         };
         let identity = Some(NodeSecret::from_seed(identity));
         let config = TcpConfig { connections_per_peer, encryption, identity, ..TcpConfig::default() };
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let tcp = TcpTransport::start(loopback, grants, completions, config).context("cannot start TCP")?;
-        Ok(Started { endpoints: vec![tcp.local_addr().into()], transport: tcp, _dir: None })
+        Ok(Started { endpoints: vec![tcp.local_addr().into()], transport: tcp })
     }
 }
 
@@ -104,19 +100,22 @@ pub(super) struct Terms {
     pub(super) connections: u16,
     pub(super) bytes: u64,
     pub(super) chunk_bytes: u64,
+    /// Where shared memory keeps its sockets.
+    sockets: PathBuf,
     /// What a puller shows and a holder asks for.
     secret: [u8; 32],
 }
 
 impl Terms {
-    pub(super) fn new(kind: Kind, connections: u16, bytes: u64, chunk_bytes: u64) -> Result<Self> {
+    pub(super) fn new(kind: Kind, connections: u16, bytes: u64, chunk_bytes: u64, dir: &Path) -> Result<Self> {
         if chunk_bytes == 0 || chunk_bytes > CHUNK_BYTES_MAX {
             bail!("--chunk {chunk_bytes} is not a length of chunks: 1 to {CHUNK_BYTES_MAX} bytes are");
         }
         if usize::from(connections) > CONNECTIONS_PER_PEER_MAX {
             bail!("--conns {connections} is too many: {CONNECTIONS_PER_PEER_MAX} are the most to one peer");
         }
-        Ok(Terms { kind, connections, bytes, chunk_bytes, secret: keys::random_bytes()? })
+        let sockets = dir.join("shm");
+        Ok(Terms { kind, connections, bytes, chunk_bytes, sockets, secret: keys::random_bytes()? })
     }
 
     fn access(&self) -> Access {
@@ -186,7 +185,7 @@ impl Holding {
         let chunks = terms.chunks(&whole)?;
         let digests = chunks.iter().map(|c| Ok(c.hash()?.to_string())).collect::<Result<_>>()?;
         let grants = Arc::new(Open { access: terms.access(), chunks });
-        let started = terms.kind.start(HOLDER, terms.connections, grants, |_| {})?;
+        let started = terms.kind.start(HOLDER, terms, grants, |_| {})?;
         let endpoints = started.endpoints.iter().map(ToString::to_string).collect();
         let offer = Offer { endpoints, digests };
         Ok((Holding { _started: started }, offer))
@@ -222,7 +221,7 @@ impl Pulling {
         };
         // A puller grants nothing.
         let grants = Arc::new(Open { access: terms.access(), chunks: Vec::new() });
-        let started = terms.kind.start(PULLER, terms.connections, grants, completed)?;
+        let started = terms.kind.start(PULLER, &terms, grants, completed)?;
         let endpoints = offer.endpoints.iter().filter_map(|text| Endpoint::parse(text)).collect();
         let chunks = spans.into_iter().zip(digests).collect();
         Ok(Pulling { terms, endpoints, window, chunks, started, completions, next_id: 0 })
@@ -303,8 +302,9 @@ mod tests {
 
     #[test]
     fn chunks_are_pulled_again_and_again() {
+        let dir = tempfile::tempdir().unwrap();
         for kind in Kind::value_variants() {
-            let terms = Terms::new(*kind, 2, 1_000_001, 100_000).unwrap();
+            let terms = Terms::new(*kind, 2, 1_000_001, 100_000, dir.path()).unwrap();
             let (_holding, offer) = Holding::start(&terms, None).unwrap();
             assert_eq!(offer.digests.len(), 11);
             let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
@@ -318,8 +318,8 @@ mod tests {
 
     #[test]
     fn wrong_bytes_are_noticed() {
-        let terms = Terms::new(Kind::Tcp, 1, 100_000, 10_000).unwrap();
         let dir = tempfile::tempdir().unwrap();
+        let terms = Terms::new(Kind::Tcp, 1, 100_000, 10_000, dir.path()).unwrap();
         let (_holding, mut offer) = Holding::start(&terms, Some(dir.path().join("f"))).unwrap();
         offer.digests[7] = ChunkHash::of(b"other").to_string();
         let error = Pulling::start(terms, &offer, 10).unwrap().pull().unwrap_err().to_string();
@@ -328,8 +328,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        assert!(Terms::new(Kind::Tcp, 99, 1, 1).is_err());
-        assert!(Terms::new(Kind::Tcp, 1, 1, 0).is_err());
-        assert!(Terms::new(Kind::Tcp, 1, 1, u64::MAX).is_err());
+        assert!(Terms::new(Kind::Tcp, 99, 1, 1, Path::new("")).is_err());
+        assert!(Terms::new(Kind::Tcp, 1, 1, 0, Path::new("")).is_err());
+        assert!(Terms::new(Kind::Tcp, 1, 1, u64::MAX, Path::new("")).is_err());
     }
 }

@@ -54,7 +54,7 @@ const fn thing(key: Measured, name: &'static str, what: &'static str) -> Thing<M
 pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
     // Both ends of the transfer, and of what it is compared with.
     let size = machine::size(args.size.size, SIZE_BYTES, 4)?;
-    let terms = |kind| Terms::new(kind, args.conns, size, args.chunk);
+    let terms = |kind| Terms::new(kind, args.conns, size, args.chunk, lab.dir());
     let (name, what) = words(args);
     tell(&format!("Setting up: {} at both ends ...", units::bytes(size)));
     let mut transfer = Transfer::start(lab, terms(args.transport)?, args.source, args.window)?;
