@@ -84,6 +84,18 @@ fn transfer_from_memory() {
 }
 
 #[test]
+fn transfer_by_tls() {
+    let document = run(&["transfer", "--size", "9MiB", "--transport", "tls"]);
+    check(&document["benches"][0], "transfer", &["aquifer over TLS", "aquifer over TCP"], &["CPU", "rate"]);
+}
+
+#[test]
+fn transfer_by_shared_memory() {
+    let document = run(&["transfer", "--size", "9MiB", "--transport", "shm"]);
+    check(&document["benches"][0], "transfer", &["aquifer by shared memory", "memcpy", "BLAKE3"], &["rate"]);
+}
+
+#[test]
 fn transfer_from_a_file() {
     let document = run(&["transfer", "--size", "9MiB", "--source", "file"]);
     check(&document["benches"][0], "transfer", &TRANSFER, &["CPU", "time"]);
@@ -135,7 +147,7 @@ fn all() {
     let document = run(&["all", "--size", "9MiB", "--seconds", "1"]);
     let benches: Vec<&str> =
         document["benches"].as_array().expect("a list").iter().filter_map(|b| b["bench"].as_str()).collect();
-    assert_eq!(benches, ["limits", "transfer", "publish", "swarm", "gossip"]);
+    assert_eq!(benches, ["limits", "transfer", "transfer", "transfer", "publish", "swarm", "gossip"]);
 }
 
 #[test]

@@ -67,7 +67,12 @@ impl Transports {
         grants: &Arc<GrantTable>,
         completion: impl Fn(Completion) + Clone + Send + Sync + 'static,
     ) -> Result<Self> {
-        let tcp = TcpConfig { congestion: config.tcp_congestion.clone(), ..TcpConfig::default() };
+        let tcp = TcpConfig {
+            congestion: config.tcp_congestion.clone(),
+            encryption: config.data_encryption,
+            identity: Some(config.identity.clone()),
+            ..TcpConfig::default()
+        };
         let tcp =
             TcpTransport::start(config.data_listen, grants.clone(), completion.clone(), tcp).with_context(|| {
                 format!(

@@ -5,6 +5,7 @@
 //! on disk, an engine's memory, bytes that went through a proxy.
 
 mod crashes;
+mod encryption;
 mod joining;
 mod keys;
 mod lies;

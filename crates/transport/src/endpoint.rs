@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 const SHM: &str = "shm:";
+const TLS: &str = "tls:";
 
 /// One way to a holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     Tcp(SocketAddr),
+    /// TCP, and nothing but TLS over it.
+    Tls(SocketAddr),
     /// A Unix socket on this very machine.
     Shm(PathBuf),
 }
@@ -19,21 +22,24 @@ pub enum Endpoint {
 impl Endpoint {
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
-            Endpoint::Tcp(address) => Some(*address),
+            Endpoint::Tcp(address) | Endpoint::Tls(address) => Some(*address),
             Endpoint::Shm(_) => None,
         }
     }
 
     pub fn shm(&self) -> Option<&Path> {
         match self {
-            Endpoint::Tcp(_) => None,
+            Endpoint::Tcp(_) | Endpoint::Tls(_) => None,
             Endpoint::Shm(path) => Some(path),
         }
     }
 
-    /// What a peer says, `ip:port` or `shm:MACHINE:PATH`. `None` where it says nothing that leads
-    /// anywhere from here, as the socket of another machine.
+    /// What a peer says, `ip:port`, `tls:ip:port` or `shm:MACHINE:PATH`. `None` where it says nothing that
+    /// leads anywhere from here, as the socket of another machine.
     pub fn parse(text: &str) -> Option<Self> {
+        if let Some(address) = text.strip_prefix(TLS) {
+            return address.parse().ok().map(Endpoint::Tls);
+        }
         let Some(rest) = text.strip_prefix(SHM) else { return text.parse().ok().map(Endpoint::Tcp) };
         let (machine, path) = rest.split_once(':')?;
         let path = Path::new(path);
@@ -53,6 +59,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Endpoint::Tcp(address) => address.fmt(f),
+            Endpoint::Tls(address) => write!(f, "{TLS}{address}"),
             Endpoint::Shm(path) => write!(f, "{SHM}{}:{}", this_machine().unwrap_or("-"), path.display()),
         }
     }
@@ -74,8 +81,10 @@ mod tests {
     fn an_endpoint_survives_its_words() {
         let here = Endpoint::Shm("/run/aquifer/0.sock".into());
         assert_eq!(Endpoint::parse(&here.to_string()), Some(here));
-        let there = Endpoint::Tcp("10.0.0.1:7402".parse().unwrap());
-        assert_eq!(Endpoint::parse(&there.to_string()), Some(there));
+        let address = "10.0.0.1:7402".parse().unwrap();
+        for there in [Endpoint::Tcp(address), Endpoint::Tls(address)] {
+            assert_eq!(Endpoint::parse(&there.to_string()), Some(there));
+        }
     }
 
     #[test]

@@ -19,10 +19,11 @@ pub mod limits;
 pub mod shm;
 mod socket;
 pub mod tcp;
+mod tls;
 
 pub use endpoint::Endpoint;
 pub use shm::{ShmConfig, ShmStats, ShmTransport};
-pub use tcp::{TcpConfig, TcpStats, TcpTransport};
+pub use tcp::{Encryption, TcpConfig, TcpStats, TcpTransport};
 
 /// Names one read, from submission to completion. The submitter never uses one twice.
 pub type OpId = u64;

@@ -125,8 +125,8 @@ pub(crate) struct Transfer {
 
 impl Transfer {
     /// With the defaults.
-    pub(super) fn of(common: Common, size: Size) -> Self {
-        let (transport, source) = (Kind::Tcp, Origin::Memory);
+    pub(super) fn of(transport: Kind, common: Common, size: Size) -> Self {
+        let source = Origin::Memory;
         Transfer { transport, source, conns: CONNS, chunk: CHUNK_BYTES, window: WINDOW_CHUNKS, common, size }
     }
 }

@@ -4,6 +4,8 @@
 //! handled as ordinary slices.
 
 use super::content::{self, PIECE_BYTES};
+use super::figures::Run;
+use super::lab::Heard;
 use super::machine;
 use super::part::Part;
 use anyhow::Result;
@@ -61,6 +63,14 @@ pub(super) struct Took {
 impl Took {
     pub(super) fn since(start: Instant, bytes: u64) -> Self {
         Took { bytes, seconds: start.elapsed().as_secs_f64() }
+    }
+}
+
+impl Heard<Took> {
+    /// A run of one process.
+    pub(super) fn alone(&self) -> Run {
+        let Took { bytes, seconds } = self.reply;
+        Run { bytes, seconds, processes: vec![self.usage("alone")] }
     }
 }
 

@@ -6,20 +6,24 @@ use super::content;
 use super::cores::Took;
 use crate::keys;
 use anyhow::{Context, Result, bail};
-use aquifer_core::{Access, ChunkHash, NodeId};
+use aquifer_core::{Access, ChunkHash, NodeId, NodeSecret};
 use aquifer_memory::{Mapping, Span};
 use aquifer_transport::limits::CONNECTIONS_PER_PEER_MAX;
-use aquifer_transport::{Completion, Grants, Operation, ReadOp, Refusal, TcpConfig, TcpTransport, Transport};
+use aquifer_transport::{
+    Completion, Encryption, Endpoint, Grants, Operation, ReadOp, Refusal, ShmConfig, ShmTransport, TcpConfig,
+    TcpTransport, Transport,
+};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-const HOLDER: NodeId = NodeId([1; 32]);
-const PULLER: NodeId = NodeId([2; 32]);
+/// The nodes at either end: their keys are nobody's secret.
+const HOLDER: [u8; 32] = [1; 32];
+const PULLER: [u8; 32] = [2; 32];
 const LEASE: u64 = 1;
 /// As an agent waits for a byte, about.
 const STALL: Duration = Duration::from_secs(30);
@@ -31,6 +35,10 @@ const CHUNK_BYTES_MAX: u64 = 1 << 30;
 pub(crate) enum Kind {
     /// TCP over loopback, as between agents
     Tcp,
+    /// TLS over TCP, as with `--data-encryption tls`
+    Tls,
+    /// Memory shared between the two, as between agents of one machine
+    Shm,
 }
 
 /// Where a holder has its bytes.
@@ -46,30 +54,42 @@ pub(crate) enum Origin {
 #[derive(Debug)]
 struct Started {
     transport: Arc<dyn Transport>,
-    endpoints: Vec<SocketAddr>,
+    endpoints: Vec<Endpoint>,
 }
 
 impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Kind::Tcp => "tcp",
+            Kind::Tls => "tls",
+            Kind::Shm => "shm",
         }
     }
 
     fn start(
         self,
-        connections: u16,
+        identity: [u8; 32],
+        terms: &Terms,
         grants: Arc<dyn Grants>,
         completions: impl Fn(Completion) + Send + Sync + 'static,
     ) -> Result<Started> {
-        match self {
-            Kind::Tcp => {
-                let config = TcpConfig { connections_per_peer: usize::from(connections), ..TcpConfig::default() };
-                let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-                let tcp = TcpTransport::start(loopback, grants, completions, config).context("cannot start TCP")?;
-                Ok(Started { endpoints: vec![tcp.local_addr()], transport: tcp })
+        let connections_per_peer = usize::from(terms.connections);
+        let encryption = match self {
+            Kind::Tcp => Encryption::Off,
+            Kind::Tls => Encryption::Tls,
+            Kind::Shm => {
+                let config = ShmConfig { connections_per_peer, ..ShmConfig::default() };
+                let shm = ShmTransport::start(&terms.sockets, grants, completions, config);
+                let shm = shm.context("cannot start shared memory")?;
+                let endpoints = vec![Endpoint::Shm(shm.path().to_path_buf())];
+                return Ok(Started { endpoints, transport: shm });
             }
-        }
+        };
+        let identity = Some(NodeSecret::from_seed(identity));
+        let config = TcpConfig { connections_per_peer, encryption, identity, ..TcpConfig::default() };
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let tcp = TcpTransport::start(loopback, grants, completions, config).context("cannot start TCP")?;
+        Ok(Started { endpoints: vec![tcp.local_addr().into()], transport: tcp })
     }
 }
 
@@ -80,19 +100,22 @@ pub(super) struct Terms {
     pub(super) connections: u16,
     pub(super) bytes: u64,
     pub(super) chunk_bytes: u64,
+    /// Where shared memory keeps its sockets.
+    sockets: PathBuf,
     /// What a puller shows and a holder asks for.
     secret: [u8; 32],
 }
 
 impl Terms {
-    pub(super) fn new(kind: Kind, connections: u16, bytes: u64, chunk_bytes: u64) -> Result<Self> {
+    pub(super) fn new(kind: Kind, connections: u16, bytes: u64, chunk_bytes: u64, dir: &Path) -> Result<Self> {
         if chunk_bytes == 0 || chunk_bytes > CHUNK_BYTES_MAX {
             bail!("--chunk {chunk_bytes} is not a length of chunks: 1 to {CHUNK_BYTES_MAX} bytes are");
         }
-        if kind == Kind::Tcp && usize::from(connections) > CONNECTIONS_PER_PEER_MAX {
-            bail!("--conns {connections} is too many: {CONNECTIONS_PER_PEER_MAX} are the most to one peer over TCP");
+        if usize::from(connections) > CONNECTIONS_PER_PEER_MAX {
+            bail!("--conns {connections} is too many: {CONNECTIONS_PER_PEER_MAX} are the most to one peer");
         }
-        Ok(Terms { kind, connections, bytes, chunk_bytes, secret: keys::random_bytes()? })
+        let sockets = dir.join("shm");
+        Ok(Terms { kind, connections, bytes, chunk_bytes, sockets, secret: keys::random_bytes()? })
     }
 
     fn access(&self) -> Access {
@@ -114,7 +137,7 @@ struct Open {
 
 impl Grants for Open {
     fn secret(&self, ticket: u64) -> Option<(NodeId, [u8; 32])> {
-        (ticket == self.access.ticket).then_some((PULLER, self.access.secret))
+        (ticket == self.access.ticket).then_some((node(PULLER), self.access.secret))
     }
 
     fn open(&self, _: NodeId, lease: u64, chunk: u32) -> Result<Span, Refusal> {
@@ -132,7 +155,8 @@ impl Grants for Open {
 /// How a puller finds what a holder has.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Offer {
-    endpoints: Vec<SocketAddr>,
+    /// As a status record says them.
+    endpoints: Vec<String>,
     /// Of each chunk, in hexadecimal.
     digests: Vec<String>,
 }
@@ -161,8 +185,9 @@ impl Holding {
         let chunks = terms.chunks(&whole)?;
         let digests = chunks.iter().map(|c| Ok(c.hash()?.to_string())).collect::<Result<_>>()?;
         let grants = Arc::new(Open { access: terms.access(), chunks });
-        let started = terms.kind.start(terms.connections, grants, |_| {})?;
-        let offer = Offer { endpoints: started.endpoints.clone(), digests };
+        let started = terms.kind.start(HOLDER, terms, grants, |_| {})?;
+        let endpoints = started.endpoints.iter().map(ToString::to_string).collect();
+        let offer = Offer { endpoints, digests };
         Ok((Holding { _started: started }, offer))
     }
 }
@@ -171,7 +196,7 @@ impl Holding {
 #[derive(Debug)]
 pub(super) struct Pulling {
     terms: Terms,
-    endpoints: Vec<SocketAddr>,
+    endpoints: Vec<Endpoint>,
     window: usize,
     chunks: Vec<(Span, ChunkHash)>,
     started: Started,
@@ -196,8 +221,9 @@ impl Pulling {
         };
         // A puller grants nothing.
         let grants = Arc::new(Open { access: terms.access(), chunks: Vec::new() });
-        let started = terms.kind.start(terms.connections, grants, completed)?;
-        let (endpoints, chunks) = (offer.endpoints.clone(), spans.into_iter().zip(digests).collect());
+        let started = terms.kind.start(PULLER, &terms, grants, completed)?;
+        let endpoints = offer.endpoints.iter().filter_map(|text| Endpoint::parse(text)).collect();
+        let chunks = spans.into_iter().zip(digests).collect();
         Ok(Pulling { terms, endpoints, window, chunks, started, completions, next_id: 0 })
     }
 
@@ -247,7 +273,7 @@ impl Pulling {
         let Some((into, _)) = self.chunks.get(chunk as usize) else { return };
         self.started.transport.submit(Operation::Read(ReadOp {
             id,
-            peer: HOLDER,
+            peer: node(HOLDER),
             endpoints: self.endpoints.clone(),
             access: self.terms.access(),
             lease: LEASE,
@@ -266,27 +292,34 @@ impl Pulling {
     }
 }
 
+fn node(seed: [u8; 32]) -> NodeId {
+    NodeSecret::from_seed(seed).public()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn chunks_are_pulled_again_and_again() {
-        let terms = Terms::new(Kind::Tcp, 2, 1_000_001, 100_000).unwrap();
-        let (_holding, offer) = Holding::start(&terms, None).unwrap();
-        assert_eq!(offer.digests.len(), 11);
-        let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
-        assert!(pulling.check().is_err());
-        for _ in 0..3 {
-            assert_eq!(pulling.pull().unwrap().bytes, 1_000_001);
-            pulling.check().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        for kind in Kind::value_variants() {
+            let terms = Terms::new(*kind, 2, 1_000_001, 100_000, dir.path()).unwrap();
+            let (_holding, offer) = Holding::start(&terms, None).unwrap();
+            assert_eq!(offer.digests.len(), 11);
+            let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
+            assert!(pulling.check().is_err());
+            for _ in 0..3 {
+                assert_eq!(pulling.pull().unwrap().bytes, 1_000_001);
+                pulling.check().unwrap();
+            }
         }
     }
 
     #[test]
     fn wrong_bytes_are_noticed() {
-        let terms = Terms::new(Kind::Tcp, 1, 100_000, 10_000).unwrap();
         let dir = tempfile::tempdir().unwrap();
+        let terms = Terms::new(Kind::Tcp, 1, 100_000, 10_000, dir.path()).unwrap();
         let (_holding, mut offer) = Holding::start(&terms, Some(dir.path().join("f"))).unwrap();
         offer.digests[7] = ChunkHash::of(b"other").to_string();
         let error = Pulling::start(terms, &offer, 10).unwrap().pull().unwrap_err().to_string();
@@ -295,8 +328,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        assert!(Terms::new(Kind::Tcp, 99, 1, 1).is_err());
-        assert!(Terms::new(Kind::Tcp, 1, 1, 0).is_err());
-        assert!(Terms::new(Kind::Tcp, 1, 1, u64::MAX).is_err());
+        assert!(Terms::new(Kind::Tcp, 99, 1, 1, Path::new("")).is_err());
+        assert!(Terms::new(Kind::Tcp, 1, 1, 0, Path::new("")).is_err());
+        assert!(Terms::new(Kind::Tcp, 1, 1, u64::MAX, Path::new("")).is_err());
     }
 }

@@ -1,11 +1,11 @@
 //! `aquifer bench limits`: what this machine can do, without Aquifer.
 
 use super::args::Size;
-use super::cores::{Cores, Setup, Task, Threads, Took};
+use super::cores::{Cores, Setup, Task, Threads};
 use super::disk::{self, Disk};
-use super::figures::{Asked, Ratio, Run, Series, Usage};
+use super::figures::{Asked, Ratio, Series};
 use super::files::{self, Files, Make, Maker};
-use super::lab::{Heard, Lab, Thing};
+use super::lab::{Lab, Thing};
 use super::machine;
 use super::report::Report;
 use super::wire::Pair;
@@ -68,11 +68,11 @@ pub(super) fn run(lab: &Lab, size: Size) -> Result<Report> {
     let (mut disk, uncached) = lab.start::<Disk>(&disk::Setup { dir: lab.dir().to_path_buf(), bytes: size })?;
     let (mut files, _) = lab.start::<Files>(&files)?;
     let series = lab.by_turns(&THINGS, |measured| match measured {
-        Measured::Cores(task) => cores.ask(&task).map(|heard| alone(&heard)),
+        Measured::Cores(task) => cores.ask(&task).map(|heard| heard.alone()),
         Measured::Tcp(connections) => pair.tcp(connections),
         Measured::TcpAndHash => pair.tcp_and_hash(),
-        Measured::Disk(task) => disk.ask(&task).map(|heard| alone(&heard)),
-        Measured::Files(task) => files.ask(&task).map(|heard| alone(&heard)),
+        Measured::Disk(task) => disk.ask(&task).map(|heard| heard.alone()),
+        Measured::Files(task) => files.ask(&task).map(|heard| heard.alone()),
     })?;
     let mut report = Report::new("limits", json!({"size_bytes": size, "runs": lab.runs(), "disk_uncached": uncached}));
     report.ratios = scaling(&series);
@@ -105,11 +105,4 @@ fn scaling(series: &[Series]) -> Vec<Ratio> {
     .into_iter()
     .flatten()
     .collect()
-}
-
-/// A run of one process.
-fn alone(heard: &Heard<Took>) -> Run {
-    let Took { bytes, seconds } = heard.reply;
-    let processes: Vec<Usage> = vec![heard.usage("alone")];
-    Run { bytes, seconds, processes }
 }

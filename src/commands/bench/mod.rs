@@ -33,6 +33,7 @@ use lab::{Lab, Stop};
 use machine::Machine;
 use report::Report;
 use std::process::ExitCode;
+use transfer::Kind;
 
 pub(crate) async fn run(command: BenchCommand) -> Result<ExitCode> {
     let mut signal = StopSignal::new()?;
@@ -113,7 +114,9 @@ impl BenchCommand {
             BenchCommand::Gossip { seconds, .. } => vec![gossip_of(*seconds)],
             BenchCommand::All { seconds, size, common } => vec![
                 limits_of(*size),
-                ("transfer", Box::new(|lab: &Lab| transfer::run(lab, &args::Transfer::of(common.clone(), *size)))),
+                transfer_of(Kind::Tcp, common, *size),
+                transfer_of(Kind::Tls, common, *size),
+                transfer_of(Kind::Shm, common, *size),
                 ("publish", Box::new(|lab: &Lab| publish::run(lab, None, *size))),
                 swarm_of(args::NODES, *size),
                 gossip_of(*seconds),
@@ -124,6 +127,10 @@ impl BenchCommand {
 
 fn limits_of<'a>(size: Size) -> Bench<'a> {
     ("limits", Box::new(move |lab: &Lab| limits::run(lab, size)))
+}
+
+fn transfer_of(kind: Kind, common: &Common, size: Size) -> Bench<'_> {
+    ("transfer", Box::new(move |lab: &Lab| transfer::run(lab, &args::Transfer::of(kind, common.clone(), size))))
 }
 
 fn swarm_of<'a>(nodes: u16, size: Size) -> Bench<'a> {
