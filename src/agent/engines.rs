@@ -1,6 +1,7 @@
 //! Engines of this node: their registrations, and carrying out what their sessions decide.
 
-use super::jobs::{Job, Source};
+use super::jobs::Job;
+use super::pieces::Source;
 use super::{Agent, Hold};
 use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash};
 use aquifer_engine::protocol::{

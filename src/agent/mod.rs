@@ -11,6 +11,7 @@ mod jobs;
 mod landing;
 mod library;
 mod node_view;
+mod pieces;
 mod recording;
 mod releasing;
 pub(crate) mod view;
