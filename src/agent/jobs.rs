@@ -40,20 +40,20 @@ pub(super) enum Job {
         conn: ConnId,
         plan: Arc<Plan>,
         layout: Arc<Layout>,
-        regions: BTreeMap<u32, Span>,
+        regions: Arc<BTreeMap<u32, Span>>,
     },
     Copy {
         conn: ConnId,
         chunk: u32,
         source: Source,
         plan: Arc<Plan>,
-        regions: BTreeMap<u32, Span>,
+        regions: Arc<BTreeMap<u32, Span>>,
     },
     Apply {
         conn: ConnId,
         sources: Vec<(u32, Source)>,
         plan: Arc<Plan>,
-        regions: BTreeMap<u32, Span>,
+        regions: Arc<BTreeMap<u32, Span>>,
     },
 }
 

@@ -37,7 +37,7 @@ fn load(path: &Path, quiet: bool) -> Result<(Manifest, ManifestHash)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let published = source.hash(threads, &|n| progress.add(n))?;
     progress.finish();
-    Ok((published.manifest, published.hash))
+    Ok((std::sync::Arc::unwrap_or_clone(published.manifest), published.hash))
 }
 
 fn is_manifest_file(path: &Path) -> Result<bool> {

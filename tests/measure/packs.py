@@ -24,7 +24,6 @@ import time
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir)
 CHANNEL = "measure/packs"
-SHORT_BYTES = 4 << 10
 LONG_BYTES = 4 << 20
 SHARDS = 4
 #: Seconds.
@@ -79,8 +78,15 @@ class Child:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self):
+        """Ends it. Returns the processor time it took."""
         self.child.terminate()
-        self.child.wait(PATIENCE)
+        return self.ended()
+
+    def ended(self):
+        """Waits for its end. Returns the processor time it took."""
+        _, status, usage = os.wait4(self.child.pid, 0)
+        self.child.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_utime + usage.ru_stime
 
     def _read(self):
         for line in self.child.stdout:
@@ -156,8 +162,7 @@ def measure(program, work, tensors, bytes_each):
     cpu_s = publisher.cpu_s()
     puller = Child([*base, "pull", CHANNEL, "--to", target, "--json", *peer, *loopback], log("pull"))
     pulled, pull_s = puller.event("pulled")
-    puller.child.wait(PATIENCE)
-    serving_cpu_s = publisher.cpu_s() - cpu_s
+    pull_cpu_s = puller.ended() + publisher.cpu_s() - cpu_s
     for name in os.listdir(checkpoint):
         if not same(os.path.join(checkpoint, name), os.path.join(target, name)):
             sys.exit(f"{name} is not what was published")
@@ -165,12 +170,14 @@ def measure(program, work, tensors, bytes_each):
     figures = {
         "tensors": tensors,
         "chunks": pulled["chunks_fetched"],
-        "publish: until it is hashed": hashed_s,
-        "publish: until it can be pulled": published_s,
+        "publish, until it is hashed": hashed_s,
+        "publish, until it can be pulled": published_s,
+        "publish, processor": cpu_s,
         "pull as files": pull_s,
-        "CPU of the publisher for that": serving_cpu_s,
+        "pull as files, processor of both": pull_cpu_s,
     }
     for kind in ("the program's engine", "Python's engine"):
+        cpu_s = publisher.cpu_s()
         agent_socket = os.path.join(work, "agent.sock")
         agent = [*base, "agent", "--channel", CHANNEL, "--socket", agent_socket, "--state", os.path.join(work, "state")]
         agent = Child([*agent, *peer, *loopback], log("agent"))
@@ -178,35 +185,28 @@ def measure(program, work, tensors, bytes_each):
             time.sleep(0.01)
         if kind == "Python's engine":
             engine = Child([sys.executable, "-c", ENGINE, os.path.join(ROOT, "python"), CHANNEL, agent_socket], log(kind))
-            figures[f"{kind}: until it has allocated"] = engine.event("allocated")[1]
+            figures[f"{kind}, has allocated after"] = engine.event("allocated")[1]
         else:
             engine = Child(
                 [*base, "demo-engine", "--socket", agent_socket, "--channel", CHANNEL, "--name", "e"], log(kind)
             )
         engine.event("hydrated")
-        figures[f"{kind}: from the agent's start until it is hydrated"] = time.monotonic() - agent.started
-        figures[f"CPU of the agent for {kind}"] = agent.cpu_s()
-        engine.stop()
-        agent.stop()
+        figures[f"{kind}, hydrated after"] = time.monotonic() - agent.started
+        cpu_s = publisher.cpu_s() - cpu_s
+        figures[f"{kind}, processor of all three"] = cpu_s + engine.stop() + agent.stop()
         shutil.rmtree(os.path.join(work, "state"), ignore_errors=True)
     publisher.stop()
     manifest = os.path.join(work, "manifest")
     subprocess.run([*base, "manifest", "show", checkpoint, "--out", manifest, "--json"], **quiet)
     figures["manifest, bytes"] = os.path.getsize(manifest)
-    begun = time.monotonic()
-    subprocess.run([*base, "manifest", "show", manifest, "--json"], **quiet)
-    figures["manifest show"] = time.monotonic() - begun
-    begun = time.monotonic()
-    subprocess.run([*base, "manifest", "diff", manifest, manifest, "--json"], **quiet)
-    figures["manifest diff"] = time.monotonic() - begun
-    begun = time.monotonic()
-    subprocess.run([*base, "manifest", "verify", manifest, checkpoint, "--json"], **quiet)
-    figures["manifest verify"] = time.monotonic() - begun
+    for name, operands in (("show", [manifest]), ("diff", [manifest, manifest]), ("verify", [manifest, checkpoint])):
+        command = Child([*base, "manifest", name, *operands, "--json"], log(name))
+        figures[f"manifest {name}, processor"] = command.ended()
     shutil.rmtree(checkpoint)
     return figures
 
 
-def report(short, long, command, date, machine):
+def report(short, long, short_bytes, command, date, machine):
     """A page for docs/measured."""
 
     def cell(value):
@@ -216,18 +216,19 @@ def report(short, long, command, date, machine):
         return "" if isinstance(short[name], int) else f"{short[name] / max(long[name], 0.01):.2f}"
 
     rows = "\n".join(f"| {name} | {cell(short[name])} | {cell(long[name])} | {times(name)} |" for name in short)
-    size = short["tensors"] * SHORT_BYTES
+    size = short["tensors"] * short_bytes
     return f"""# Many short tensors
 
 {date}, {machine}.
 
-{size:,} random bytes in four shards, once as tensors of 4 KiB and once as tensors of 4 MiB, each
-published and pulled over loopback; all processes share the machine. What was pulled was compared with the
-original byte by byte. Reproduce with
+{size:,} random bytes in four shards, once as tensors of {short_bytes:,} bytes and once as tensors of 4 MiB, each
+published, pulled to files and into the memory of engines over loopback; all processes share the machine. The
+files were compared with the original byte by byte. Processor is user and system time, which other work on the
+machine changes less than it does the rest. Reproduce with
 
     {command}
 
-| | tensors of 4 KiB | of 4 MiB | times |
+| | short tensors | long ones | times |
 |---|---|---|---|
 {rows}
 """
@@ -237,6 +238,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", default=os.environ.get("AQUIFER_BIN", "target/release/aquifer"))
     parser.add_argument("--tensors", type=int, default=200_000, help="how many short tensors")
+    parser.add_argument("--short-bytes", type=int, default=4096, help="bytes of each, a multiple of 128")
     parser.add_argument("--work", default=None, help="where there is room [default: the directory for temporary files]")
     parser.add_argument("--write", default=None, metavar="FILE", help="write the page here")
     parser.add_argument("--date", default=datetime.date.today().isoformat())
@@ -245,7 +247,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that what follows is done.
     program = os.path.abspath(options.program)
     figures = []
-    for tensors, length in ((options.tensors, SHORT_BYTES), (options.tensors * SHORT_BYTES // LONG_BYTES, LONG_BYTES)):
+    short, size = options.short_bytes, options.tensors * options.short_bytes
+    for tensors, length in ((options.tensors, short), (size // LONG_BYTES, LONG_BYTES)):
         work = tempfile.mkdtemp(prefix="aquifer-packs-", dir=options.work)
         try:
             figures.append(measure(program, work, tensors, length))
@@ -255,7 +258,8 @@ def main():
             shutil.rmtree(work, ignore_errors=True)
         print(json.dumps(figures[-1], indent=1), flush=True)
     command = f"python3 tests/measure/packs.py --program target/release/aquifer --tensors {options.tensors}"
-    page = report(*figures, command, options.date, options.machine)
+    command += "" if short == 4096 else f" --short-bytes {short}"
+    page = report(*figures, short, command, options.date, options.machine)
     print(page)
     if options.write:
         with open(options.write, "w", encoding="utf-8") as file:

@@ -32,11 +32,13 @@ pub struct Layout {
 impl Layout {
     pub fn of(manifest: &Manifest) -> Self {
         let mut layout = Layout { chunks: Vec::new(), tensors: Vec::new(), files: Vec::new(), index: BTreeMap::new() };
+        let mut packs: Vec<Option<u32>> = vec![None; manifest.packs().len()];
         for tensor in manifest.tensors() {
             let extents = match &tensor.content {
                 Content::Chunks(chunks) => layout.place(0, chunks),
                 Content::Packed(Packed { pack, begin, len }) => {
-                    let chunk = layout.number_of(&manifest.packs()[*pack as usize]);
+                    let pack = *pack as usize;
+                    let chunk = *packs[pack].get_or_insert_with(|| layout.number_of(&manifest.packs()[pack]));
                     vec![Extent { offset: 0, chunk, begin: *begin, len: *len }]
                 }
             };

@@ -27,6 +27,8 @@ pub struct Spot {
 #[derive(Clone, Debug, Default)]
 struct Home {
     bytes: u32,
+    /// Bytes that its spots fill in the regions, together.
+    bound_bytes: u64,
     /// Sorted by where they begin in the chunk.
     spots: Vec<Spot>,
     place: Option<Place>,
@@ -50,11 +52,14 @@ impl Plan {
         regions: &BTreeMap<u32, u64>,
     ) -> Result<Self, BindingError> {
         let mut plan = Plan { bindings: Vec::new(), homes: BTreeMap::new(), needs: ChunkSet::empty(layout.len()) };
+        let mut next = 0;
         for binding in bindings {
             let refuse = |reason: String| BindingError { tensor: binding.tensor.clone(), reason };
-            let tensor = manifest
-                .tensor_index(&binding.tensor)
-                .ok_or_else(|| refuse("the release has no such tensor".into()))?;
+            // Most engines bind tensors in the order of the manifest.
+            let follows = manifest.tensors().get(next).is_some_and(|t| t.name == binding.tensor);
+            let tensor = if follows { Some(next) } else { manifest.tensor_index(&binding.tensor) };
+            let tensor = tensor.ok_or_else(|| refuse("the release has no such tensor".into()))?;
+            next = tensor + 1;
             let region = regions
                 .get(&binding.region)
                 .ok_or_else(|| refuse(format!("region {} was never registered", binding.region)))?;
@@ -121,8 +126,7 @@ impl Plan {
     /// than it has, however they lie.
     pub fn gathered(&self, chunk: u32) -> Option<Vec<(u32, Run)>> {
         let home = self.homes.get(&chunk)?;
-        let bound = |spot: &Spot| self.bindings[spot.binding].bytes_in(spot.range());
-        if home.spots.iter().map(bound).sum::<u64>() < home.bytes.into() {
+        if home.bound_bytes < home.bytes.into() {
             return None;
         }
         let mut runs: Vec<(u32, Run)> = home.spots.iter().flat_map(|spot| self.runs(spot)).collect();
@@ -132,7 +136,7 @@ impl Plan {
 
     /// Bytes of the regions that these chunks fill.
     pub fn bytes_of(&self, chunks: &ChunkSet) -> u64 {
-        chunks.iter().flat_map(|c| self.spots(c)).map(|spot| self.bindings[spot.binding].bytes_in(spot.range())).sum()
+        chunks.iter().filter_map(|c| self.homes.get(&c)).map(|home| home.bound_bytes).sum()
     }
 
     /// Chunks of this plan whose every spot holds the right bytes already, given what had landed
@@ -185,6 +189,7 @@ impl Home {
     /// All spots are there: finds the place, if there is one.
     fn settle(&mut self, bytes: u32, bindings: &[CheckedBinding]) {
         self.bytes = bytes;
+        self.bound_bytes = self.spots.iter().map(|spot| bindings[spot.binding].bytes_in(spot.range())).sum();
         self.spots.sort_unstable();
         // Pieces that lie in a region as they do in the chunk have one origin: where its first byte would be.
         let origin = |spot: &Spot| {
