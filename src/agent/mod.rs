@@ -12,6 +12,7 @@ mod jobs;
 mod landing;
 mod library;
 mod node_view;
+mod pieces;
 mod recording;
 mod releasing;
 mod transports;

@@ -10,6 +10,7 @@ mod joining;
 mod keys;
 mod lies;
 mod noise;
+mod packs;
 mod records;
 mod refusals;
 mod releases;
