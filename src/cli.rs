@@ -1,9 +1,10 @@
 //! The command line.
 
+use crate::commands::bench::args::Bench;
 use crate::options::{AgentOptions, NodeOptions};
 use crate::output::{ErrorStream, plain, tell};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
@@ -114,6 +115,18 @@ pub(crate) enum Command {
     /// An engine for the demo: registers memory, hydrates, reports
     #[command(hide = true)]
     DemoEngine(DemoEngine),
+    /// What this machine can do, and how near Aquifer comes to it: measured side by side
+    Bench(Bench),
+    /// A process of a bench: does what it reads from its input
+    #[command(hide = true)]
+    BenchPart { name: String },
+    /// This program with other arguments, until whoever started it ends
+    #[command(hide = true)]
+    Tethered {
+        parent: i32,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
 }
 
 #[derive(Debug, clap::Args)]

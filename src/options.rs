@@ -39,6 +39,10 @@ pub(crate) struct NodeOptions {
     /// Where others reach --data-listen, if not at this node's address and the same port: ip:port
     #[arg(long, env = "AQUIFER_DATA_ADVERTISE", value_name = "ADDRESS", help_heading = "Mesh")]
     pub(crate) data_advertise: Option<String>,
+    /// Encrypt chunks on their way over TCP: off, or tls, which also refuses readers that do not. A node with
+    /// off encrypts towards one with tls, so a mesh can be switched node by node [default: off]
+    #[arg(long, env = "AQUIFER_DATA_ENCRYPTION", value_name = "HOW", help_heading = "Mesh")]
+    pub(crate) data_encryption: Option<String>,
     /// What to call this node [default: the host's name]
     #[arg(long, env = "AQUIFER_NAME", help_heading = "Mesh")]
     pub(crate) name: Option<String>,
@@ -239,6 +243,7 @@ impl NodeOptions {
             rdma_gid: self.rdma_gid.or(file.rdma_gid),
             rdma_listen: self.rdma_listen.or(file.rdma_listen),
             tcp_congestion: self.tcp_congestion.or(file.tcp_congestion),
+            data_encryption: self.data_encryption.or(file.data_encryption),
         }
     }
 
@@ -259,6 +264,7 @@ impl NodeOptions {
             rdma_device: self.rdma_device,
             rdma_gid: self.rdma_gid,
             tcp_congestion: self.tcp_congestion,
+            data_encryption: self.data_encryption,
             ..NodeOptions::default()
         }
     }
@@ -296,6 +302,12 @@ impl NodeOptions {
             mdns: self.mdns.unwrap_or(false),
             data_listen: self.data_listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], ports.1))),
             data_advertise: self.data_advertise.clone(),
+            data_encryption: self
+                .data_encryption
+                .as_deref()
+                .unwrap_or("off")
+                .parse()
+                .map_err(|reason| anyhow!("--data-encryption: {reason}"))?,
             labels,
             channels,
             hold: Hold::Own,

@@ -160,6 +160,51 @@ fn a_reader_that_goes_is_no_failure() {
     }
 }
 
+/// A safetensors file of U8 tensors.
+fn tensors(contents: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut data = Vec::new();
+    let mut header = serde_json::Map::new();
+    for (name, bytes) in contents {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        let entry = serde_json::json!({"dtype": "U8", "shape": [bytes.len()], "data_offsets": offsets});
+        header.insert((*name).into(), entry);
+        data.extend_from_slice(bytes);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    let length = u64::try_from(header.len()).expect("it is short").to_le_bytes();
+    [&length, header.as_bytes(), &data].concat()
+}
+
+#[test]
+fn what_is_known_of_tensors_in_packs_is_said() {
+    let home = Home::new();
+    let long = vec![7; 100_000];
+    let file = |scale: &'static [u8], long: &[u8]| tensors(&[("a", b"same"), ("b", scale), ("long", long)]);
+    std::fs::write(home.path("old.safetensors"), file(b"one", &long)).expect("a checkpoint");
+    std::fs::write(home.path("new.safetensors"), file(b"two", &long)).expect("a checkpoint");
+    std::fs::write(home.path("long.safetensors"), file(b"one", &[8; 100_000])).expect("a checkpoint");
+    let json = |args: &[&str]| -> serde_json::Value { serde_json::from_str(&home.run(args).out).expect("JSON") };
+
+    let shown = json(&["manifest", "show", "old.safetensors", "--json"]);
+    assert_eq!(shown["packs"].as_array().map(Vec::len), Some(1));
+    assert_eq!(shown["packs"][0][1], 7);
+    assert_eq!(shown["tensors"][1]["packed"], serde_json::json!({"pack": 0, "begin": 4}));
+    assert_eq!(shown["tensors"][1]["bytes"], 3);
+    assert!(shown["tensors"][2]["chunks"].is_array() && shown["tensors"][2]["packed"].is_null());
+    let shown = home.run(&["manifest", "show", "old.safetensors"]).out;
+    assert!(shown.contains("3 tensors, 1 packs") && shown.contains("in pack 0  a\n"), "{shown}");
+
+    let compared = json(&["manifest", "diff", "old.safetensors", "new.safetensors", "--json"]);
+    assert_eq!(compared["tensors_in_changed_packs"], serde_json::json!(["a", "b"]));
+    assert_eq!(compared["tensors_changed"], serde_json::json!([]));
+    assert_eq!((&compared["chunks_to_move"], &compared["bytes_to_move"]), (&1.into(), &7.into()));
+    let compared = home.run(&["manifest", "diff", "old.safetensors", "new.safetensors"]).out;
+    assert!(compared.contains("? a\n? b\n") && compared.contains("2 in packs that changed"), "{compared}");
+    let compared = json(&["manifest", "diff", "old.safetensors", "long.safetensors", "--json"]);
+    assert_eq!(compared["tensors_changed"], serde_json::json!(["long"]));
+    assert_eq!(compared["tensors_in_changed_packs"], serde_json::json!([]));
+}
+
 #[test]
 fn names_cannot_command_the_terminal() {
     let home = Home::new();

@@ -19,6 +19,7 @@ mod faults;
 mod links;
 mod mesh;
 mod peer;
+mod reads;
 mod run;
 
 pub use run::{RunOptions, run};

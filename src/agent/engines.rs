@@ -1,6 +1,7 @@
 //! Engines of this node: their registrations, and carrying out what their sessions decide.
 
-use super::jobs::{Job, Source};
+use super::jobs::Job;
+use super::pieces::Source;
 use super::{Agent, Hold};
 use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash};
 use aquifer_engine::protocol::{
@@ -30,7 +31,8 @@ pub(super) struct EngineConn {
     pub(super) channel: Option<ChannelName>,
     pub(super) session: EngineSession,
     said_serving: Option<ManifestHash>,
-    regions: BTreeMap<u32, Span>,
+    /// Shared with the jobs that write to them, of which there may be one for each chunk.
+    regions: Arc<BTreeMap<u32, Span>>,
     all_fresh: bool,
     bindings: Vec<Binding>,
     /// Requests for a manifest that is not here yet.
@@ -57,7 +59,7 @@ impl Agent {
                     channel: None,
                     session: EngineSession::default(),
                     said_serving: None,
-                    regions: BTreeMap::new(),
+                    regions: Arc::default(),
                     all_fresh: true,
                     bindings: Vec::new(),
                     waiting: Vec::new(),
@@ -164,7 +166,7 @@ impl Agent {
         }
         let fd = fd.ok_or_else(|| bad(format!("region {} came without its memfd", spec.region)))?;
         let mapping = Mapping::from_memfd(fd, spec.bytes).map_err(|e| bad(format!("region {}: {e}", spec.region)))?;
-        entry.regions.insert(spec.region, mapping.span());
+        Arc::make_mut(&mut entry.regions).insert(spec.region, mapping.span());
         entry.all_fresh &= spec.fresh;
         Ok(json!({}))
     }
@@ -266,9 +268,8 @@ impl Agent {
             return;
         }
         let reply = ManifestReply { release: ReleaseInfo::new(&release, publisher), tensors: tensors.collect() };
-        let reply = serde_json::to_value(reply).map_err(|e| ErrorReply::new(code::TOO_LARGE, e.to_string()));
         if let Some(engines) = &self.engines {
-            asked.into_iter().for_each(|(conn, id)| engines.reply(conn, id, reply.clone()));
+            asked.into_iter().for_each(|(conn, id)| engines.reply_manifest(conn, id, &reply));
         }
     }
 

@@ -1,9 +1,10 @@
 //! Work that takes long: hashing, copying, disks. On blocking threads, each ending in an event.
 
 use super::library::Tree;
+use super::pieces::{CopyError, Source, copy, is_in_place};
 use super::{Agent, Ended, Event};
 use anyhow::{Context, Result};
-use aquifer_core::{ChunkHash, ChunkSet, Layout, ManifestHash, NodeId, Run};
+use aquifer_core::{ChunkHash, ChunkSet, Layout, ManifestHash, NodeId};
 use aquifer_engine::ConnId;
 use aquifer_memory::{DiskStore, Reservation, Span, StoreError};
 use aquifer_proto::{EngineInput, OpId, Plan};
@@ -39,43 +40,21 @@ pub(super) enum Job {
         conn: ConnId,
         plan: Arc<Plan>,
         layout: Arc<Layout>,
-        regions: BTreeMap<u32, Span>,
+        regions: Arc<BTreeMap<u32, Span>>,
     },
     Copy {
         conn: ConnId,
         chunk: u32,
         source: Source,
         plan: Arc<Plan>,
-        regions: BTreeMap<u32, Span>,
+        regions: Arc<BTreeMap<u32, Span>>,
     },
     Apply {
         conn: ConnId,
         sources: Vec<(u32, Source)>,
         plan: Arc<Plan>,
-        regions: BTreeMap<u32, Span>,
+        regions: Arc<BTreeMap<u32, Span>>,
     },
-}
-
-/// Bytes to copy into an engine's memory.
-#[derive(Debug)]
-pub(super) enum Source {
-    /// The memory store's own: verified when they came, and nobody else's to write.
-    Store(Span),
-    /// What a disk gives back and what an engine has may have changed since it was verified: it
-    /// is hashed on the way.
-    Disk(DiskStore, ChunkHash),
-    Region(Span, ChunkHash),
-}
-
-/// Why a copy failed, and whose fault it is.
-#[derive(Debug)]
-pub(super) enum CopyError {
-    /// The source is not what it should be: it must be fetched again.
-    Source {
-        chunk: u32,
-        reason: String,
-    },
-    Region(String),
 }
 
 #[derive(Debug)]
@@ -178,7 +157,7 @@ impl Job {
                 JobDone::Rechecked { manifest, chunk, reader, result }
             }
             Job::Scan { conn, plan, layout, regions } => {
-                let right = |chunk: &u32| is_in_place(&plan, &regions, *chunk, layout.chunk(*chunk).hash);
+                let right = |chunk: &u32| is_in_place(&plan, &regions, *chunk, layout.chunk(*chunk));
                 let in_place = ChunkSet::from_indices(layout.len(), plan.needs().iter().filter(right));
                 JobDone::Scanned { conn, in_place }
             }
@@ -213,63 +192,4 @@ fn check(layout: &Layout, disk: Option<&DiskStore>, tree: Option<&Tree>) -> Resu
         found.union_with(&tree.files.scan(threads, &mut |_, _| {})?);
     }
     Ok(found)
-}
-
-/// Whether every spot of the chunk holds its bytes. A spot that holds only a part of them
-/// cannot be checked and counts as wrong.
-fn is_in_place(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32, hash: ChunkHash) -> bool {
-    plan.spots(chunk).iter().all(|spot| {
-        let gather = || -> Option<ChunkHash> {
-            let mut hasher = blake3::Hasher::new();
-            for (region, run) in plan.runs(spot) {
-                regions.get(&region)?.hash_into(run.region_offset, run.bytes, &mut hasher).ok()?;
-            }
-            Some(ChunkHash(aquifer_core::Hash(*hasher.finalize().as_bytes())))
-        };
-        plan.covers(spot) && gather() == Some(hash)
-    })
-}
-
-fn copy(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32, source: &Source) -> Result<(), CopyError> {
-    let bad = |reason: String| CopyError::Source { chunk, reason };
-    let checked = |span: &Span, hash: &ChunkHash| -> Result<Bytes, CopyError> {
-        let mut bytes = vec![0; usize::try_from(span.len()).map_err(|e| bad(e.to_string()))?];
-        span.read(0, &mut bytes).map_err(|e| bad(format!("it cannot be read: {e}")))?;
-        match ChunkHash::of(&bytes) == *hash {
-            true => Ok(Bytes::Private(bytes)),
-            false => Err(bad("its bytes are not what they were".into())),
-        }
-    };
-    let bytes = match source {
-        Source::Store(span) => Bytes::Shared(span.clone()),
-        Source::Region(span, hash) => checked(span, hash)?,
-        Source::Disk(disk, hash) => {
-            checked(&disk.get(hash).ok_or_else(|| bad("it is gone from the store".into()))?, hash)?
-        }
-    };
-    for spot in plan.spots(chunk) {
-        for (region, run) in plan.runs(spot) {
-            let region = regions.get(&region).ok_or_else(|| CopyError::Region("a region is gone".into()))?;
-            bytes.copy_to(&run, region).map_err(|e| CopyError::Region(e.to_string()))?;
-        }
-    }
-    Ok(())
-}
-
-enum Bytes {
-    Shared(Span),
-    Private(Vec<u8>),
-}
-
-impl Bytes {
-    fn copy_to(&self, run: &Run, region: &Span) -> io::Result<()> {
-        match self {
-            Bytes::Shared(span) => span.copy_to(run.tensor_offset, region, run.region_offset, run.bytes),
-            Bytes::Private(bytes) => {
-                let at = |offset: u64| usize::try_from(offset).map_err(io::Error::other);
-                let piece = bytes.get(at(run.tensor_offset)?..at(run.tensor_offset + run.bytes)?);
-                region.write(run.region_offset, piece.ok_or_else(|| io::Error::other("a run beyond its chunk"))?)
-            }
-        }
-    }
 }

@@ -1,8 +1,8 @@
 //! From a granted chunk to a verified one: where it lands, and what becomes of it.
 
-use super::Agent;
 use super::jobs::Job;
 use super::transports::Way;
+use super::{Agent, endpoints};
 use aquifer_core::{ChunkHash, ManifestHash, NodeId};
 use aquifer_engine::ConnId;
 use aquifer_memory::{Reservation, Span, StoreError};
@@ -10,7 +10,7 @@ use aquifer_proto::limits::READ_STALL;
 use aquifer_proto::{EngineInput, Input, OpId, ReadOutcome};
 use aquifer_transport::{Completion, Endpoint, ReadDone, ReadError, ReadOp};
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 /// A read under way, and where it lands. While it is committed, `landing` is taken.
 #[derive(Debug)]
@@ -220,18 +220,8 @@ impl Agent {
         let mut hosts: Vec<IpAddr> = self.addresses.get(peer).copied().into_iter().chain(named).collect();
         let mut seen = BTreeSet::new();
         hosts.retain(|host| seen.insert(*host));
-        let at = |text: &String| -> Vec<Endpoint> {
-            let (rest, kind): (_, fn(SocketAddr) -> Endpoint) = match text.strip_prefix("rdma:") {
-                Some(rest) => (rest, Endpoint::Rdma),
-                None => (text.as_str(), Endpoint::Tcp),
-            };
-            match rest.strip_prefix(':').map(str::parse) {
-                Some(Ok(port)) => hosts.iter().map(|host| kind(SocketAddr::new(*host, port))).collect(),
-                Some(Err(_)) => Vec::new(),
-                None => Endpoint::parse(text).into_iter().collect(),
-            }
-        };
-        member.status.data_endpoints.iter().flat_map(at).collect()
+        let said = member.status.data_endpoints.iter().flat_map(|text| endpoints::of(text, &hosts));
+        said.filter(|endpoint| self.transports.can_try(endpoint)).collect()
     }
 
     /// Something that a person must mend keeps a release from completing.

@@ -168,16 +168,19 @@ impl Agent {
         bytes: Vec<u8>,
         published: Option<Arc<Published>>,
     ) -> Result<()> {
-        let manifest = match &published {
-            Some(published) => published.manifest.clone(),
-            None => Manifest::decode_named(&bytes, hash).context("the manifest cannot be used")?,
+        let (manifest, layout) = match &published {
+            Some(published) => (published.manifest.clone(), published.layout.clone()),
+            None => {
+                let manifest = Manifest::decode_named(&bytes, hash).context("the manifest cannot be used")?;
+                let layout = Arc::new(Layout::of(&manifest));
+                (Arc::new(manifest), layout)
+            }
         };
-        let layout = Arc::new(Layout::of(&manifest));
         let chunk_bytes = layout.chunks.iter().map(|c| c.len).collect();
         let held = ChunkSet::empty(layout.len());
         let loaded = Loaded {
             channels: channels.clone(),
-            manifest: Arc::new(manifest),
+            manifest,
             layout,
             bytes: Arc::new(bytes),
             published,

@@ -5,12 +5,14 @@
 //! anything else, and drains the brain's outputs. What takes long (hashing, copying, disks) is
 //! a job on another thread that ends in an event.
 
+mod endpoints;
 mod engines;
 mod grants;
 mod jobs;
 mod landing;
 mod library;
 mod node_view;
+mod pieces;
 mod recording;
 mod releasing;
 mod transports;
@@ -25,7 +27,7 @@ use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
 use aquifer_proto::{Config, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
-use aquifer_transport::Completion;
+use aquifer_transport::{Completion, Encryption};
 use engines::EngineConn;
 use grants::GrantTable;
 use jobs::JobDone;
@@ -74,6 +76,7 @@ pub(crate) struct AgentConfig {
     pub(crate) mdns: bool,
     pub(crate) data_listen: SocketAddr,
     pub(crate) data_advertise: Option<String>,
+    pub(crate) data_encryption: Encryption,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) channels: Vec<(ChannelName, Vec<PublisherKey>)>,
     pub(crate) hold: Hold,
@@ -200,6 +203,7 @@ struct Agent {
     next_token: u64,
     local: LocalStatus,
     data_endpoint: String,
+    data_encryption: Encryption,
     traffic: Traffic,
     /// Verified bytes of each peer, and the ways they came.
     bytes_from: BTreeMap<NodeId, BTreeMap<Way, u64>>,
@@ -271,7 +275,7 @@ impl Agent {
             }
         }
         let port = transports.local_addr().port();
-        let data_endpoint = config.data_advertise.clone().unwrap_or_else(|| format!(":{port}"));
+        let data_endpoint = endpoints::announced(config.data_advertise.as_deref(), port, config.data_encryption);
         let origin = Instant::now();
         let recording = config.record.as_deref().map(Recording::start).transpose()?;
         let begin = if recording.is_some() { Recorded::on_record } else { Recorded::new };
@@ -323,6 +327,7 @@ impl Agent {
             next_token: 0,
             local: LocalStatus::default(),
             data_endpoint,
+            data_encryption: config.data_encryption,
             traffic: Traffic::default(),
             bytes_from: BTreeMap::new(),
             told: BTreeSet::new(),

@@ -29,6 +29,7 @@ impl Agent {
             uptime_seconds: self.origin.elapsed().as_secs_f64(),
             addresses: self.local.addresses.clone(),
             data_endpoint: self.data_endpoint.clone(),
+            data_encryption: self.data_encryption.to_string(),
             channels: self.channel_views(),
             engines: self.sessions.values().filter(|c| c.channel.is_some()).map(|c| self.engine_view(c)).collect(),
             peers: self.peer_views(),

@@ -3,14 +3,14 @@
 //! A read has one way at a time, and goes to another only when the one before has ended it. The peer is
 //! not blamed for a way that failed: whoever asked is told what the last one came to.
 
-use super::AgentConfig;
 use super::grants::GrantTable;
 use super::view::TransportView;
+use super::{AgentConfig, endpoints};
 use anyhow::{Context, Result};
 use aquifer_core::NodeId;
 use aquifer_rdma::{RdmaConfig, RdmaError, RdmaTransport};
 use aquifer_transport::{
-    Completion, Endpoint, OpId, Operation, ReadError, ReadOp, Refusal, ShmConfig, ShmTransport, TcpConfig,
+    Completion, Encryption, Endpoint, OpId, Operation, ReadError, ReadOp, Refusal, ShmConfig, ShmTransport, TcpConfig,
     TcpTransport, Transport,
 };
 use std::collections::BTreeMap;
@@ -96,7 +96,12 @@ impl Transports {
         grants: &Arc<GrantTable>,
         completion: impl Fn(Completion) + Clone + Send + Sync + 'static,
     ) -> Result<Self> {
-        let tcp = TcpConfig { congestion: config.tcp_congestion.clone(), ..TcpConfig::default() };
+        let tcp = TcpConfig {
+            congestion: config.tcp_congestion.clone(),
+            encryption: config.data_encryption,
+            identity: Some(config.identity.clone()),
+            ..TcpConfig::default()
+        };
         let tcp =
             TcpTransport::start(config.data_listen, grants.clone(), completion.clone(), tcp).with_context(|| {
                 format!(
@@ -112,9 +117,10 @@ impl Transports {
             })
         };
         let shm = config.shm_dir.as_ref().and_then(|directory| start(directory).ok());
-        let rdma = match &config.rdma {
-            Some(options) => start_rdma(options, grants, completion.clone())?,
-            None => None,
+        let rdma = match (&config.rdma, config.data_encryption) {
+            (Some(options), Encryption::Off) => start_rdma(options, grants, completion.clone())?,
+            // Nothing encrypts what goes over RDMA.
+            (Some(_), Encryption::Tls) | (None, _) => None,
         };
         let has = [shm.is_some().then_some(Way::Shm), rdma.is_some().then_some(Way::Rdma)];
         let choice = Choice { has: has.into_iter().flatten().collect(), ..Choice::default() };
@@ -130,11 +136,15 @@ impl Transports {
     /// node's.
     pub(super) fn endpoints(&self) -> Vec<String> {
         let shm = self.shm.as_ref().map(|shm| Endpoint::Shm(shm.path().to_path_buf()).to_string());
-        let rdma = self.rdma.as_ref().map(|rdma| match rdma.local_addr() {
-            any if any.ip().is_unspecified() => format!("rdma::{}", any.port()),
-            one => Endpoint::Rdma(one).to_string(),
-        });
+        let rdma = self.rdma.as_ref().map(|rdma| endpoints::announced_rdma(rdma.local_addr()));
         shm.into_iter().chain(rdma).collect()
+    }
+
+    /// Whether an endpoint may lead somewhere from here. A socket is looked for in this node's own
+    /// directory and nowhere else: a peer may name any path, and some that are looked at do not answer.
+    pub(super) fn can_try(&self, endpoint: &Endpoint) -> bool {
+        let Some(path) = endpoint.shm() else { return true };
+        self.shm.as_ref().is_some_and(|shm| path.parent() == shm.path().parent() && path.exists())
     }
 
     pub(super) fn read(&mut self, op: ReadOp) {
@@ -152,9 +162,11 @@ impl Transports {
     pub(super) fn on_completion(&mut self, completion: Completion) -> Option<(Way, Completion)> {
         match self.choice.end(completion, Instant::now()) {
             Next::Done(way, completion) => Some((way, completion)),
-            Next::Again { failed, way, op, error } => {
-                let (failed, next, peer) = (failed.name(), way.name(), op.peer.short());
-                tracing::info!("{failed} with {peer} does not work ({error}): by {next} for {WAY_PAUSE:?}");
+            Next::Again { failed, way, op, error, is_news } => {
+                if is_news {
+                    let (failed, next, peer) = (failed.name(), way.name(), op.peer.short());
+                    tracing::info!("{failed} with {peer} does not work ({error}): by {next} for {WAY_PAUSE:?}");
+                }
                 self.transport(way).submit(Operation::Read(op));
                 None
             }
@@ -229,6 +241,8 @@ enum Next {
         way: Way,
         op: ReadOp,
         error: ReadError,
+        /// The first for a while.
+        is_news: bool,
     },
     /// Of a read that is not known.
     Nothing,
@@ -254,10 +268,7 @@ impl Choice {
         let Some((op, error)) = read.op.take().zip(failure(&completion)) else {
             return Next::Done(failed, completion);
         };
-        self.paused.retain(|_, (_, until)| *until > now);
-        if let Some(endpoint) = failed.endpoint(&op) {
-            self.paused.insert((op.peer, failed), (endpoint.clone(), now + WAY_PAUSE));
-        }
+        let is_news = self.pause(failed, &op, now);
         if read.cancelled {
             // The cancel crossed the failure: there is nothing left that could be cancelled.
             return Next::Done(failed, Completion { id: completion.id, result: Err(ReadError::Cancelled) });
@@ -265,7 +276,16 @@ impl Choice {
         let way = self.next_way(&op, Some(failed), now);
         let kept = (way != Way::Tcp).then(|| op.clone());
         self.reads.insert(completion.id, Underway { way, op: kept, cancelled: false });
-        Next::Again { failed, way, op, error }
+        Next::Again { failed, way, op, error, is_news }
+    }
+
+    /// Leaves a way to the peer alone for a while; false if it was left alone already.
+    fn pause(&mut self, way: Way, op: &ReadOp, now: Instant) -> bool {
+        self.paused.retain(|_, (_, until)| *until > now);
+        let Some(endpoint) = way.endpoint(op) else { return false };
+        let is_news = !self.is_paused(&op.peer, way, endpoint, now);
+        self.paused.insert((op.peer, way), (endpoint.clone(), now + WAY_PAUSE));
+        is_news
     }
 
     /// The best way that both sides have and that did not fail lately, of those behind `after`.
@@ -334,7 +354,11 @@ mod tests {
     fn what_fails_goes_on_by_tcp_and_what_fails_there_is_the_end() {
         let (mut choice, now) = (choice(), Instant::now());
         assert_eq!(choice.begin(&op(1, Some("/a")), now), Way::Shm);
-        assert!(matches!(choice.end(broken(1), now), Next::Again { op, way: Way::Tcp, .. } if op.id == 1));
+        choice.begin(&op(2, Some("/a")), now);
+        assert!(
+            matches!(choice.end(broken(1), now), Next::Again { op, way: Way::Tcp, is_news: true, .. } if op.id == 1)
+        );
+        assert!(matches!(choice.end(broken(2), now), Next::Again { op, is_news: false, .. } if op.id == 2));
         assert_eq!(choice.cancel(1), Some(Way::Tcp));
         assert!(matches!(choice.end(broken(1), now), Next::Done(Way::Tcp, done) if done.result.is_err()));
         assert!(matches!(choice.end(broken(1), now), Next::Nothing));

@@ -11,6 +11,8 @@ pub(crate) struct View {
     pub(crate) uptime_seconds: f64,
     pub(crate) addresses: Vec<String>,
     pub(crate) data_endpoint: String,
+    /// `off` or `tls`.
+    pub(crate) data_encryption: String,
     pub(crate) channels: Vec<ChannelView>,
     pub(crate) engines: Vec<EngineView>,
     pub(crate) peers: Vec<PeerView>,

@@ -108,11 +108,13 @@ fn as_text(survey: &Survey) -> String {
         Some(bytes) => format!("Memory this user may lock: {}", units::bytes(bytes)),
         None => "Memory this user may lock: all".into(),
     });
-    line("\nWhat Aquifer will use".into());
+    line(String::new());
+    line("What Aquifer will use".into());
     uses(survey).into_iter().for_each(|words| line(format!("  {words}")));
     let advice = advice(survey);
     if !advice.is_empty() {
-        line("\nWhat would make it faster, or safer".into());
+        line(String::new());
+        line("What would make it faster, or safer".into());
         advice.into_iter().for_each(|words| line(format!("  {words}")));
     }
     text

@@ -7,7 +7,7 @@ use crate::progress::Progress;
 use crate::units;
 use anyhow::{Context, Result};
 use aquifer_core::codec::Kind;
-use aquifer_core::{ChunkHash, Layout, Manifest, ManifestHash, TensorEntry};
+use aquifer_core::{Chunk, ChunkHash, Content, Layout, Manifest, ManifestHash, Packed, TensorEntry};
 use aquifer_memory::Source;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ fn load(path: &Path, quiet: bool) -> Result<(Manifest, ManifestHash)> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let published = source.hash(threads, &|n| progress.add(n))?;
     progress.finish();
-    Ok((published.manifest, published.hash))
+    Ok((std::sync::Arc::unwrap_or_clone(published.manifest), published.hash))
 }
 
 fn is_manifest_file(path: &Path) -> Result<bool> {
@@ -62,15 +62,17 @@ fn show(target: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
         print_json(&json!({
             "manifest": hash.to_string(), "bytes": manifest.bytes(), "chunks": layout.len(),
             "distinct_bytes": layout.bytes(), "files": files, "tensors": tensors,
+            "packs": chunks_json(manifest.packs()),
         }))?;
         return Ok(ExitCode::SUCCESS);
     }
     print_line(&format!("manifest {hash}"))?;
     print_line(&format!(
-        "{} in {} files, {} tensors, {} distinct chunks of {} together",
+        "{} in {} files, {} tensors, {} packs, {} distinct chunks of {} together",
         units::bytes(manifest.bytes()),
         manifest.files().len(),
         manifest.tensors().len(),
+        manifest.packs().len(),
         layout.len(),
         units::bytes(layout.bytes())
     ))?;
@@ -81,9 +83,12 @@ fn show(target: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
     print_line("\ntensors")?;
     for t in manifest.tensors() {
         let shape = t.shape.iter().map(u64::to_string).collect::<Vec<_>>().join("x");
-        let chunks = t.chunks.len();
+        let chunks = match &t.content {
+            Content::Chunks(chunks) => format!("{} chunks", chunks.len()),
+            Content::Packed(Packed { pack, .. }) => format!("in pack {pack}"),
+        };
         print_line(&format!(
-            "  {:>12}  {:<8} {shape:<20} {chunks:>5} chunks  {}",
+            "  {:>12}  {:<8} {shape:<20} {chunks:>14}  {}",
             units::bytes(t.bytes()),
             plain(t.dtype.name()),
             plain(&t.name)
@@ -93,8 +98,37 @@ fn show(target: &Path, out: Option<PathBuf>, json: bool) -> Result<ExitCode> {
 }
 
 fn tensor_json(t: &TensorEntry) -> Value {
-    let chunks: Vec<Value> = t.chunks.iter().map(|c| json!([c.hash.to_string(), c.len])).collect();
-    json!({"name": t.name, "dtype": t.dtype.name(), "shape": t.shape, "bytes": t.bytes(), "chunks": chunks})
+    let mut json = json!({"name": t.name, "dtype": t.dtype.name(), "shape": t.shape, "bytes": t.bytes()});
+    match &t.content {
+        Content::Chunks(chunks) => json["chunks"] = chunks_json(chunks),
+        Content::Packed(Packed { pack, begin, .. }) => json["packed"] = json!({"pack": pack, "begin": begin}),
+    }
+    json
+}
+
+fn chunks_json(chunks: &[Chunk]) -> Value {
+    chunks.iter().map(|c| json!([c.hash.to_string(), c.len])).collect()
+}
+
+/// What can be told of a tensor that two manifests have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Compared {
+    Same,
+    Changed,
+    /// Its bytes have no hash of their own, and a pack that it is in is another: it, or a neighbour.
+    PackChanged,
+}
+
+fn compare((old, before): (&Manifest, &TensorEntry), (new, after): (&Manifest, &TensorEntry)) -> Compared {
+    let pack = |manifest: &Manifest, packed: &Packed| manifest.packs()[packed.pack as usize];
+    let same = match (&before.content, &after.content) {
+        _ if (&before.dtype, &before.shape) != (&after.dtype, &after.shape) => return Compared::Changed,
+        (Content::Chunks(before), Content::Chunks(after)) if before != after => return Compared::Changed,
+        (Content::Chunks(_), Content::Chunks(_)) => true,
+        (Content::Packed(a), Content::Packed(b)) => a.begin == b.begin && pack(old, a) == pack(new, b),
+        (Content::Chunks(_), Content::Packed(_)) | (Content::Packed(_), Content::Chunks(_)) => false,
+    };
+    if same { Compared::Same } else { Compared::PackChanged }
 }
 
 fn diff(old: &Path, new: &Path, json: bool) -> Result<ExitCode> {
@@ -106,26 +140,33 @@ fn diff(old: &Path, new: &Path, json: bool) -> Result<ExitCode> {
     let after: BTreeMap<_, _> = new.tensors().iter().map(|t| (t.name.as_str(), t)).collect();
     let added: Vec<_> = after.keys().filter(|n| !before.contains_key(*n)).collect();
     let removed: Vec<_> = before.keys().filter(|n| !after.contains_key(*n)).collect();
-    let changed: Vec<_> =
-        after.iter().filter(|(n, t)| before.get(*n).is_some_and(|b| b != *t)).map(|(n, _)| n).collect();
+    let with = |wanted: Compared| -> Vec<&&str> {
+        let is = |(name, t): &(&&str, &&TensorEntry)| {
+            before.get(*name).is_some_and(|b| compare((&old, b), (&new, t)) == wanted)
+        };
+        after.iter().filter(is).map(|(name, _)| name).collect()
+    };
+    let (changed, unsure) = (with(Compared::Changed), with(Compared::PackChanged));
     let same = old_hash == new_hash;
     if json {
         print_json(&json!({
             "same": same, "old": old_hash.to_string(), "new": new_hash.to_string(),
             "tensors_added": added, "tensors_removed": removed, "tensors_changed": changed,
+            "tensors_in_changed_packs": unsure,
             "chunks_to_move": moved.len(), "bytes_to_move": moved_bytes, "bytes": new.bytes(),
         }))?;
     } else {
-        for (sign, names) in [("+", &added), ("-", &removed), ("~", &changed)] {
+        for (sign, names) in [("+", &added), ("-", &removed), ("~", &changed), ("?", &unsure)] {
             for name in names {
                 print_line(&format!("{sign} {}", plain(name)))?;
             }
         }
         print_line(&format!(
-            "{} added, {} removed, {} changed of {} tensors; {} chunks, {} of {} would move",
+            "{} added, {} removed, {} changed, {} in packs that changed of {} tensors; {} chunks, {} of {} would move",
             added.len(),
             removed.len(),
             changed.len(),
+            unsure.len(),
             new.tensors().len(),
             moved.len(),
             units::bytes(moved_bytes),

@@ -1,6 +1,7 @@
 //! What each command does.
 
 mod agent;
+pub(crate) mod bench;
 mod demo;
 mod demo_engine;
 mod doctor;
@@ -9,6 +10,7 @@ mod manifest;
 mod publish;
 mod pull;
 mod status;
+mod tethered;
 
 use crate::cli::{Cli, Command};
 use anyhow::Result;
@@ -32,6 +34,9 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Doctor { json } => doctor::run(json),
         Command::Demo(args) => demo::run(args),
         Command::DemoEngine(args) => demo_engine::run(args),
+        Command::Bench(args) => bench::run(args.command).await,
+        Command::BenchPart { name } => bench::run_part(name).await,
+        Command::Tethered { parent, args } => tethered::run(parent, &args),
     }
 }
 

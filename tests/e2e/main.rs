@@ -5,10 +5,12 @@
 //! on disk, an engine's memory, bytes that went through a proxy.
 
 mod crashes;
+mod encryption;
 mod joining;
 mod keys;
 mod lies;
 mod noise;
+mod packs;
 mod records;
 mod refusals;
 mod releases;

@@ -70,8 +70,8 @@ fn everything_goes_through_shared_memory() {
 fn a_holder_killed_while_it_is_read() {
     let site = Site::new();
     let checkpoint = site.checkpoint("model", 16 * MIB, 1);
-    let publisher = site.publish("publisher", &checkpoint.dir).flag("--upload-limit", "8MiB").publisher();
-    let holder = site.agent("holder").flag("--hold", "all").flag("--upload-limit", "4MiB").peer(&publisher.address);
+    let publisher = site.publish("publisher", &checkpoint.dir).flag("--upload-limit", "4MiB").publisher();
+    let holder = site.agent("holder").flag("--hold", "all").flag("--upload-limit", "2MiB").peer(&publisher.address);
     let holder = holder.agent();
     holder.until_holds(&publisher.manifest);
     let agent = site.agent("a").peer(&publisher.address).peer(&holder.address).agent();

@@ -133,8 +133,11 @@ class Slices(MeshTest):
 
     def chunk_bytes(self, directory, names):
         """Length of the distinct chunks that some tensors consist of."""
-        tensors = self.site.manifest(directory)["tensors"]
-        return sum(dict(tuple(chunk) for t in tensors if t["name"] in names for chunk in t["chunks"]).values())
+        manifest = self.site.manifest(directory)
+        tensors = [t for t in manifest["tensors"] if t["name"] in names]
+        own = [chunk for t in tensors for chunk in t.get("chunks", [])]
+        packs = [manifest["packs"][t["packed"]["pack"]] for t in tensors if "packed" in t]
+        return sum(dict(tuple(chunk) for chunk in own + packs).values())
 
 
 if __name__ == "__main__":

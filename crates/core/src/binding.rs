@@ -173,6 +173,21 @@ impl CheckedBinding {
         })
     }
 
+    /// How many bytes of `range` (bytes of the tensor) are bound.
+    pub fn bytes_in(&self, range: Range<u64>) -> u64 {
+        if range.is_empty() {
+            return 0;
+        }
+        let (first, behind) = (self.first_reaching(range.start), self.first_reaching(range.end));
+        let cut_off = |run: u64, at: u64| match run < self.runs {
+            true => at.saturating_sub(self.run_at(run).0),
+            false => 0,
+        };
+        // All of `first` up to `behind`, less what lies before the range, and what of `behind` lies in it.
+        (behind.saturating_sub(first) * self.run_bytes + cut_off(behind, range.end))
+            .saturating_sub(cut_off(first, range.start))
+    }
+
     /// Bytes of the slice.
     pub fn bytes(&self) -> u64 {
         self.runs * self.run_bytes
@@ -228,7 +243,7 @@ impl CheckedBinding {
 mod tests {
     use super::*;
     use crate::hash::ChunkHash;
-    use crate::manifest::Chunk;
+    use crate::manifest::{Chunk, Content};
     use proptest::prelude::*;
 
     fn tensor(dtype: &str, shape: &[u64]) -> TensorEntry {
@@ -238,7 +253,7 @@ mod tests {
             name: "t".into(),
             dtype: Dtype::new(dtype),
             shape: shape.into(),
-            chunks: chunks.into_iter().collect(),
+            content: Content::Chunks(chunks.into_iter().collect()),
         }
     }
 
@@ -334,9 +349,10 @@ mod tests {
                 }
             }
             let found: Vec<(u64, u64)> = checked
-                .runs(range)
+                .runs(range.clone())
                 .flat_map(|r| (0..r.bytes).map(move |b| (r.tensor_offset + b, r.region_offset + b)))
                 .collect();
+            prop_assert_eq!(checked.bytes_in(range), expected.len() as u64);
             prop_assert_eq!(found, expected);
         }
     }

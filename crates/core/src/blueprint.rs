@@ -6,8 +6,8 @@
 use crate::cut::{self, ChunkTarget};
 use crate::dtype::Dtype;
 use crate::hash::ChunkHash;
-use crate::manifest::{Chunk, FileEntry, Manifest, ManifestError, Part, TensorEntry};
-use crate::safetensors::Header;
+use crate::manifest::{Chunk, Content, FileEntry, Manifest, ManifestError, Packed, Part, TensorEntry};
+use crate::safetensors::{Header, TensorSpan};
 use std::collections::BTreeMap;
 use thiserror::Error;
 
@@ -47,10 +47,20 @@ struct PlannedFile {
 }
 
 #[derive(Clone, Debug)]
-struct PlannedPart {
-    /// How many cuts it has.
-    cuts: usize,
-    tensor: Option<(String, Dtype, Vec<u64>)>,
+enum PlannedPart {
+    /// Each of so many cuts.
+    Bytes(usize),
+    Tensor(PlannedTensor, usize),
+    /// One cut.
+    Pack(Vec<PlannedTensor>),
+}
+
+#[derive(Clone, Debug)]
+struct PlannedTensor {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<u64>,
+    bytes: u64,
 }
 
 impl Blueprint {
@@ -62,7 +72,7 @@ impl Blueprint {
     /// Adds a file of `bytes` bytes without structure. Returns its index.
     pub fn add_file(&mut self, path: &str, bytes: u64) -> usize {
         let file = self.begin(path);
-        self.add_part(file, 0, cut::plain_cuts(bytes, self.target), None);
+        self.add_bytes(file, bytes);
         file
     }
 
@@ -70,16 +80,25 @@ impl Blueprint {
     /// a file that is not one of the model's own shards keeps out of the model's names.
     pub fn add_safetensors(&mut self, path: &str, header: &Header, prefix: &str) -> Result<usize, BlueprintError> {
         let file = self.begin(path);
-        self.add_part(file, 0, cut::plain_cuts(header.data_begin, self.target), None);
-        for t in &header.tensors {
-            let name = format!("{prefix}{}", t.name);
-            if let Some(other) = self.tensors.insert(name.clone(), file) {
-                let (a, b) = (self.files[other].path.clone(), path.to_string());
-                return Err(BlueprintError::TensorTwice { name, a, b });
+        self.add_bytes(file, header.data_begin);
+        let mut pack = Gathered::default();
+        for span in &header.tensors {
+            let tensor = self.admit(file, span, prefix)?;
+            if tensor.bytes == 0 {
+                // Where it stands makes no difference: it does not end a pack.
+                self.add_tensor(file, span.begin, tensor);
+                continue;
             }
-            let cuts = cut::tensor_cuts(&t.shape, t.end - t.begin, self.target);
-            self.add_part(file, t.begin, cuts, Some((name, t.dtype.clone(), t.shape.clone())));
+            let short = self.target.is_short(tensor.bytes);
+            if !short || pack.bytes + tensor.bytes > self.target.pack_bytes().into() {
+                self.add_pack(file, std::mem::take(&mut pack));
+            }
+            match short {
+                true => pack.push(span.begin, tensor),
+                false => self.add_tensor(file, span.begin, tensor),
+            }
         }
+        self.add_pack(file, pack);
         Ok(file)
     }
 
@@ -93,27 +112,13 @@ impl Blueprint {
         if hashes.len() != self.cuts.len() {
             return Err(BlueprintError::HashCount { expected: self.cuts.len(), found: hashes.len() });
         }
-        let mut chunks = self.cuts.iter().zip(hashes).map(|(cut, hash)| Chunk { hash: *hash, len: cut.len });
-        let mut tensors = Vec::new();
-        let mut drafts = Vec::new();
-        for file in self.files {
-            let mut parts = Vec::new();
-            for part in file.parts {
-                let own: Vec<Chunk> = chunks.by_ref().take(part.cuts).collect();
-                parts.push(match part.tensor {
-                    None => Draft::Bytes(own),
-                    Some((name, dtype, shape)) => {
-                        tensors.push(TensorEntry { name: name.clone(), dtype, shape, chunks: own });
-                        Draft::Tensor(name)
-                    }
-                });
-            }
-            drafts.push((file.path, parts));
-        }
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        drafts.sort_by(|a, b| a.0.cmp(&b.0));
-        let files = drafts.into_iter().map(|(path, parts)| settle(path, parts, &tensors)).collect();
-        Ok(Manifest::new(files, tensors)?)
+        let chunks = self.cuts.iter().zip(hashes).map(|(cut, hash)| Chunk { hash: *hash, len: cut.len });
+        let mut draft = Draft::default();
+        let files = draft.add_files(self.files, chunks);
+        draft.sort();
+        let mut files: Vec<FileEntry> = files.into_iter().map(|(path, parts)| draft.settle(path, parts)).collect();
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Manifest::new(files, draft.tensors, draft.packs)?)
     }
 
     fn begin(&mut self, path: &str) -> usize {
@@ -121,35 +126,163 @@ impl Blueprint {
         self.files.len() - 1
     }
 
-    fn add_part(&mut self, file: usize, at: u64, cuts: Vec<u32>, tensor: Option<(String, Dtype, Vec<u64>)>) {
-        if cuts.is_empty() && tensor.is_none() {
-            return;
+    /// A tensor whose name no other has.
+    fn admit(&mut self, file: usize, span: &TensorSpan, prefix: &str) -> Result<PlannedTensor, BlueprintError> {
+        let name = format!("{prefix}{}", span.name);
+        if let Some(other) = self.tensors.insert(name.clone(), file) {
+            let (a, b) = (self.files[other].path.clone(), self.files[file].path.clone());
+            return Err(BlueprintError::TensorTwice { name, a, b });
         }
-        self.files[file].parts.push(PlannedPart { cuts: cuts.len(), tensor });
+        let (dtype, shape) = (span.dtype.clone(), span.shape.clone());
+        Ok(PlannedTensor { name, dtype, shape, bytes: span.end - span.begin })
+    }
+
+    /// The first `bytes` of a file, which belong to no tensor.
+    fn add_bytes(&mut self, file: usize, bytes: u64) {
+        match self.add_cuts(file, 0, cut::plain_cuts(bytes, self.target)) {
+            0 => {}
+            cuts => self.files[file].parts.push(PlannedPart::Bytes(cuts)),
+        }
+    }
+
+    fn add_tensor(&mut self, file: usize, at: u64, tensor: PlannedTensor) {
+        let cuts = cut::tensor_cuts(&tensor.shape, tensor.bytes, self.target);
+        let cuts = self.add_cuts(file, at, cuts);
+        self.files[file].parts.push(PlannedPart::Tensor(tensor, cuts));
+    }
+
+    /// What was gathered is a pack, or a tensor like any other if it is alone.
+    fn add_pack(&mut self, file: usize, mut pack: Gathered) {
+        match pack.tensors.len() {
+            0 => {}
+            1 => pack.tensors.drain(..).for_each(|tensor| self.add_tensor(file, pack.begin, tensor)),
+            _ => {
+                let len = u32::try_from(pack.bytes).expect("at most `ChunkTarget::pack_bytes`, which is a u32");
+                self.add_cuts(file, pack.begin, vec![len]);
+                self.files[file].parts.push(PlannedPart::Pack(pack.tensors));
+            }
+        }
+    }
+
+    /// Returns how many there are.
+    fn add_cuts(&mut self, file: usize, at: u64, cuts: Vec<u32>) -> usize {
         let mut offset = at;
-        for len in cuts {
-            self.cuts.push(Cut { file, offset, len });
-            offset += u64::from(len);
+        for len in &cuts {
+            self.cuts.push(Cut { file, offset, len: *len });
+            offset += u64::from(*len);
         }
+        cuts.len()
     }
 }
 
-enum Draft {
-    Bytes(Vec<Chunk>),
-    Tensor(String),
+/// Short tensors that stand one after the other.
+#[derive(Default)]
+struct Gathered {
+    tensors: Vec<PlannedTensor>,
+    begin: u64,
+    bytes: u64,
 }
 
-fn settle(path: String, parts: Vec<Draft>, tensors: &[TensorEntry]) -> FileEntry {
-    let index = |name: &str| {
-        let i = tensors.binary_search_by(|t| t.name.as_str().cmp(name));
-        let i = i.expect("every drafted tensor was put into `tensors`, which is sorted by name");
-        u32::try_from(i).expect("add_safetensors is bounded by header length: under 2^32 tensors")
-    };
-    let parts = parts.into_iter().map(|part| match part {
-        Draft::Bytes(chunks) => Part::Bytes(chunks),
-        Draft::Tensor(name) => Part::Tensor(index(&name)),
-    });
-    FileEntry { path, parts: parts.collect() }
+impl Gathered {
+    fn push(&mut self, begin: u64, tensor: PlannedTensor) {
+        if self.tensors.is_empty() {
+            self.begin = begin;
+        }
+        self.bytes += tensor.bytes;
+        self.tensors.push(tensor);
+    }
+}
+
+/// Tensors and packs of all files: first in the order of the files, then in that of a manifest.
+#[derive(Default)]
+struct Draft {
+    tensors: Vec<TensorEntry>,
+    packs: Vec<Chunk>,
+    /// For each pack as it was numbered at first, its number in the manifest.
+    renumbered: Vec<u32>,
+}
+
+/// A part that names a tensor by its name and a pack by its first number.
+enum DraftPart {
+    Bytes(Vec<Chunk>),
+    Tensor(String),
+    Pack(usize),
+}
+
+impl Draft {
+    fn add_files(
+        &mut self,
+        files: Vec<PlannedFile>,
+        mut chunks: impl Iterator<Item = Chunk>,
+    ) -> Vec<(String, Vec<DraftPart>)> {
+        let mut own = |count: usize| -> Vec<Chunk> { chunks.by_ref().take(count).collect() };
+        let mut add = |part: PlannedPart| match part {
+            PlannedPart::Bytes(cuts) => DraftPart::Bytes(own(cuts)),
+            PlannedPart::Tensor(tensor, cuts) => {
+                let name = tensor.name.clone();
+                self.tensors.push(tensor.entry(Content::Chunks(own(cuts))));
+                DraftPart::Tensor(name)
+            }
+            PlannedPart::Pack(tensors) => {
+                self.packs.extend(own(1));
+                self.add_packed(tensors);
+                DraftPart::Pack(self.packs.len() - 1)
+            }
+        };
+        files.into_iter().map(|file| (file.path, file.parts.into_iter().map(&mut add).collect())).collect()
+    }
+
+    /// The tensors of the last pack.
+    fn add_packed(&mut self, tensors: Vec<PlannedTensor>) {
+        let pack = number(self.packs.len() - 1);
+        let mut begin = 0;
+        for tensor in tensors {
+            let len = u32::try_from(tensor.bytes).expect("a short tensor is no longer than a pack");
+            self.tensors.push(tensor.entry(Content::Packed(Packed { pack, begin, len })));
+            begin += len;
+        }
+    }
+
+    fn sort(&mut self) {
+        self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        self.renumbered = vec![0; self.packs.len()];
+        let mut packs = Vec::with_capacity(self.packs.len());
+        for tensor in &self.tensors {
+            if let Content::Packed(Packed { pack, begin: 0, .. }) = tensor.content {
+                self.renumbered[pack as usize] = number(packs.len());
+                packs.push(self.packs[pack as usize]);
+            }
+        }
+        self.packs = packs;
+        for tensor in &mut self.tensors {
+            if let Content::Packed(packed) = &mut tensor.content {
+                packed.pack = self.renumbered[packed.pack as usize];
+            }
+        }
+    }
+
+    fn settle(&self, path: String, parts: Vec<DraftPart>) -> FileEntry {
+        let index = |name: &str| {
+            let i = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name));
+            number(i.expect("every drafted tensor was put into `tensors`, which is sorted by name"))
+        };
+        let parts = parts.into_iter().map(|part| match part {
+            DraftPart::Bytes(chunks) => Part::Bytes(chunks),
+            DraftPart::Tensor(name) => Part::Tensor(index(&name)),
+            DraftPart::Pack(pack) => Part::Pack(self.renumbered[pack]),
+        });
+        FileEntry { path, parts: parts.collect() }
+    }
+}
+
+impl PlannedTensor {
+    fn entry(self, content: Content) -> TensorEntry {
+        TensorEntry { name: self.name, dtype: self.dtype, shape: self.shape, content }
+    }
+}
+
+fn number(n: usize) -> u32 {
+    u32::try_from(n).expect("add_safetensors is bounded by header length: under 2^32 tensors")
 }
 
 #[cfg(test)]
@@ -157,6 +290,7 @@ mod tests {
     use super::*;
     use crate::layout::Layout;
     use crate::safetensors;
+    use proptest::prelude::*;
 
     fn safetensors_file(tensors: &[(&str, u64)]) -> (Header, Vec<u8>) {
         let mut at = 0;
@@ -211,7 +345,76 @@ mod tests {
             assert_eq!(ChunkHash::of(&bytes[begin..begin + len]), hash);
         }
         assert_eq!(one.file_bytes(&one.files()[1]), bytes.len() as u64);
-        assert_eq!(one.tensor("none").unwrap().chunks, []);
+        assert_eq!(one.tensor("none").unwrap().content, Content::Chunks(vec![]));
+    }
+
+    /// What each tensor of the manifest reads from the files, by way of the layout.
+    fn assert_tensors_are_where_the_layout_says(manifest: &Manifest, header: &Header, bytes: &[u8]) {
+        let layout = Layout::of(manifest);
+        let chunk_bytes = |chunk: u32| {
+            let extent = layout.files.iter().flatten().find(|e| e.chunk == chunk).unwrap();
+            let begin = usize::try_from(extent.offset).unwrap();
+            &bytes[begin..begin + extent.len as usize]
+        };
+        for span in &header.tensors {
+            let index = manifest.tensor_index(&span.name).unwrap();
+            let pieces = layout.tensors[index].iter();
+            let found: Vec<u8> = pieces
+                .flat_map(|e| &chunk_bytes(e.chunk)[e.begin as usize..(e.begin + e.len) as usize])
+                .copied()
+                .collect();
+            let range = usize::try_from(span.begin).unwrap()..usize::try_from(span.end).unwrap();
+            assert!(found == bytes[range], "{}", span.name);
+        }
+    }
+
+    fn manifest_of(tensors: &[(&str, u64)], total: u64) -> Manifest {
+        let (header, bytes) = safetensors_file(tensors);
+        let mut blueprint = Blueprint::new(total);
+        blueprint.add_safetensors("m.safetensors", &header, "").unwrap();
+        let hashes = hash(std::slice::from_ref(&bytes), &blueprint);
+        let manifest = blueprint.finish(&hashes).unwrap();
+        assert_tensors_are_where_the_layout_says(&manifest, &header, &bytes);
+        manifest
+    }
+
+    #[test]
+    fn short_neighbours_share_a_pack() {
+        // With chunks of 64 KiB a tensor below 16 KiB is short.
+        let manifest = manifest_of(&[("d", 9), ("none", 0), ("a", 16383), ("long", 16384), ("c", 7), ("b", 8)], 0);
+        let packs: Vec<u32> = manifest.packs().iter().map(|p| p.len).collect();
+        assert_eq!(packs, [7 + 8, 9 + 16383], "in the order of 'c' and 'd', with which they begin");
+        assert_eq!(manifest.files()[0].parts[1..], [Part::Tensor(5), Part::Pack(1), Part::Tensor(4), Part::Pack(0)]);
+        assert!(matches!(manifest.tensor("long").unwrap().content, Content::Chunks(_)));
+    }
+
+    #[test]
+    fn a_short_tensor_alone_is_a_chunk() {
+        let manifest = manifest_of(&[("a", 9), ("none", 0), ("long", 40_000), ("b", 8)], 0);
+        assert_eq!(manifest.packs(), []);
+    }
+
+    #[test]
+    fn packs_have_a_longest_length() {
+        let names: Vec<String> = (0..100).map(|i| format!("t{i:02}")).collect();
+        let scales: Vec<(&str, u64)> = names.iter().map(|n| (n.as_str(), 4096)).collect();
+        for (total, lens) in [(0, vec![65536; 6]), (1 << 40, vec![262_144])] {
+            let packs: Vec<u32> = manifest_of(&scales, total).packs().iter().map(|p| p.len).collect();
+            assert_eq!(packs[..lens.len()], lens);
+            assert_eq!(packs.iter().sum::<u32>(), 409_600);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_tensor_can_be_read_back(lens in prop::collection::vec(0u64..30_000, 0..40), flip in any::<u64>()) {
+            // Names in an order that is not the file's.
+            let name = |i: usize| format!("{:016x}", (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ flip);
+            let names: Vec<String> = (0..lens.len()).map(name).collect();
+            let tensors: Vec<(&str, u64)> = names.iter().map(String::as_str).zip(lens.iter().copied()).collect();
+            let manifest = manifest_of(&tensors, 0);
+            prop_assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest.clone()));
+        }
     }
 
     #[test]

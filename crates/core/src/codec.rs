@@ -9,7 +9,6 @@ use bincode::{Decode, Encode};
 use thiserror::Error;
 
 const MAGIC: [u8; 3] = *b"AQF";
-const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 6;
 
 /// What a blob claims to be, so that one kind of signed or hashed bytes can never stand in for
@@ -29,12 +28,31 @@ pub enum Kind {
     RecordingFrame = 17,
 }
 
+impl Kind {
+    /// The format that this build writes, and the only one it reads.
+    fn version(self) -> u16 {
+        match self {
+            // 2: short tensors lie in packs.
+            Kind::Manifest => 2,
+            Kind::Release
+            | Kind::SignedRelease
+            | Kind::Status
+            | Kind::SignedStatus
+            | Kind::Gossip
+            | Kind::Peer
+            | Kind::Recording
+            | Kind::RecordingFrame => 1,
+        }
+    }
+}
+
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CodecError {
     #[error("not an Aquifer {kind:?}: the first bytes are wrong")]
     Magic { kind: Kind },
     #[error(
-        "format version {found} of a {kind:?}; this build reads version {VERSION}: the two ends need the same release of Aquifer"
+        "format version {found} of a {kind:?}; this build reads version {}: the two ends need the same release of Aquifer",
+        kind.version()
     )]
     Version { kind: Kind, found: u16 },
     #[error("{kind:?} of {len} bytes exceeds the limit of {limit}")]
@@ -48,7 +66,7 @@ pub fn encode<T: Encode>(kind: Kind, value: &T) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     bytes.extend_from_slice(&MAGIC);
     bytes.push(kind as u8);
-    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&kind.version().to_le_bytes());
     append(&mut bytes, value);
     bytes
 }
@@ -72,7 +90,7 @@ pub fn decode<T: Decode<()>, const LIMIT: usize>(kind: Kind, bytes: &[u8]) -> Re
         return Err(CodecError::Magic { kind });
     }
     let found = u16::from_le_bytes([header[4], header[5]]);
-    if found != VERSION {
+    if found != kind.version() {
         return Err(CodecError::Version { kind, found });
     }
     let config = bincode::config::legacy().with_limit::<LIMIT>();

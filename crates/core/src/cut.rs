@@ -1,6 +1,7 @@
 //! Where chunks begin and end.
 //!
-//! A cut never crosses a tensor. It falls on rows of the first dimension whose rows fit a chunk;
+//! A cut never crosses a tensor, but for packs: short tensors that stand one after the other in a file
+//! are one chunk together, and none of them is cut. Elsewhere a cut falls on rows of the first dimension whose rows fit a chunk;
 //! outer dimensions are cut apart first, so that a slice along dimension 0 is whole chunks. Among
 //! the row counts between half a target and a target, the one that splits the tensor most evenly
 //! by powers of two wins, because that is how tensor-parallel shards are made.
@@ -8,7 +9,7 @@
 //! How long a chunk may be follows from how much there is to distribute: a swarm fills its pipeline
 //! with chunks, and a small checkpoint in long ones has too few of them.
 
-use crate::limits::{CHUNK_BYTES_TARGET, CHUNK_BYTES_TARGET_MIN, CHUNKS_WANTED};
+use crate::limits::{CHUNK_BYTES_TARGET, CHUNK_BYTES_TARGET_MIN, CHUNKS_WANTED, PACK_BYTES_TARGET, PACK_TENSORS_MIN};
 
 /// A tensor-parallel degree beyond which an even split is worth nothing more. Guess: the largest
 /// common degree inside one node or NVLink domain of 16.
@@ -32,6 +33,16 @@ impl ChunkTarget {
 
     pub fn bytes(self) -> u32 {
         self.0
+    }
+
+    /// The length that packs of short tensors have at most.
+    pub fn pack_bytes(self) -> u32 {
+        self.0.min(PACK_BYTES_TARGET)
+    }
+
+    /// Whether a tensor of `bytes` bytes is gathered with its neighbours into a pack.
+    pub fn is_short(self, bytes: u64) -> bool {
+        bytes < u64::from(self.pack_bytes() / PACK_TENSORS_MIN)
     }
 }
 

@@ -1,15 +1,19 @@
 //! A manifest's distinct chunks, numbered, and where each of them lies.
 
 use crate::hash::ChunkHash;
-use crate::manifest::{Chunk, Manifest, Part};
+use crate::manifest::{Chunk, Content, Manifest, Packed};
 use std::collections::BTreeMap;
 
-/// One appearance of a chunk at a byte offset of a file or tensor.
+/// A piece of a chunk at a byte offset of a file or tensor. It is the whole chunk, but where a
+/// tensor lies in a pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     pub offset: u64,
     /// Index into [`Layout::chunks`].
     pub chunk: u32,
+    /// Where in the chunk the piece begins, and its length.
+    pub begin: u32,
+    pub len: u32,
 }
 
 /// Derived from a manifest alone, so two nodes with the same manifest number its chunks alike:
@@ -18,9 +22,9 @@ pub struct Extent {
 pub struct Layout {
     /// Distinct chunks.
     pub chunks: Vec<Chunk>,
-    /// For each tensor of the manifest, its chunks in order.
+    /// For each tensor of the manifest, the pieces it is made of, in order.
     pub tensors: Vec<Vec<Extent>>,
-    /// For each file of the manifest, its chunks in order.
+    /// For each file of the manifest, its chunks in order, each of them whole.
     pub files: Vec<Vec<Extent>>,
     index: BTreeMap<ChunkHash, u32>,
 }
@@ -28,20 +32,24 @@ pub struct Layout {
 impl Layout {
     pub fn of(manifest: &Manifest) -> Self {
         let mut layout = Layout { chunks: Vec::new(), tensors: Vec::new(), files: Vec::new(), index: BTreeMap::new() };
+        let mut packs: Vec<Option<u32>> = vec![None; manifest.packs().len()];
         for tensor in manifest.tensors() {
-            let extents = layout.place(0, &tensor.chunks);
+            let extents = match &tensor.content {
+                Content::Chunks(chunks) => layout.place(0, chunks),
+                Content::Packed(Packed { pack, begin, len }) => {
+                    let pack = *pack as usize;
+                    let chunk = *packs[pack].get_or_insert_with(|| layout.number_of(&manifest.packs()[pack]));
+                    vec![Extent { offset: 0, chunk, begin: *begin, len: *len }]
+                }
+            };
             layout.tensors.push(extents);
         }
         for file in manifest.files() {
             let mut extents = Vec::new();
             let mut offset = 0;
             for part in &file.parts {
-                let placed = match part {
-                    Part::Bytes(chunks) => layout.place(offset, chunks),
-                    Part::Tensor(t) => shifted(&layout.tensors[*t as usize], offset),
-                };
-                offset += manifest.part_chunks(part).iter().map(|c| u64::from(c.len)).sum::<u64>();
-                extents.extend(placed);
+                extents.extend(layout.place(offset, manifest.part_chunks(part)));
+                offset += manifest.part_bytes(part);
             }
             layout.files.push(extents);
         }
@@ -75,7 +83,7 @@ impl Layout {
     fn place(&mut self, mut offset: u64, chunks: &[Chunk]) -> Vec<Extent> {
         let mut extents = Vec::with_capacity(chunks.len());
         for chunk in chunks {
-            extents.push(Extent { offset, chunk: self.number_of(chunk) });
+            extents.push(Extent { offset, chunk: self.number_of(chunk), begin: 0, len: chunk.len });
             offset += u64::from(chunk.len);
         }
         extents
@@ -89,10 +97,6 @@ impl Layout {
         }
         known
     }
-}
-
-fn shifted(extents: &[Extent], by: u64) -> Vec<Extent> {
-    extents.iter().map(|e| Extent { offset: e.offset + by, chunk: e.chunk }).collect()
 }
 
 fn number(n: usize) -> u32 {

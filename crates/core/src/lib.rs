@@ -30,7 +30,7 @@ pub use dtype::Dtype;
 pub use hash::{ChunkHash, Hash, ManifestHash};
 pub use id::{ChannelName, NodeId, NodeSecret, PublisherKey, PublisherSecret};
 pub use layout::{Extent, Layout};
-pub use manifest::{Chunk, FileEntry, Manifest, ManifestError, Part, TensorEntry};
+pub use manifest::{Chunk, Content, FileEntry, Manifest, ManifestError, Packed, Part, TensorEntry};
 pub use message::{Access, GossipMessage, PeerMessage};
 pub use release::{Release, SignedRelease};
 pub use status::{ChannelStatus, SignedStatus, Status};

@@ -9,6 +9,20 @@ pub const CHUNK_BYTES_TARGET: u32 = 4 << 20;
 /// way from each holder, brings 16 nodes at 25 Mbit/s from 1.12 to 1.08 times the bound.
 pub const CHUNK_BYTES_TARGET_MIN: u32 = 64 << 10;
 
+/// Longest pack of short tensors, where the target is not less. Long enough that what a chunk costs
+/// beside its bytes hardly tells (800 MB of scales are pulled with 1.45 times the processor time of
+/// long tensors, see `docs/measured/packs.md`), and short for two reasons. Who wants some of a pack's
+/// tensors fetches them all: with files sorted by name, the experts of one rank of sixteen stand among
+/// those of others, and the scales of an INT4 expert are 3 % of its bytes, so that packs of 4 MiB would
+/// cost the rank half as much again as it needs, these a tenth (reckoned, not measured). And one changed
+/// scale sends its pack again.
+pub const PACK_BYTES_TARGET: u32 = 256 << 10;
+
+/// A tensor is short if so many of its length do not fill a pack. A chunk of its own then costs at most
+/// four times as much for each byte; and what is longer lands in an engine's memory in one piece, is
+/// checked there by itself and is fetched without its neighbours. So packs are full but for a quarter.
+pub const PACK_TENSORS_MIN: u32 = 4;
+
 /// Chunks that a checkpoint is cut into, about, where the two targets allow it. The last node of a
 /// swarm of N ends some log2 N chunks' time after the first could: 1 % for a thousand nodes and 1,024
 /// chunks, with several times as much for what a node has under way from a dozen holders. Guess.

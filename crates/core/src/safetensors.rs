@@ -76,6 +76,7 @@ pub fn parse(header: &[u8], file_bytes: u64) -> Result<Header, SafetensorsError>
         raw.0.into_iter().map(|(name, raw)| span(name, raw, data_begin)).collect::<Result<Vec<_>, _>>()?;
     // Empty tensors sort before what begins where they do; names break remaining ties.
     tensors.sort_by(|a, b| (a.begin, a.end, &a.name).cmp(&(b.begin, b.end, &b.name)));
+    check_names(&tensors)?;
     check_cover(&tensors, data_begin, file_bytes)?;
     Ok(Header { data_begin, tensors })
 }
@@ -107,6 +108,16 @@ fn span(name: String, raw: RawTensor, data_begin: u64) -> Result<TensorSpan, Saf
     Ok(TensorSpan { begin: shift(begin)?, end: shift(end)?, dtype, shape: raw.shape, name })
 }
 
+/// A name that appears twice is an error, not a silent choice.
+fn check_names(tensors: &[TensorSpan]) -> Result<(), SafetensorsError> {
+    let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(SafetensorsError::Json(format!("tensor '{}' appears twice", pair[0]))),
+        None => Ok(()),
+    }
+}
+
 fn check_cover(tensors: &[TensorSpan], data_begin: u64, file_bytes: u64) -> Result<(), SafetensorsError> {
     let mut reached = data_begin;
     let mut last = "";
@@ -135,8 +146,8 @@ struct RawTensor {
     data_offsets: [u64; 2],
 }
 
-/// All entries but `__metadata__`; a name that appears twice is an error, not a silent choice.
-struct RawHeader(BTreeMap<String, RawTensor>);
+/// All entries but `__metadata__`, in the order of the file.
+struct RawHeader(Vec<(String, RawTensor)>);
 
 impl<'de> Deserialize<'de> for RawHeader {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -147,16 +158,13 @@ impl<'de> Deserialize<'de> for RawHeader {
                 f.write_str("a safetensors header object")
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut tensors = BTreeMap::new();
+                let mut tensors = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         map.next_value::<BTreeMap<String, String>>()?;
                         continue;
                     }
-                    let tensor = map.next_value()?;
-                    if tensors.insert(name.clone(), tensor).is_some() {
-                        return Err(serde::de::Error::custom(format!("tensor '{name}' appears twice")));
-                    }
+                    tensors.push((name, map.next_value()?));
                 }
                 Ok(RawHeader(tensors))
             }

@@ -364,20 +364,24 @@ fn fields<T: DeserializeOwned>(op: &str, content: &[u8]) -> Result<T, ErrorReply
 
 /// The frame of a reply. One that does not fit becomes the error that says so.
 pub(crate) fn encode_reply(re: u64, result: &Result<Value, ErrorReply>) -> Vec<u8> {
+    encode_answer(re, result.as_ref())
+}
+
+/// The same, of an answer that is no [`Value`] yet: the list of a large release's tensors would be a
+/// tree of millions of allocations.
+pub(crate) fn encode_answer<T: Serialize>(re: u64, result: Result<&T, &ErrorReply>) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Reply<'a> {
+    struct Reply<'a, T> {
         re: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
-        ok: Option<&'a Value>,
+        ok: Option<&'a T>,
         #[serde(skip_serializing_if = "Option::is_none")]
         error: Option<&'a ErrorReply>,
     }
-    let frame = |result: &Result<Value, ErrorReply>| {
-        frame::encode(&Reply { re, ok: result.as_ref().ok(), error: result.as_ref().err() })
-    };
+    let frame = |result: Result<&T, &ErrorReply>| frame::encode(&Reply { re, ok: result.ok(), error: result.err() });
     frame(result).unwrap_or_else(|e| {
         let error = ErrorReply::new(code::TOO_LARGE, format!("the answer cannot be sent: {e}"));
-        frame(&Err(error)).expect("an error of one sentence fits a frame")
+        frame(Err(&error)).expect("an error of one sentence fits a frame")
     })
 }
 

@@ -6,7 +6,7 @@
 use crate::connection;
 use crate::limits::{ACCEPT_WAIT, CONNECTIONS_MAX, EVENTS_QUEUED_MAX, SOCKET_PATH_BYTES_MAX};
 use crate::outbox::{Kind, Outbox};
-use crate::protocol::{self, ErrorReply, Event, Request, code};
+use crate::protocol::{self, ErrorReply, Event, ManifestReply, Request, code};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::process::geteuid;
 use serde_json::Value;
@@ -42,7 +42,7 @@ pub enum EngineEvent {
         pid: Option<i32>,
         uid: u32,
     },
-    /// Owes exactly one [`Engines::reply`]. `fd` is there if and only if it is a `Region`, and is
+    /// Owes exactly one [`Engines::reply`] or [`Engines::reply_manifest`]. `fd` is there if and only if it is a `Region`, and is
     /// then a memfd sealed against shrinking and growing that has at least the bytes it claims.
     Request {
         conn: ConnId,
@@ -140,6 +140,11 @@ impl Engines {
     /// Answers the request `id` of `conn`. Nothing happens if the connection is gone.
     pub fn reply(&self, conn: ConnId, id: u64, result: Result<Value, ErrorReply>) {
         self.send(conn, Kind::Owed, || protocol::encode_reply(id, &result));
+    }
+
+    /// Answers a request for the manifest, like [`Engines::reply`].
+    pub fn reply_manifest(&self, conn: ConnId, id: u64, manifest: &ManifestReply) {
+        self.send(conn, Kind::Owed, || protocol::encode_answer(id, Ok(manifest)));
     }
 
     /// Sends an event. Of progress that was not read yet only the newest is kept.

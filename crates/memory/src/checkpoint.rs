@@ -283,11 +283,11 @@ fn hash_cut(
 /// A hashed checkpoint: its manifest, and its files to serve from. No byte of it is copied.
 #[derive(Debug)]
 pub struct Published {
-    pub manifest: Manifest,
+    pub manifest: Arc<Manifest>,
     /// The canonical bytes of the manifest.
     pub manifest_bytes: Vec<u8>,
     pub hash: ManifestHash,
-    pub layout: Layout,
+    pub layout: Arc<Layout>,
     files: Vec<SourceFile>,
     /// For each chunk of the layout, a file and an offset that hold it.
     places: Vec<(usize, u64)>,
@@ -305,6 +305,7 @@ impl Published {
         let places = layout.chunks.iter().map(place).collect();
         let hash = ManifestHash::of(&manifest_bytes);
         let withdrawn = Mutex::new(ChunkSet::empty(layout.len()));
+        let (manifest, layout) = (Arc::new(manifest), Arc::new(layout));
         Ok(Published { withdrawn, manifest, manifest_bytes, hash, layout, files: source.files, places })
     }
 

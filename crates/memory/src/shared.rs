@@ -31,7 +31,10 @@ const LOCAL: [u64; 11] = [
 
 /// What another process lets this one read.
 #[derive(Debug)]
-pub enum Shared {
+pub struct Shared(Form);
+
+#[derive(Debug)]
+enum Form {
     Window(Span),
     File(File),
 }
@@ -45,18 +48,18 @@ impl Shared {
             Ok(Some(reason)) => return Err(MemoryError::NotShared { reason }),
             Err(errno) => return Err(MemoryError::os("fstat", "a shared descriptor")(errno)),
         }
-        Ok(match Mapping::seen(fd.as_fd())? {
-            Some(window) => Shared::Window(window.span()),
-            None => Shared::File(fd.into()),
-        })
+        Ok(Shared(match Mapping::seen(fd.as_fd())? {
+            Some(window) => Form::Window(window.span()),
+            None => Form::File(fd.into()),
+        }))
     }
 
     /// Copies `len` bytes, from byte `offset` on, to byte `at` of `into`. An error if there are not so
     /// many.
     pub fn copy_to(&self, offset: u64, into: &Span, at: u64, len: u64) -> io::Result<()> {
-        match self {
-            Shared::Window(span) => span.copy_to(offset, into, at, len),
-            Shared::File(file) => into.fill(at, file, offset, len),
+        match &self.0 {
+            Form::Window(span) => span.copy_to(offset, into, at, len),
+            Form::File(file) => into.fill(at, file, offset, len),
         }
     }
 }
@@ -103,7 +106,7 @@ mod tests {
 
         let into = Mapping::anonymous(5).unwrap().span();
         let shared = Shared::receive(fd).unwrap();
-        let Shared::Window(seen) = &shared else { panic!("it is sealed") };
+        let Shared(Form::Window(seen)) = &shared else { panic!("it is sealed") };
         assert!(seen.write(0, b"x").is_err() && seen.as_mut_ptr().is_none());
         seen.prefault();
         assert!(shared.copy_to(8190, &into, 0, 5).is_err() && shared.copy_to(u64::MAX, &into, 0, 5).is_err());

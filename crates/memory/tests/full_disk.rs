@@ -58,7 +58,7 @@ fn disk_store(dir: &Path) {
 fn file_tree(dir: &Path) {
     let chunks = (0..9).map(|byte| Chunk { hash: ChunkHash::of(&chunk(byte)), len: 1 << 20 }).collect();
     let file = FileEntry { path: "model".into(), parts: vec![Part::Bytes(chunks)] };
-    let manifest = Manifest::new(vec![file], vec![]).unwrap();
+    let manifest = Manifest::new(vec![file], vec![], vec![]).unwrap();
     let tree = FileTree::open(dir, &manifest, &Layout::of(&manifest)).unwrap();
     let put = |index: u32| land(tree.reserve(index).unwrap(), &chunk(u8::try_from(index).unwrap()));
     let full = (0..9).find(|&index| match put(index) {

@@ -1,17 +1,20 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
 pub(crate) mod audit;
+mod reading;
 mod review;
+mod serving;
 mod status;
+mod stock;
 
-use crate::io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
-use crate::limits::{GRANT_CHUNKS_MAX, LEASE_TTL, REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL};
+use crate::io::{Input, LocalStatus, Notice, OpId, Output, Verdict};
+use crate::limits::{REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL};
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members};
 use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
-use crate::swarm::{self, Budget, EarlyAsk, EarlyAsks, Swarm};
+use crate::swarm::{Budget, EarlyAsk, EarlyAsks, Swarm};
 use crate::trust::Trust;
-use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
+use aquifer_core::message::Refusal;
 use aquifer_core::{
     ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, Release,
     SignedRelease, SignedStatus, Time,
@@ -424,202 +427,6 @@ impl Node {
         }
     }
 
-    fn on_wanted(&mut self, now: Time, manifest: ManifestHash, chunks: ChunkSet) {
-        let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
-        if chunks.len() != swarm.stock.len() {
-            return;
-        }
-        swarm.stock.wanted = chunks;
-        swarm.told_hydrated &= swarm.stock.is_complete();
-        swarm.pulling.on_wants_changed(manifest, &swarm.stock, now, &mut self.out);
-        self.status_soon(now);
-        self.review_swarms(now);
-    }
-
-    fn on_held(&mut self, now: Time, manifest: ManifestHash, chunks: &ChunkSet) {
-        let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
-        let new: Vec<u32> = chunks.iter().filter(|c| !swarm.stock.have.contains(*c)).collect();
-        swarm.stock.have.union_with(chunks);
-        self.grants_due = true;
-        for chunk in new {
-            swarm.serving.on_held(chunk);
-            swarm.pulling.on_held(now, chunk, self.me, &mut self.out);
-        }
-        self.status_soon(now);
-    }
-
-    fn on_lost(&mut self, now: Time, manifest: ManifestHash, chunks: &ChunkSet) {
-        self.grants_due = true;
-        let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
-        let lost: Vec<u32> = chunks.intersection(&swarm.stock.have).collect();
-        swarm.stock.have.subtract(chunks);
-        swarm.told_hydrated &= swarm.stock.is_complete();
-        for chunk in lost {
-            for (reader, lease) in swarm.serving.on_lost(&swarm.stock, &mut self.budget, chunk) {
-                self.out.push_back(Output::LeaseClosed { lease, chunk });
-                let message = PeerMessage::Revoke { manifest, lease };
-                self.out.push_back(Output::Send { to: reader, message });
-            }
-        }
-        if let Some(swarm) = self.swarms.get_mut(&manifest) {
-            swarm.pulling.on_wants_changed(manifest, &swarm.stock, now, &mut self.out);
-        }
-        self.status_soon(now);
-        self.review_swarms(now);
-    }
-
-    fn on_forget(&mut self, manifest: ManifestHash) {
-        self.grants_due = true;
-        self.manifests.forget(&manifest);
-        let early: Vec<NodeId> = self.early_asks.take(&manifest).into_keys().collect();
-        early.into_iter().for_each(|node| self.refuse(node, manifest, Refusal::Nothing));
-        let Some(mut swarm) = self.swarms.remove(&manifest) else { return };
-        let asking: Vec<NodeId> = swarm.serving.asking().copied().collect();
-        asking.into_iter().for_each(|node| self.refuse(node, manifest, Refusal::Nothing));
-        swarm.pulling.stop(manifest, &swarm.stock, &mut self.out);
-        let everybody: Vec<NodeId> = self.members.connected().copied().collect();
-        for node in everybody {
-            for (lease, chunk) in swarm.serving.on_gone(&swarm.stock, &mut self.budget, &node) {
-                self.out.push_back(Output::LeaseClosed { lease, chunk });
-            }
-        }
-    }
-
-    fn on_grant(&mut self, now: Time, from: NodeId, manifest: ManifestHash, lease: u64, mut chunks: Vec<u32>) {
-        // Who grants more at once counts on nothing that is returned, and an answer has its bounds.
-        chunks.truncate(GRANT_CHUNKS_MAX);
-        let Some(swarm) = self.swarms.get_mut(&manifest) else {
-            let outcome = Outcome::Declined;
-            let returned = chunks.into_iter().map(|chunk| Returned { lease, chunk, outcome }).collect();
-            return self.send_returned(from, manifest, returned);
-        };
-        let welcome = !self.trust.is_avoided(&from, now);
-        let (ops, next_op) = (&mut self.ops, &mut self.next_op);
-        let take_op = |chunk, holder, lease| take_op(ops, next_op, Op { manifest, chunk, holder, lease });
-        let offer = swarm::Offer { from, lease, chunks, welcome };
-        swarm.pulling.on_grant(manifest, &swarm.stock, now, offer, take_op, &mut self.out);
-    }
-
-    fn on_ask(&mut self, now: Time, from: NodeId, manifest: ManifestHash, ask: EarlyAsk) {
-        self.grants_due = true;
-        let is_far = self.is_far(&from);
-        if let Some(swarm) = self.swarms.get_mut(&manifest) {
-            let (is_new, looking) = (!swarm.serving.is_asked_by(&from), swarm.pulling.is_looking(&swarm.stock, now));
-            let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
-            if let Some(refusal) = refusal {
-                self.refuse(from, manifest, refusal);
-            } else if is_new && looking {
-                // To ask it in return.
-                self.review_swarms_soon(now);
-            }
-            return;
-        }
-        if let Some(refusal) = self.early_asks.on_ask(now, from, manifest, ask) {
-            self.refuse(from, manifest, refusal);
-        }
-    }
-
-    fn on_progress(
-        &mut self,
-        now: Time,
-        from: NodeId,
-        manifest: ManifestHash,
-        returned: Vec<Returned>,
-        (taken, again, terms): (Vec<u32>, Vec<u32>, Terms),
-    ) {
-        self.grants_due = true;
-        let Some(swarm) = self.swarms.get_mut(&manifest) else {
-            return self.early_asks.on_progress(from, manifest, (&taken, &again, terms));
-        };
-        for back in returned {
-            if !swarm.serving.on_return(&swarm.stock, &mut self.budget, now, from, back) {
-                continue;
-            }
-            let Returned { lease, chunk, outcome } = back;
-            self.out.push_back(Output::LeaseClosed { lease, chunk });
-            if outcome == Outcome::Corrupt {
-                self.out.push_back(Output::Recheck { manifest, chunk, reader: from });
-            }
-        }
-        swarm.serving.on_progress(&swarm.stock, from, &taken, &again, terms);
-    }
-
-    fn on_read_done(&mut self, now: Time, op: OpId, outcome: ReadOutcome) {
-        let Some(Op { manifest, chunk, holder, lease }) = self.ops.remove(&op) else { return };
-        if cfg!(feature = "planted-bug") && outcome == ReadOutcome::Failed && !self.members.is_connected(&holder) {
-            return; // "Nobody is left to be told."
-        }
-        let Some(swarm) = self.swarms.get_mut(&manifest) else {
-            // Forgotten meanwhile; the holder wants its lease back all the same.
-            let returned = vec![Returned { lease, chunk, outcome: Outcome::Declined }];
-            return self.send_returned(holder, manifest, returned);
-        };
-        let Some(landed) = swarm.pulling.land(&swarm.stock, now, op, chunk) else {
-            // Forgotten, and of interest again: what came counts all the same.
-            let mut told = Outcome::Declined;
-            if outcome == ReadOutcome::Verified {
-                told = Outcome::Verified;
-                let landed = ChunkSet::from_indices(swarm.stock.len(), [chunk]);
-                self.on_held(now, manifest, &landed);
-            }
-            let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
-            let returned = Returned { lease, chunk, outcome: told };
-            return swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
-        };
-        let gave_up = landed.late && outcome == ReadOutcome::Declined;
-        let outcome = if gave_up { ReadOutcome::Failed } else { outcome };
-        let told = match outcome {
-            ReadOutcome::Verified => {
-                swarm.stock.have.insert(chunk);
-                swarm.serving.on_held(chunk);
-                self.grants_due = true;
-                self.trust.on_good_read(&holder);
-                Outcome::Verified
-            }
-            ReadOutcome::Corrupt => {
-                let blame = match landed.revoked {
-                    true => self.trust.on_excused_read(holder, now),
-                    false => Some(self.trust.on_corrupt_read(holder, now)),
-                };
-                let notice = |avoid| Output::Notice(Notice::PeerBlamed { node: holder, manifest, chunk, avoid });
-                self.out.extend(blame.map(notice));
-                blame.map_or(Outcome::Postponed, |_| Outcome::Corrupt)
-            }
-            ReadOutcome::Revoked => Outcome::Postponed,
-            ReadOutcome::Declined if swarm.stock.is_missing(chunk) && landed.successor.is_none() => Outcome::Postponed,
-            ReadOutcome::Declined => Outcome::Declined,
-            ReadOutcome::Failed => {
-                if let Some(avoid) = self.trust.on_failed_read(holder, now) {
-                    self.out.push_back(Output::Notice(Notice::PeerFailing { node: holder, avoid }));
-                }
-                Outcome::Failed
-            }
-        };
-        if let Some((holder, lease)) = landed.successor {
-            if swarm.stock.is_missing(chunk) {
-                let op = take_op(&mut self.ops, &mut self.next_op, Op { manifest, chunk, holder, lease });
-                swarm.pulling.begin(manifest, &swarm.stock, now, (op, chunk), (holder, lease), &mut self.out);
-            } else {
-                let returned = Returned { lease, chunk, outcome: Outcome::Declined };
-                swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
-            }
-        }
-        let returned = Returned { lease, chunk, outcome: told };
-        swarm.pulling.give_back(manifest, &swarm.stock, now, holder, returned, &mut self.out);
-        if told == Outcome::Verified {
-            self.status_in(now, self.members.progress_interval());
-        } else {
-            if self.trust.is_avoided(&holder, now) {
-                swarm.pulling.withdraw(manifest, &swarm.stock, holder, &mut self.out);
-            }
-            self.review_swarms_soon(now);
-        }
-    }
-
-    fn send_returned(&mut self, to: NodeId, manifest: ManifestHash, returned: Vec<Returned>) {
-        self.out.push_back(swarm::only_returned(to, manifest, returned));
-    }
-
     /// After every step: hand out what can be granted, send what is due, tell what is done.
     fn settle(&mut self, now: Time) {
         self.grant(now);
@@ -635,33 +442,6 @@ impl Node {
         }
         if hydrated {
             self.status_soon(now);
-        }
-    }
-
-    /// Round-robin over the swarms, so that no channel starves another.
-    fn grant(&mut self, now: Time) {
-        if !std::mem::take(&mut self.grants_due) {
-            return;
-        }
-        let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
-        let mut granted = true;
-        while granted {
-            granted = false;
-            for manifest in &manifests {
-                let Some(swarm) = self.swarms.get_mut(manifest) else { continue };
-                let grant = swarm.serving.grant(&swarm.stock, &mut self.budget, now, &mut self.rng);
-                if let Some(g) = grant {
-                    granted = true;
-                    let ttl = LEASE_TTL;
-                    self.out.push_back(Output::Grant {
-                        to: g.to,
-                        manifest: *manifest,
-                        lease: g.lease,
-                        ttl,
-                        chunks: g.chunks,
-                    });
-                }
-            }
         }
     }
 
@@ -681,20 +461,9 @@ impl Node {
         self.manifests.review(now, likely, &connected, &mut self.rng, &mut self.out);
     }
 
-    fn refuse(&mut self, to: NodeId, manifest: ManifestHash, refusal: Refusal) {
-        self.send(to, PeerMessage::Refuse { manifest, refusal });
-    }
-
     fn send(&mut self, to: NodeId, message: PeerMessage) {
         self.out.push_back(Output::Send { to, message });
     }
-}
-
-fn take_op(ops: &mut BTreeMap<OpId, Op>, next: &mut OpId, op: Op) -> OpId {
-    let id = *next;
-    *next += 1;
-    ops.insert(id, op);
-    id
 }
 
 #[cfg(test)]

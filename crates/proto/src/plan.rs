@@ -8,17 +8,38 @@ use std::ops::Range;
 #[derive(Clone, Debug)]
 pub struct Plan {
     bindings: Vec<CheckedBinding>,
-    spots: BTreeMap<u32, Vec<Spot>>,
+    homes: BTreeMap<u32, Home>,
     needs: ChunkSet,
 }
 
-/// One appearance of a chunk in one binding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A piece of a chunk in one binding: all of the chunk, but where the bound tensor lies in a pack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Spot {
+    /// Where in the chunk the piece begins.
+    chunk_begin: u32,
+    bytes: u32,
     binding: usize,
-    /// Where in the tensor the chunk begins, and its length.
+    /// Where in the tensor the piece begins.
     tensor_offset: u64,
-    chunk_bytes: u64,
+}
+
+/// What becomes of one chunk.
+#[derive(Clone, Debug, Default)]
+struct Home {
+    bytes: u32,
+    /// Bytes that its spots fill in the regions, together.
+    bound_bytes: u64,
+    /// Sorted by where they begin in the chunk.
+    spots: Vec<Spot>,
+    place: Option<Place>,
+}
+
+/// All of a chunk in one piece of a region, made of so many spots.
+#[derive(Clone, Debug)]
+struct Place {
+    region: u32,
+    begin: u64,
+    spots: usize,
 }
 
 impl Plan {
@@ -30,27 +51,38 @@ impl Plan {
         bindings: &[Binding],
         regions: &BTreeMap<u32, u64>,
     ) -> Result<Self, BindingError> {
-        let mut plan = Plan { bindings: Vec::new(), spots: BTreeMap::new(), needs: ChunkSet::empty(layout.len()) };
+        let mut plan = Plan { bindings: Vec::new(), homes: BTreeMap::new(), needs: ChunkSet::empty(layout.len()) };
+        let mut next = 0;
         for binding in bindings {
             let refuse = |reason: String| BindingError { tensor: binding.tensor.clone(), reason };
-            let tensor = manifest
-                .tensor_index(&binding.tensor)
-                .ok_or_else(|| refuse("the release has no such tensor".into()))?;
+            // Most engines bind tensors in the order of the manifest.
+            let follows = manifest.tensors().get(next).is_some_and(|t| t.name == binding.tensor);
+            let tensor = if follows { Some(next) } else { manifest.tensor_index(&binding.tensor) };
+            let tensor = tensor.ok_or_else(|| refuse("the release has no such tensor".into()))?;
+            next = tensor + 1;
             let region = regions
                 .get(&binding.region)
                 .ok_or_else(|| refuse(format!("region {} was never registered", binding.region)))?;
             let checked = binding.check(&manifest.tensors()[tensor], *region)?;
             for extent in &layout.tensors[tensor] {
-                let chunk_bytes = u64::from(layout.chunk(extent.chunk).len);
-                if checked.runs(extent.offset..extent.offset + chunk_bytes).next().is_some() {
-                    let spot = Spot { binding: plan.bindings.len(), tensor_offset: extent.offset, chunk_bytes };
-                    plan.spots.entry(extent.chunk).or_default().push(spot);
+                let spot = Spot {
+                    chunk_begin: extent.begin,
+                    bytes: extent.len,
+                    binding: plan.bindings.len(),
+                    tensor_offset: extent.offset,
+                };
+                if checked.runs(spot.range()).next().is_some() {
+                    plan.homes.entry(extent.chunk).or_default().spots.push(spot);
                     plan.needs.insert(extent.chunk);
                 }
             }
             plan.bindings.push(checked);
         }
         plan.check_apart(bindings)?;
+        let bindings = &plan.bindings;
+        for (chunk, home) in &mut plan.homes {
+            home.settle(layout.chunk(*chunk).len, bindings);
+        }
         Ok(plan)
     }
 
@@ -58,58 +90,71 @@ impl Plan {
         &self.needs
     }
 
+    /// Where the chunk goes, in the order of its bytes.
     pub fn spots(&self, chunk: u32) -> &[Spot] {
-        self.spots.get(&chunk).map_or(&[], Vec::as_slice)
+        self.homes.get(&chunk).map_or(&[], |home| home.spots.as_slice())
     }
 
     /// The pieces of a spot: `tensor_offset` of each counts from the *chunk's* first byte.
     pub fn runs(&self, spot: &Spot) -> impl Iterator<Item = (u32, Run)> + '_ {
         let binding = &self.bindings[spot.binding];
-        let begin = spot.tensor_offset;
+        let (begin, chunk_begin) = (spot.tensor_offset, u64::from(spot.chunk_begin));
         binding
-            .runs(begin..begin + spot.chunk_bytes)
-            .map(move |run| (binding.region, Run { tensor_offset: run.tensor_offset - begin, ..run }))
+            .runs(spot.range())
+            .map(move |run| (binding.region, Run { tensor_offset: run.tensor_offset - begin + chunk_begin, ..run }))
     }
 
-    /// The first place that holds all of the chunk in one piece: where it can land, be verified
-    /// and be served from. `(region, bytes of it)`.
+    /// A place that holds all of the chunk in one piece: where it can land, be verified and be served
+    /// from. `(region, bytes of it)`.
     pub fn place(&self, chunk: u32) -> Option<(u32, Range<u64>)> {
-        self.spots(chunk).iter().find_map(|spot| {
-            let (region, run) = self.runs(spot).next()?;
-            (run.bytes == spot.chunk_bytes).then(|| (region, run.region_offset..run.region_offset + run.bytes))
-        })
+        let home = self.homes.get(&chunk)?;
+        home.place.as_ref().map(|place| (place.region, place.begin..place.begin + u64::from(home.bytes)))
     }
 
-    /// Whether the chunk has no other spot than its place.
+    /// Whether the chunk has a place and goes nowhere else.
     pub fn has_one_spot(&self, chunk: u32) -> bool {
-        self.spots(chunk).len() == 1
+        let home = self.homes.get(&chunk);
+        home.is_some_and(|home| home.place.as_ref().is_some_and(|place| place.spots == home.spots.len()))
     }
 
-    /// Whether all bytes of a spot's chunk are bound, so that it can be verified where it lies.
-    pub fn covers(&self, spot: &Spot) -> bool {
-        self.runs(spot).map(|(_, run)| run.bytes).sum::<u64>() == spot.chunk_bytes
+    /// Whether a spot alone holds all bytes of its chunk, so that it can be verified where it lies.
+    pub fn covers(&self, chunk: u32, spot: &Spot) -> bool {
+        self.homes.get(&chunk).is_some_and(|home| home.bytes == spot.bytes) && self.is_whole(spot)
+    }
+
+    /// What its spots hold of the chunk, in the order of the chunk's bytes; None if that is fewer bytes
+    /// than it has, however they lie.
+    pub fn gathered(&self, chunk: u32) -> Option<Vec<(u32, Run)>> {
+        let home = self.homes.get(&chunk)?;
+        if home.bound_bytes < home.bytes.into() {
+            return None;
+        }
+        let mut runs: Vec<(u32, Run)> = home.spots.iter().flat_map(|spot| self.runs(spot)).collect();
+        runs.sort_by_key(|(_, run)| run.tensor_offset);
+        Some(runs)
     }
 
     /// Bytes of the regions that these chunks fill.
     pub fn bytes_of(&self, chunks: &ChunkSet) -> u64 {
-        let spot_bytes = |spot: &Spot| self.runs(spot).map(|(_, run)| run.bytes).sum::<u64>();
-        chunks.iter().flat_map(|c| self.spots(c)).map(spot_bytes).sum()
+        chunks.iter().filter_map(|c| self.homes.get(&c)).map(|home| home.bound_bytes).sum()
     }
 
     /// Chunks of this plan whose every spot holds the right bytes already, given what had landed
     /// of an older plan for the same bindings.
     pub fn carried_over(&self, layout: &Layout, old: &Plan, old_layout: &Layout, landed: &ChunkSet) -> ChunkSet {
         let mut before = BTreeMap::new();
-        for (chunk, spots) in old.spots.iter().filter(|(c, _)| landed.contains(**c)) {
-            for spot in spots {
-                before.insert((spot.binding, spot.tensor_offset), old_layout.chunk(*chunk).hash);
+        for (chunk, home) in old.homes.iter().filter(|(c, _)| landed.contains(**c)) {
+            for spot in &home.spots {
+                before.insert(*spot, old_layout.chunk(*chunk).hash);
             }
         }
-        let same = |chunk: u32, spot: &Spot| {
-            before.get(&(spot.binding, spot.tensor_offset)) == Some(&layout.chunk(chunk).hash)
-        };
-        let kept = self.spots.iter().filter(|(c, spots)| spots.iter().all(|s| same(**c, s)));
+        let same = |chunk: u32, spot: &Spot| before.get(spot) == Some(&layout.chunk(chunk).hash);
+        let kept = self.homes.iter().filter(|(c, home)| home.spots.iter().all(|s| same(**c, s)));
         ChunkSet::from_indices(layout.len(), kept.map(|(c, _)| *c))
+    }
+
+    fn is_whole(&self, spot: &Spot) -> bool {
+        self.bindings[spot.binding].bytes_in(spot.range()) == u64::from(spot.bytes)
     }
 
     /// Two tensors bound to the same dense bytes would overwrite each other.
@@ -133,10 +178,42 @@ impl Plan {
     }
 }
 
+impl Spot {
+    /// In bytes of the tensor.
+    fn range(&self) -> Range<u64> {
+        self.tensor_offset..self.tensor_offset + u64::from(self.bytes)
+    }
+}
+
+impl Home {
+    /// All spots are there: finds the place, if there is one.
+    fn settle(&mut self, bytes: u32, bindings: &[CheckedBinding]) {
+        self.bytes = bytes;
+        self.bound_bytes = self.spots.iter().map(|spot| bindings[spot.binding].bytes_in(spot.range())).sum();
+        self.spots.sort_unstable();
+        // Pieces that lie in a region as they do in the chunk have one origin: where its first byte would be.
+        let origin = |spot: &Spot| {
+            let binding = &bindings[spot.binding];
+            let run = binding.runs(spot.range()).next().filter(|run| run.bytes == u64::from(spot.bytes))?;
+            Some((binding.region, run.region_offset.checked_sub(spot.chunk_begin.into())?))
+        };
+        let mut reached: BTreeMap<(u32, u64), (u32, usize)> = BTreeMap::new();
+        for (spot, at) in self.spots.iter().filter_map(|spot| Some((spot, origin(spot)?))) {
+            let (end, spots) = reached.entry(at).or_default();
+            if *end == spot.chunk_begin {
+                *end += spot.bytes;
+                *spots += 1;
+            }
+        }
+        let whole = reached.into_iter().find(|(_, (end, _))| *end == bytes);
+        self.place = whole.map(|((region, begin), (_, spots))| Place { region, begin, spots });
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use aquifer_core::{Chunk, ChunkHash, Dtype, TensorEntry};
+    use aquifer_core::{Chunk, ChunkHash, Content, Dtype, Packed, TensorEntry};
 
     /// Tensors of eight-byte U8 chunks: `name -> the byte each chunk is named by`.
     pub(crate) fn manifest(tensors: &[(&str, &[u8])]) -> (Manifest, Layout) {
@@ -144,9 +221,9 @@ pub(crate) mod tests {
             name: (*name).into(),
             dtype: Dtype::new("U8"),
             shape: vec![chunks.len() as u64, 8],
-            chunks: chunks.iter().map(|b| Chunk { hash: ChunkHash::of(&[*b]), len: 8 }).collect(),
+            content: Content::Chunks(chunks.iter().map(|b| Chunk { hash: ChunkHash::of(&[*b]), len: 8 }).collect()),
         };
-        let manifest = Manifest::new(vec![], tensors.iter().map(entry).collect()).unwrap();
+        let manifest = Manifest::new(vec![], tensors.iter().map(entry).collect(), vec![]).unwrap();
         let layout = Layout::of(&manifest);
         (manifest, layout)
     }
@@ -181,7 +258,7 @@ pub(crate) mod tests {
     fn half_a_chunk_has_no_place() {
         let (m, layout) = manifest(&[("a", &[1, 2])]);
         let plan = Plan::of(&m, &layout, &[bind("a", 2, vec![(0, 2), (0, 4)], 0)], &regions()).unwrap();
-        assert_eq!((plan.place(0), plan.covers(&plan.spots(0)[0])), (None, false));
+        assert_eq!((plan.place(0), plan.covers(0, &plan.spots(0)[0])), (None, false));
         assert_eq!(plan.runs(&plan.spots(1)[0]).next().unwrap().1.region_offset, 4);
     }
 
@@ -209,5 +286,69 @@ pub(crate) mod tests {
         let kept = new.carried_over(&l2, &old, &l1, &ChunkSet::full(3));
         assert_eq!(kept.iter().collect::<Vec<_>>(), [0], "chunk 2 lies elsewhere now");
         assert!(new.carried_over(&l2, &old, &l1, &ChunkSet::empty(3)).is_empty());
+    }
+
+    /// `a`, `b` and `c` of eight bytes each in one pack, in this order; then `d`, a chunk of its own.
+    fn packed(bytes: u8) -> (Manifest, Layout) {
+        let entry = |name: &str, content| TensorEntry {
+            name: name.into(),
+            dtype: Dtype::new("U8"),
+            shape: vec![1, 8],
+            content,
+        };
+        let in_pack = |begin| Content::Packed(Packed { pack: 0, begin, len: 8 });
+        let own = Content::Chunks(vec![Chunk { hash: ChunkHash::of(b"d"), len: 8 }]);
+        let tensors = vec![entry("a", in_pack(0)), entry("b", in_pack(8)), entry("c", in_pack(16)), entry("d", own)];
+        let pack = Chunk { hash: ChunkHash::of(&[bytes]), len: 24 };
+        let manifest = Manifest::new(vec![], tensors, vec![pack]).unwrap();
+        let layout = Layout::of(&manifest);
+        (manifest, layout)
+    }
+
+    fn packed_plan(offsets: &[(&str, u64)]) -> Plan {
+        let (m, layout) = packed(0);
+        let bindings: Vec<Binding> = offsets.iter().map(|(name, at)| bind(name, 1, vec![], *at)).collect();
+        Plan::of(&m, &layout, &bindings, &regions()).unwrap()
+    }
+
+    #[test]
+    fn a_pack_has_a_place_where_its_tensors_lie_as_in_it() {
+        let plan = packed_plan(&[("c", 48), ("d", 56), ("a", 32), ("b", 40)]);
+        assert_eq!(plan.place(0), Some((0, 32..56)));
+        assert!(plan.has_one_spot(0));
+        assert_eq!(plan.bytes_of(plan.needs()), 32);
+        let gathered: Vec<_> =
+            plan.gathered(0).unwrap().iter().map(|(_, r)| (r.tensor_offset, r.region_offset)).collect();
+        assert_eq!(gathered, [(0, 32), (8, 40), (16, 48)]);
+
+        let twice = packed_plan(&[("c", 48), ("a", 32), ("b", 40), ("b", 0)]);
+        assert_eq!(twice.place(0), Some((0, 32..56)));
+        assert!(!twice.has_one_spot(0), "it must also be copied to 0");
+
+        for elsewhere in [[("a", 32), ("b", 40), ("c", 56)], [("b", 32), ("a", 40), ("c", 48)]] {
+            let plan = packed_plan(&elsewhere);
+            assert_eq!((plan.place(0), plan.has_one_spot(0)), (None, false));
+            assert!(!plan.covers(0, &plan.spots(0)[0]));
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_pack_is_needed_whole_and_has_no_place() {
+        let plan = packed_plan(&[("b", 8), ("c", 16)]);
+        assert_eq!(plan.needs().iter().collect::<Vec<_>>(), [0]);
+        assert_eq!((plan.place(0), plan.gathered(0)), (None, None));
+        assert_eq!(plan.bytes_of(plan.needs()), 16);
+        let run = plan.runs(&plan.spots(0)[0]).next().unwrap().1;
+        assert_eq!((run.tensor_offset, run.region_offset, run.bytes), (8, 8, 8));
+    }
+
+    #[test]
+    fn an_unchanged_pack_is_carried_over() {
+        let ((m1, l1), (m2, l2)) = (packed(0), packed(1));
+        let bindings = [bind("b", 1, vec![], 8), bind("d", 1, vec![], 0)];
+        let old = Plan::of(&m1, &l1, &bindings, &regions()).unwrap();
+        let new = Plan::of(&m2, &l2, &bindings, &regions()).unwrap();
+        assert_eq!(old.carried_over(&l1, &old, &l1, &ChunkSet::full(2)).iter().collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(new.carried_over(&l2, &old, &l1, &ChunkSet::full(2)).iter().collect::<Vec<_>>(), [1]);
     }
 }

@@ -13,7 +13,7 @@ use crate::wire::{
 };
 use aquifer_core::NodeId;
 use aquifer_memory::{Span, StagingPool};
-use aquifer_transport::tcp::greeting::{Fault, examine};
+use aquifer_transport::side::{Fault, examine};
 use aquifer_transport::{Grants, Refusal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::Shutdown;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! reader                                         holder
-//! the handshake of every data connection (`aquifer_transport::tcp::greeting`)
+//! the handshake of every data connection (`aquifer_transport::side`)
 //! Offer     its queue pair's address           →
 //!                                              ← Accept    status, its queue pair's address
 //! Request   number chunk length lease          →                   (several may be under way)

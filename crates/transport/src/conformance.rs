@@ -4,7 +4,7 @@
 //! Nothing here sleeps: a test waits for a completion or for a call of the holder's [`Grants`].
 
 use crate::{Completion, Endpoint, Grants, OpId, Operation, ReadDone, ReadError, ReadOp, Refusal, Transport};
-use aquifer_core::{Access, ChunkHash, NodeId};
+use aquifer_core::{Access, ChunkHash, NodeId, NodeSecret};
 use aquifer_memory::{Mapping, Span};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,7 +25,7 @@ pub struct Node {
 }
 
 /// Starts a node that serves `grants`.
-pub type Factory = fn(Arc<dyn Grants>, OnCompletion) -> Node;
+pub type Factory = fn(NodeSecret, Arc<dyn Grants>, OnCompletion) -> Node;
 
 /// Makes a `#[test]` of each requirement for the transport that a [`Factory`] starts.
 #[macro_export]
@@ -97,7 +97,7 @@ impl Book {
     }
 
     pub fn admit(&self, access: &Access) {
-        lock(&self.tickets).insert(access.ticket, (READER, access.secret));
+        lock(&self.tickets).insert(access.ticket, (reader(), access.secret));
     }
 
     /// Lets whoever asks for `chunk` wait.
@@ -121,7 +121,7 @@ impl Grants for Book {
     }
 
     fn open(&self, peer: NodeId, _: u64, chunk: u32) -> Result<Span, Refusal> {
-        assert_eq!(peer, READER);
+        assert_eq!(peer, reader());
         let _ = lock(&self.opened).send(chunk);
         let mut held = lock(&self.held);
         while held.contains(&chunk) {
@@ -136,7 +136,7 @@ impl Grants for Book {
     }
 
     fn sent(&self, peer: NodeId, bytes: u64) {
-        assert_eq!(peer, READER);
+        assert_eq!(peer, reader());
         *lock(&self.sent) += bytes;
     }
 }
@@ -147,9 +147,23 @@ impl fmt::Debug for Book {
     }
 }
 
+/// The key of one of the nodes of these tests.
+pub fn identity(number: u8) -> NodeSecret {
+    NodeSecret::from_seed([number; 32])
+}
+
 /// Every holder of these tests knows its one reader by this name.
-pub const READER: NodeId = NodeId([0xaa; 32]);
-pub const HOLDER: NodeId = NodeId([1; 32]);
+pub fn reader() -> NodeId {
+    identity(READER).public()
+}
+
+/// The holder, where there is one.
+pub fn holder() -> NodeId {
+    identity(HOLDER).public()
+}
+
+const READER: u8 = 0xaa;
+pub const HOLDER: u8 = 1;
 
 /// A reader and the completions of its reads.
 #[derive(Debug)]
@@ -166,7 +180,7 @@ impl Reading {
         let on_completion = move |completion| {
             let _ = lock(&sender).send(completion);
         };
-        Reading { node: factory(book, Box::new(on_completion)), completions }
+        Reading { node: factory(identity(READER), book, Box::new(on_completion)), completions }
     }
 
     pub fn read(&self, op: &ReadOp) {
@@ -202,10 +216,11 @@ pub struct Holding {
 }
 
 impl Holding {
-    pub fn start(factory: Factory, id: NodeId) -> Self {
+    pub fn start(factory: Factory, number: u8) -> Self {
         let (book, asked) = Book::new();
         book.admit(&access());
-        Holding { node: factory(book.clone(), Box::new(|_| {})), book, asked, id }
+        let id = identity(number).public();
+        Holding { node: factory(identity(number), book.clone(), Box::new(|_| {})), book, asked, id }
     }
 
     /// A read of `chunk`, numbered like it.
@@ -289,7 +304,7 @@ pub fn files_are_served_as_well_as_memory(factory: Factory) {
 }
 
 pub fn many_reads_of_many_peers(factory: Factory) {
-    let holders: Vec<Holding> = (1..4).map(|i| Holding::start(factory, NodeId([i; 32]))).collect();
+    let holders: Vec<Holding> = (1..4).map(|i| Holding::start(factory, i)).collect();
     let reading = Reading::start(factory);
     let mut ops = BTreeMap::new();
     for chunk in 0..120u32 {
@@ -419,7 +434,7 @@ pub fn cancelling_nothing_does_nothing(factory: Factory) {
     let (holding, reading) = pair(factory);
     holding.book.put(1, b"x");
     reading.node.transport.submit(Operation::Cancel(1));
-    reading.node.transport.submit(Operation::Disconnect(HOLDER));
+    reading.node.transport.submit(Operation::Disconnect(holder()));
     let op = holding.read(1, 1);
     assert_arrived(&op, &reading.outcome(&op), b"x");
     reading.node.transport.submit(Operation::Cancel(1));
@@ -429,7 +444,7 @@ pub fn cancelling_nothing_does_nothing(factory: Factory) {
 
 pub fn disconnecting_ends_every_read_and_no_later_one(factory: Factory) {
     let (holding, reading) = pair(factory);
-    let other = Holding::start(factory, NodeId([2; 32]));
+    let other = Holding::start(factory, 2);
     for h in [&holding, &other] {
         h.book.put(1, b"slow");
         h.book.put(2, b"fast");
@@ -441,7 +456,7 @@ pub fn disconnecting_ends_every_read_and_no_later_one(factory: Factory) {
     reading.read(&survivor);
     holding.wait_asked(1);
     other.wait_asked(1);
-    reading.node.transport.submit(Operation::Disconnect(HOLDER));
+    reading.node.transport.submit(Operation::Disconnect(holder()));
     for _ in &ops {
         assert!(matches!(reading.next(), (10..20, Err(ReadError::Disconnected(_)))));
     }
@@ -479,7 +494,7 @@ pub fn a_bad_landing_place_is_refused(factory: Factory) {
 /// puts them.
 pub fn exactly_one_completion_whatever_is_cancelled(factory: Factory) {
     const READS: u64 = 1000;
-    let holders: Vec<Holding> = (1..4).map(|i| Holding::start(factory, NodeId([i; 32]))).collect();
+    let holders: Vec<Holding> = (1..4).map(|i| Holding::start(factory, i)).collect();
     let bytes: Vec<Vec<u8>> = (0..8).map(|i| noise(i, 1 + usize::try_from(i).expect("small") * 60_000)).collect();
     for holding in &holders {
         (0..).zip(&bytes).for_each(|(chunk, bytes)| holding.book.put(chunk, bytes));

@@ -7,12 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 const SHM: &str = "shm:";
+const TLS: &str = "tls:";
 const RDMA: &str = "rdma:";
 
 /// One way to a holder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     Tcp(SocketAddr),
+    /// TCP, and nothing but TLS over it.
+    Tls(SocketAddr),
     /// A Unix socket on this very machine.
     Shm(PathBuf),
     /// Where a node with RDMA devices listens for what is said beside them.
@@ -22,28 +25,31 @@ pub enum Endpoint {
 impl Endpoint {
     pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
-            Endpoint::Tcp(address) => Some(*address),
+            Endpoint::Tcp(address) | Endpoint::Tls(address) => Some(*address),
             Endpoint::Shm(_) | Endpoint::Rdma(_) => None,
         }
     }
 
     pub fn shm(&self) -> Option<&Path> {
         match self {
-            Endpoint::Tcp(_) | Endpoint::Rdma(_) => None,
+            Endpoint::Tcp(_) | Endpoint::Tls(_) | Endpoint::Rdma(_) => None,
             Endpoint::Shm(path) => Some(path),
         }
     }
 
     pub fn rdma(&self) -> Option<SocketAddr> {
         match self {
-            Endpoint::Tcp(_) | Endpoint::Shm(_) => None,
+            Endpoint::Tcp(_) | Endpoint::Tls(_) | Endpoint::Shm(_) => None,
             Endpoint::Rdma(address) => Some(*address),
         }
     }
 
-    /// What a peer says, `ip:port`, `shm:MACHINE:PATH` or `rdma:ip:port`. `None` where it says nothing that leads
-    /// anywhere from here: the socket of another machine, or one that this process does not see.
+    /// What a peer says, `ip:port`, `tls:ip:port`, `rdma:ip:port` or `shm:MACHINE:PATH`. `None` where it says
+    /// nothing that leads anywhere from here, as the socket of another machine.
     pub fn parse(text: &str) -> Option<Self> {
+        if let Some(address) = text.strip_prefix(TLS) {
+            return address.parse().ok().map(Endpoint::Tls);
+        }
         if let Some(address) = text.strip_prefix(RDMA) {
             return address.parse().ok().map(Endpoint::Rdma);
         }
@@ -51,7 +57,7 @@ impl Endpoint {
         let (machine, path) = rest.split_once(':')?;
         let path = Path::new(path);
         let here = Some(machine) == this_machine() && path.is_absolute();
-        (here && fs::symlink_metadata(path).is_ok()).then(|| Endpoint::Shm(path.to_path_buf()))
+        here.then(|| Endpoint::Shm(path.to_path_buf()))
     }
 }
 
@@ -66,6 +72,7 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Endpoint::Tcp(address) => address.fmt(f),
+            Endpoint::Tls(address) => write!(f, "{TLS}{address}"),
             Endpoint::Rdma(address) => write!(f, "{RDMA}{address}"),
             Endpoint::Shm(path) => write!(f, "{SHM}{}:{}", this_machine().unwrap_or("-"), path.display()),
         }
@@ -86,10 +93,10 @@ mod tests {
 
     #[test]
     fn an_endpoint_survives_its_words() {
-        let here = Endpoint::Shm(std::env::current_exe().unwrap());
+        let here = Endpoint::Shm("/run/aquifer/0.sock".into());
         assert_eq!(Endpoint::parse(&here.to_string()), Some(here));
         let address = "10.0.0.1:7402".parse().unwrap();
-        for there in [Endpoint::Tcp(address), Endpoint::Rdma(address)] {
+        for there in [Endpoint::Tcp(address), Endpoint::Tls(address), Endpoint::Rdma(address)] {
             assert_eq!(Endpoint::parse(&there.to_string()), Some(there));
         }
     }
@@ -105,7 +112,6 @@ mod tests {
             "rdma::7402",
             "shm:elsewhere:/proc",
             "shm::/proc",
-            &format!("shm:{machine}:/no/such/socket"),
             &format!("shm:{machine}:proc"),
             &format!("shm:{machine}"),
         ] {

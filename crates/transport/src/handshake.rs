@@ -42,6 +42,8 @@ pub(crate) enum Handshake {
     Version,
     /// The holder has as many connections as it wants.
     Busy,
+    /// The holder takes none but encrypted ones.
+    Plain,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +119,7 @@ fn check_status(status: Handshake) -> Result<(), ReadError> {
         Handshake::Ticket => Err(ReadError::Refused(Refusal::Ticket)),
         Handshake::Version => Err(ReadError::Unreachable("it speaks another version of the data protocol".into())),
         Handshake::Busy => Err(ReadError::Unreachable("it has too many data connections already".into())),
+        Handshake::Plain => Err(ReadError::Unreachable("it takes none but encrypted data connections".into())),
     }
 }
 
@@ -160,6 +163,16 @@ where
     let proof = *transcript.holder_proof(&secret).as_bytes();
     writer.write_all(&Confirm { status: Handshake::Good, proof }.encode()).map_err(Fault::Lost)?;
     Ok(peer)
+}
+
+/// Tells a reader why it is not even asked for a proof.
+pub(crate) fn turn_away<S: Timed>(stream: &S, deadline: Instant, status: Handshake) -> io::Result<()>
+where
+    for<'a> &'a S: Read + Write,
+{
+    let mut writer = stream;
+    read_exact_by(stream, &mut [0; HELLO_BYTES], deadline)?;
+    writer.write_all(&Challenge { status, nonce: [0; 32] }.encode())
 }
 
 /// Both sides' nonces and the ticket, from which either proof follows.
@@ -255,11 +268,12 @@ impl Handshake {
             Handshake::Ticket => 1,
             Handshake::Version => 2,
             Handshake::Busy => 3,
+            Handshake::Plain => 4,
         }
     }
 
     fn of_code(code: u8) -> Result<Self, Malformed> {
-        [Handshake::Good, Handshake::Ticket, Handshake::Version, Handshake::Busy]
+        [Handshake::Good, Handshake::Ticket, Handshake::Version, Handshake::Busy, Handshake::Plain]
             .into_iter()
             .find(|h| h.code() == code)
             .ok_or("it answered the handshake with an unknown status")

@@ -17,12 +17,14 @@ pub mod endpoint;
 mod handshake;
 pub mod limits;
 pub mod shm;
+pub mod side;
 mod socket;
 pub mod tcp;
+mod tls;
 
 pub use endpoint::Endpoint;
 pub use shm::{ShmConfig, ShmStats, ShmTransport};
-pub use tcp::{TcpConfig, TcpStats, TcpTransport};
+pub use tcp::{Encryption, TcpConfig, TcpStats, TcpTransport};
 
 /// Names one read, from submission to completion. The submitter never uses one twice.
 pub type OpId = u64;

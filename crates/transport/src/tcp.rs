@@ -1,27 +1,31 @@
 //! The transport over TCP: its own listener and its own connections, a blocking thread for each.
 //!
-//! Measured on loopback, blocking threads with large buffers tie with io_uring and beat anything
-//! that copies once more. A reader's thread receives straight into the landing place and hashes
-//! each piece while it is in cache; a holder's thread sends straight from the mapped chunk.
+//! Measured on loopback, blocking threads with large buffers tie with io_uring. A reader's thread hashes
+//! each piece, while it is in cache, on its way to its landing place; a holder's thread sends straight from
+//! the mapped chunk. With TLS both pass through one buffer more.
 
-use crate::{Completion, Grants, Operation, Transport, limits, socket};
+use crate::tls::{self, Tls};
+use crate::{Completion, Grants, Operation, Transport, limits};
+use aquifer_core::NodeSecret;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 mod congestion;
-pub mod greeting;
+mod greeting;
 mod holder;
+mod link;
 mod reader;
 #[cfg(test)]
 mod tests;
 mod wire;
 
 /// What may be tuned. The defaults are those of [`limits`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct TcpConfig {
     /// 1 to [`limits::CONNECTIONS_PER_PEER_MAX`].
     pub connections_per_peer: usize,
@@ -39,6 +43,39 @@ pub struct TcpConfig {
     /// The congestion control that chunks are sent by. None: the system's, unless another of those it
     /// allows suits a swarm better.
     pub congestion: Option<String>,
+    pub encryption: Encryption,
+    /// What this node proves to be over TLS. None: it speaks no TLS.
+    pub identity: Option<NodeSecret>,
+}
+
+/// Whether bytes travel in TLS. They are verified either way; this hides them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encryption {
+    /// Only with whoever demands it.
+    #[default]
+    Off,
+    /// Always: readers without it are turned away.
+    Tls,
+}
+
+impl FromStr for Encryption {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Encryption::Off, Encryption::Tls]
+            .into_iter()
+            .find(|encryption| encryption.to_string() == text)
+            .ok_or_else(|| format!("'{text}': it is 'off' or 'tls'"))
+    }
+}
+
+impl fmt::Display for Encryption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Encryption::Off => "off",
+            Encryption::Tls => "tls",
+        })
+    }
 }
 
 impl Default for TcpConfig {
@@ -53,6 +90,8 @@ impl Default for TcpConfig {
             accepted_max: limits::ACCEPTED_MAX,
             unauthenticated_max: limits::UNAUTHENTICATED_MAX,
             congestion: None,
+            encryption: Encryption::Off,
+            identity: None,
         }
     }
 }
@@ -103,9 +142,13 @@ impl TcpTransport {
         congestion::choose(&listener, config.congestion.as_deref())?;
         let local = listener.local_addr()?;
         let counters = Arc::new(Counters::default());
-        let reader = Arc::new(reader::Reader::new(config.clone(), Box::new(completions), counters.clone()));
-        let holder = holder::Holder::start(listener, config, grants, counters.clone())?;
-        Ok(Arc::new(TcpTransport { local, counters, reader, holder }))
+        let tls = config.identity.as_ref().map(Tls::of).transpose().map_err(tls::broken)?;
+        if tls.is_none() && config.encryption == Encryption::Tls {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "TLS needs an identity"));
+        }
+        let reader = reader::Reader::new(config.clone(), tls.clone(), Box::new(completions), counters.clone());
+        let holder = holder::Holder::start(listener, config, tls, grants, counters.clone())?;
+        Ok(Arc::new(TcpTransport { local, counters, reader: Arc::new(reader), holder }))
     }
 
     /// Where it listens; the port is the real one if 0 was asked for.

@@ -5,7 +5,7 @@
 //! without any of the machinery that moved them.
 
 mod checkpoint;
-mod process;
+pub(super) mod process;
 mod show;
 
 use crate::agent::view::View;
@@ -151,7 +151,7 @@ fn prepare(args: &Demo, dir: &Path, say: &dyn Fn(&str)) -> Result<(PathBuf, Path
     Ok((checkpoint, updated, modified))
 }
 
-fn make_keys(dir: &Path, over: Option<Over>) -> Result<Site> {
+pub(super) fn make_keys(dir: &Path, over: Option<Over>) -> Result<Site> {
     let (mesh_key, publisher_key) = (dir.join("mesh.key"), dir.join("publisher.key"));
     keys::write_secret(&mesh_key, &keys::new_mesh_key()?.to_text())?;
     let publisher = keys::new_publisher_secret()?;
@@ -160,7 +160,7 @@ fn make_keys(dir: &Path, over: Option<Over>) -> Result<Site> {
 }
 
 fn start_node(site: &Site, name: &str, peer: &str) -> Result<(Node, Engine)> {
-    let node = Node::start(site, name, peer)?;
+    let node = Node::start(site, name, &[peer.to_string()])?;
     let engine = Engine::start(site, &node)?;
     Ok((node, engine))
 }

@@ -25,29 +25,29 @@ struct Process {
 }
 
 #[derive(Debug)]
-pub(super) struct Publisher {
+pub(in crate::commands) struct Publisher {
     process: Process,
-    pub(super) manifest: String,
-    pub(super) address: String,
+    pub(in crate::commands) manifest: String,
+    pub(in crate::commands) address: String,
     /// When the checkpoint was hashed.
-    pub(super) hashed: Instant,
+    pub(in crate::commands) hashed: Instant,
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
+pub(in crate::commands) struct Node {
     process: Process,
-    pub(super) name: String,
-    pub(super) address: String,
-    pub(super) socket: PathBuf,
-    pub(super) started: Instant,
+    pub(in crate::commands) name: String,
+    pub(in crate::commands) address: String,
+    pub(in crate::commands) socket: PathBuf,
+    pub(in crate::commands) started: Instant,
 }
 
 #[derive(Debug)]
-pub(super) struct Engine {
+pub(in crate::commands) struct Engine {
     process: Process,
     input: ChildStdin,
     /// The manifest it serves, and when it began to.
-    pub(super) serving: Option<(String, Instant)>,
+    pub(in crate::commands) serving: Option<(String, Instant)>,
 }
 
 impl Process {
@@ -110,7 +110,16 @@ impl Drop for Process {
 }
 
 impl Publisher {
-    pub(super) fn start(site: &Site, name: &str, checkpoint: &Path, peers: &[String]) -> Result<Self> {
+    pub(in crate::commands) fn start(site: &Site, name: &str, checkpoint: &Path, peers: &[String]) -> Result<Self> {
+        let mut publisher = Self::announce(site, name, checkpoint, peers)?;
+        let published = publisher.process.wait_for(&["published"]);
+        let published = published.with_context(|| format!("{name} did not publish"))?;
+        publisher.address = published["addresses"][0].as_str().unwrap_or_default().to_string();
+        Ok(publisher)
+    }
+
+    /// Returns as soon as it has hashed the checkpoint; it has no address yet.
+    pub(in crate::commands) fn announce(site: &Site, name: &str, checkpoint: &Path, peers: &[String]) -> Result<Self> {
         let mut command = program()?;
         command.arg("publish").arg(checkpoint).args(["--channel", CHANNEL, "--json"]);
         command.arg("--publisher-key").arg(&site.publisher_key).args(["--name", name]);
@@ -118,27 +127,28 @@ impl Publisher {
         let (process, input) = Process::start(site, name, &mut command)?;
         drop(input);
         // Counted from here: what follows is joining, signing, and the mesh's part.
-        process.wait_for(&["hashed"]).with_context(|| format!("{name} could not hash the checkpoint"))?;
-        let hashed = Instant::now();
-        let published = process.wait_for(&["published"]).with_context(|| format!("{name} did not publish"))?;
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
-        let (manifest, address) = (text(&published["manifest"]), text(&published["addresses"][0]));
-        Ok(Publisher { process, manifest, address, hashed })
+        let hashed = process.wait_for(&["hashed"]).with_context(|| format!("{name} could not hash the checkpoint"))?;
+        let manifest = hashed["manifest"].as_str().unwrap_or_default().to_string();
+        Ok(Publisher { process, manifest, address: String::new(), hashed: Instant::now() })
+    }
+
+    pub(in crate::commands) fn pid(&self) -> u32 {
+        self.process.child.id()
     }
 
     /// As if the machine had lost power.
-    pub(super) fn kill(self) {
+    pub(in crate::commands) fn kill(self) {
         drop(self.process);
     }
 }
 
 impl Node {
-    pub(super) fn start(site: &Site, name: &str, peer: &str) -> Result<Self> {
+    pub(in crate::commands) fn start(site: &Site, name: &str, peers: &[String]) -> Result<Self> {
         let socket = site.dir.join(format!("{name}.sock"));
         let mut command = program()?;
         command.args(["agent", "--channel", CHANNEL, "--name", name, "--trust", &site.trust]);
         command.arg("--socket").arg(&socket).arg("--state").arg(site.dir.join(format!("{name}.state")));
-        on_loopback(&mut command, site, &[peer.to_string()]);
+        on_loopback(&mut command, site, peers);
         let (process, input) = Process::start(site, name, &mut command)?;
         drop(input);
         let started = Instant::now();
@@ -157,19 +167,23 @@ impl Node {
         Ok(node)
     }
 
-    pub(super) fn view(&self) -> Result<View> {
+    pub(in crate::commands) fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
+    pub(in crate::commands) fn view(&self) -> Result<View> {
         let value = aquifer_engine::request_status(&self.socket)?;
         serde_json::from_value(value).context("cannot read the agent's status")
     }
 
-    pub(super) fn check_alive(&mut self) -> Result<()> {
+    pub(in crate::commands) fn check_alive(&mut self) -> Result<()> {
         let name = self.name.clone();
         self.process.check_alive(&name)
     }
 }
 
 impl Engine {
-    pub(super) fn start(site: &Site, node: &Node) -> Result<Self> {
+    pub(in crate::commands) fn start(site: &Site, node: &Node) -> Result<Self> {
         let name = format!("{}-engine", node.name);
         let mut command = program()?;
         command.args(["demo-engine", "--channel", CHANNEL, "--name", &name]).arg("--socket").arg(&node.socket);
@@ -177,8 +191,12 @@ impl Engine {
         Ok(Engine { process, input, serving: None })
     }
 
+    pub(in crate::commands) fn pid(&self) -> u32 {
+        self.process.child.id()
+    }
+
     /// Takes in what the engine has told since.
-    pub(super) fn update(&mut self) -> Result<()> {
+    pub(in crate::commands) fn update(&mut self) -> Result<()> {
         self.process.check_alive("an engine")?;
         while let Ok(line) = self.process.lines.try_recv() {
             let event = line["event"].as_str().unwrap_or_default();
@@ -196,7 +214,7 @@ impl Engine {
     }
 
     /// Each tensor's hash, as the engine process finds it in its memory.
-    pub(super) fn memory(&mut self) -> Result<BTreeMap<String, String>> {
+    pub(in crate::commands) fn memory(&mut self) -> Result<BTreeMap<String, String>> {
         self.update()?;
         writeln!(self.input, "memory").context("an engine is gone")?;
         let line = self.process.wait_for(&["memory", "error"])?;
@@ -213,7 +231,7 @@ fn program() -> Result<Command> {
     for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("AQUIFER_")) {
         command.env_remove(name);
     }
-    command.args(["--config", "/dev/null"]);
+    command.args(["tethered", &std::process::id().to_string(), "--", "--config", "/dev/null"]);
     Ok(command)
 }
 

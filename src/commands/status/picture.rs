@@ -149,6 +149,7 @@ impl Picture {
             [
                 format!("sent {}", units::bytes(t.bytes_out)),
                 format!("{} found in place", count(t.chunks_found, "chunk")),
+                format!("data encryption {}", plain(&view.data_encryption)),
             ],
         );
         let r = view.rejected_releases;

@@ -3,7 +3,7 @@
 use super::Site;
 use aquifer_core::ChunkHash;
 use aquifer_memory::{Published, Source, generate_checkpoint, modify_checkpoint};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -19,6 +19,24 @@ impl Site {
     pub(crate) fn checkpoint(&self, name: &str, bytes: u64, seed: u64) -> Checkpoint {
         let dir = self.path(name);
         generate_checkpoint(&dir, bytes, seed).expect("a checkpoint");
+        Checkpoint { dir }
+    }
+
+    /// A checkpoint of `count` tensors of `bytes` bytes each in one file.
+    pub(crate) fn short_tensors(&self, name: &str, count: u64, bytes: u64) -> Checkpoint {
+        let dir = self.path(name);
+        fs::create_dir_all(&dir).expect("a directory");
+        let entry = |i: u64| {
+            let tensor = json!({"dtype": "U8", "shape": [bytes], "data_offsets": [i * bytes, (i + 1) * bytes]});
+            (format!("experts.{i:05}.scale"), tensor)
+        };
+        let header = Value::Object((0..count).map(entry).collect()).to_string();
+        let mut file = u64::try_from(header.len()).expect("short").to_le_bytes().to_vec();
+        file.extend(header.as_bytes());
+        let data = file.len();
+        file.resize(data + usize::try_from(count * bytes).expect("it fits memory"), 0);
+        blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut file[data..]);
+        fs::write(dir.join("model.safetensors"), file).expect("a file");
         Checkpoint { dir }
     }
 }

@@ -7,6 +7,7 @@ mod process;
 mod programs;
 mod proxy;
 mod status;
+mod wiretap;
 
 pub(crate) use checkpoint::{Checkpoint, files_in, stored_chunks};
 pub(crate) use member::Member;
@@ -15,6 +16,7 @@ pub(crate) use process::Process;
 pub(crate) use programs::{Agent, Publisher};
 pub(crate) use proxy::{Proxy, free_address};
 pub(crate) use status::Status;
+pub(crate) use wiretap::Wiretap;
 
 use aquifer_core::PublisherSecret;
 use std::cell::Cell;

@@ -131,6 +131,13 @@ impl<'s> Launch<'s> {
         self.flag("--data-advertise", proxy.address().to_string())
     }
 
+    /// Serves data through a wire that somebody listens to.
+    pub(crate) fn tapped(mut self, tap: &super::Wiretap) -> Self {
+        self.shares_memory = false;
+        self.data_listen = tap.target().to_string();
+        self.flag("--data-advertise", tap.address().to_string())
+    }
+
     /// Listens for the mesh at `address`, and for readers on another port of the same host.
     pub(crate) fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = address.to_string();

@@ -8,6 +8,7 @@ pub(crate) struct Status {
     pub(crate) node: String,
     pub(crate) addresses: Vec<String>,
     pub(crate) data_endpoint: String,
+    pub(crate) data_encryption: String,
     pub(crate) channels: Vec<ChannelStatus>,
     pub(crate) engines: Vec<EngineStatus>,
     pub(crate) peers: Vec<PeerStatus>,

@@ -15,7 +15,7 @@ fn checkpoint(files: &[(&str, &[&[u8]])]) -> Checkpoint {
         path: (*path).into(),
         parts: vec![Part::Bytes(chunks.iter().map(chunk).collect())],
     };
-    let manifest = Manifest::new(files.iter().map(entry).collect(), vec![]).unwrap();
+    let manifest = Manifest::new(files.iter().map(entry).collect(), vec![], vec![]).unwrap();
     let layout = Layout::of(&manifest);
     let own = |(path, chunks): &(&str, &[&[u8]])| (path.to_string(), chunks.iter().map(|c| c.to_vec()).collect());
     Checkpoint { manifest, layout, files: files.iter().map(own).collect() }

@@ -1,7 +1,10 @@
 use super::*;
+use crate::io::ReadOutcome;
+use crate::limits::GRANT_CHUNKS_MAX;
 use crate::limits::{EARLY_ASK_PATIENCE, EXCUSE_SPACING, EXCUSES_MAX};
 use crate::testing::bare_status;
 use aquifer_core::Access;
+use aquifer_core::message::Terms;
 
 fn peer() -> NodeId {
     NodeSecret::from_seed([2; 32]).public()

@@ -19,7 +19,7 @@ mod serve;
 pub(crate) use asks::Candidate;
 pub(crate) use budget::Budget;
 pub(crate) use early::{EarlyAsk, EarlyAsks};
-pub(crate) use pull::{Offer, Pulling, only_returned};
+pub(crate) use pull::{Landed, Offer, Pulling, only_returned};
 pub(crate) use reach::distance;
 pub(crate) use serve::Serving;
 

@@ -7,7 +7,7 @@ use crate::rail::Rail;
 use crate::verbs::{CompletionQueue, QueuePair};
 use crate::wire::{OFFER_BYTES, decode_offer, encode_offer};
 use aquifer_core::{Access, NodeId};
-use aquifer_transport::tcp::greeting::handshake;
+use aquifer_transport::side::greet;
 use aquifer_transport::{Endpoint, ReadError};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -61,7 +61,7 @@ impl Attempt {
     fn try_endpoint(&self, endpoint: SocketAddr) -> Result<Joined, ReadError> {
         let failed = |error: io::Error| ReadError::Unreachable(error.to_string());
         let mut stream = TcpStream::connect_timeout(&endpoint, self.config.connect_timeout).map_err(failed)?;
-        handshake(&stream, &self.access, self.config.handshake_timeout)?;
+        greet(&stream, &self.access, self.config.handshake_timeout)?;
         let own = |error: crate::RdmaError| ReadError::Unreachable(error.to_string());
         let made = self.rail.queue_pair(&self.completions, DEPTH).map_err(own)?;
         let local = made.address;

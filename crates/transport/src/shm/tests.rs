@@ -2,11 +2,11 @@
 
 use super::wire::{Header, Place, REQUEST_BYTES, Request, SETTLE, receive_header, send_header};
 use super::*;
-use crate::conformance::{Book, HOLDER, Holding, Node, OnCompletion, Reading, access, content, memory, noise};
+use crate::conformance::{Book, HOLDER, Holding, Node, OnCompletion, Reading, access, content, holder, memory, noise};
 use crate::handshake::{Fault, examine, greet};
 use crate::limits::{SHM_ACCEPTED_PER_PEER_MAX, SHM_SLOTS};
 use crate::{Endpoint, OpId, ReadError, ReadOp, Refusal};
-use aquifer_core::{ChunkHash, NodeId};
+use aquifer_core::{ChunkHash, NodeSecret};
 use aquifer_memory::{Mapping, MemoryStore, Span};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use std::fs::File;
@@ -41,27 +41,27 @@ fn node(config: ShmConfig, grants: Arc<dyn Grants>, completions: OnCompletion) -
     Node { endpoints: vec![Endpoint::Shm(transport.path().to_path_buf())], transport }
 }
 
-fn plain(grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
+fn plain(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
     node(ShmConfig { connections_per_peer: 1, ..ShmConfig::default() }, grants, completions)
 }
 
 mod two_connections {
     use super::*;
-    crate::conformance_tests!(|grants, completions| {
+    crate::conformance_tests!(|_, grants, completions| {
         node(ShmConfig { connections_per_peer: 2, ..ShmConfig::default() }, grants, completions)
     });
 }
 
 mod four_connections {
     use super::*;
-    crate::conformance_tests!(|grants, completions| {
+    crate::conformance_tests!(|_, grants, completions| {
         node(ShmConfig { connections_per_peer: 4, ..ShmConfig::default() }, grants, completions)
     });
 }
 
 mod all_through_the_socket {
     use super::*;
-    crate::conformance_tests!(|grants, completions| {
+    crate::conformance_tests!(|_, grants, completions| {
         node(ShmConfig { windows_bytes_max: 0, ..ShmConfig::default() }, grants, completions)
     });
 }
@@ -79,7 +79,7 @@ fn soon() -> Instant {
 }
 
 fn welcome(stream: &UnixStream) {
-    examine(stream, soon(), |_| Some((HOLDER, access().secret)), |_| true).unwrap();
+    examine(stream, soon(), |_| Some((holder(), access().secret)), |_| true).unwrap();
 }
 
 fn next_request(mut stream: &UnixStream) -> Request {
@@ -121,7 +121,7 @@ fn wait_closed(mut stream: &UnixStream) {
 fn read_at(path: &Path, id: OpId, len: usize) -> ReadOp {
     ReadOp {
         id,
-        peer: HOLDER,
+        peer: holder(),
         endpoints: vec![Endpoint::Shm(path.to_path_buf())],
         access: access(),
         lease: 1,
@@ -284,7 +284,7 @@ fn what_a_hostile_holder_shares_harms_only_its_read() {
 #[test]
 fn a_holder_that_does_not_know_the_secret_gets_no_request() {
     let (path, thread) = fake_holder([|s| {
-        let result = examine(&s, soon(), |_| Some((HOLDER, [1; 32])), |_| true);
+        let result = examine(&s, soon(), |_| Some((holder(), [1; 32])), |_| true);
         assert!(matches!(result, Err(Fault::Misbehaved(_))));
     }]);
     let reading = Reading::start(plain);
@@ -296,7 +296,7 @@ fn a_holder_that_does_not_know_the_secret_gets_no_request() {
 #[test]
 fn a_holder_that_is_silent_from_the_start_fails_all_that_wait() {
     let (path, thread) = fake_holder([|s| wait_closed(&s)]);
-    let reading = Reading::start(|grants, completions| {
+    let reading = Reading::start(|_, grants, completions| {
         let timeout = Duration::from_millis(50);
         node(
             ShmConfig { connections_per_peer: 1, handshake_timeout: timeout, ..ShmConfig::default() },
@@ -460,7 +460,7 @@ fn dropping_completes_everything() {
 
 #[test]
 fn two_nodes_of_one_directory_are_not_taken_for_one_another() {
-    let (first, second) = (Holding::start(plain, HOLDER), Holding::start(plain, NodeId([2; 32])));
+    let (first, second) = (Holding::start(plain, HOLDER), Holding::start(plain, 2));
     first.book.put(1, b"first");
     second.book.put(1, b"other");
     assert_ne!(first.node.endpoints, second.node.endpoints);

@@ -1,27 +1,33 @@
-//! The handshake over TCP, as every data connection opens: also those that other transports use beside
-//! their own ways.
+//! The reader's half of the handshake, over TCP.
 
-pub use crate::handshake::Fault;
-use crate::{Grants, ReadError, handshake};
+use super::link::Link;
+use crate::socket::is_timeout;
+use crate::tls::Tls;
+use crate::{ReadError, handshake};
 use aquifer_core::{Access, NodeId};
 use std::io;
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The reader's half.
-pub fn handshake(stream: &TcpStream, access: &Access, timeout: Duration) -> Result<(), ReadError> {
-    let failed = |error: io::Error| ReadError::Unreachable(format!("handshake: {error}"));
+/// Makes a fresh connection one to `peer`, encrypted where `tls` is given.
+pub(super) fn greet(
+    stream: &Arc<TcpStream>,
+    tls: Option<&Tls>,
+    (peer, access): (NodeId, &Access),
+    timeout: Duration,
+) -> Result<Link, ReadError> {
+    let failed = |error: io::Error| match is_timeout(&error) {
+        true => ReadError::Unreachable("it did not finish the handshake in time".into()),
+        false => ReadError::Unreachable(format!("handshake: {error}")),
+    };
+    let deadline = Instant::now() + timeout;
     stream.set_nodelay(true).map_err(failed)?;
     stream.set_write_timeout(Some(timeout)).map_err(failed)?;
-    handshake::greet(stream, access, Instant::now() + timeout)
-}
-
-/// The holder's half: whom the reader proves to be. `sit` says whether there is room for that peer.
-pub fn examine(
-    stream: &TcpStream,
-    grants: &dyn Grants,
-    timeout: Duration,
-    sit: impl FnOnce(NodeId) -> bool,
-) -> Result<NodeId, Fault> {
-    handshake::examine(stream, Instant::now() + timeout, |ticket| grants.secret(ticket), sit)
+    let link = match tls {
+        Some(tls) => Link::to(stream.clone(), tls, peer, deadline).map_err(failed)?,
+        None => Link::plain(stream.clone()),
+    };
+    handshake::greet(&link, access, deadline)?;
+    Ok(link)
 }

@@ -1,10 +1,12 @@
 //! The serving side: accepts readers and sends what they were granted.
 
-use super::greeting::{Fault, examine};
-use super::socket::{is_timeout, read_exact_by, send, send_before};
+use super::link::{Link, speaks_tls};
 use super::wire::{Header, REQUEST_BYTES, Request};
-use super::{Counters, TcpConfig};
+use super::{Counters, Encryption, TcpConfig};
+use crate::handshake::{Fault, Handshake, examine, turn_away};
 use crate::limits::{ACCEPT_BACKOFF, ACCEPTED_PER_PEER_MAX, SCOLDED_MAX, SEND_PIECE_BYTES, THREAD_STACK_BYTES};
+use crate::socket::{is_timeout, read_exact_by};
+use crate::tls::Tls;
 use crate::{Grants, Refusal};
 use aquifer_core::NodeId;
 use aquifer_memory::Span;
@@ -20,6 +22,8 @@ use std::time::Instant;
 
 pub(super) struct Holder {
     config: TcpConfig,
+    /// None: this node speaks no TLS.
+    tls: Option<Tls>,
     grants: Arc<dyn Grants>,
     counters: Arc<Counters>,
     listener: TcpListener,
@@ -69,11 +73,12 @@ impl Holder {
     pub(super) fn start(
         listener: TcpListener,
         config: TcpConfig,
+        tls: Option<Tls>,
         grants: Arc<dyn Grants>,
         counters: Arc<Counters>,
     ) -> io::Result<Arc<Self>> {
         let state = Mutex::new(State { threads: 1, ..State::default() });
-        let holder = Arc::new(Holder { config, grants, counters, listener, state, ended: Condvar::new() });
+        let holder = Arc::new(Holder { config, tls, grants, counters, listener, state, ended: Condvar::new() });
         let accepting = holder.clone();
         thread::Builder::new().name("aquifer-accept".into()).stack_size(THREAD_STACK_BYTES).spawn(move || {
             accepting.accept_all();
@@ -209,22 +214,39 @@ impl Drop for Seat {
 }
 
 impl Seat {
-    fn serve(&mut self, stream: &TcpStream) -> Result<(), End> {
+    fn serve(&mut self, stream: &Arc<TcpStream>) -> Result<(), End> {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(self.holder.config.write_timeout))?;
-        let peer = self.handshake(stream)?;
+        let (link, peer) = self.handshake(stream)?;
         loop {
             let mut bytes = [0; REQUEST_BYTES];
             let deadline = Instant::now() + self.holder.config.accepted_idle_timeout;
-            read_exact_by(stream, &mut bytes, deadline)?;
+            read_exact_by(&link, &mut bytes, deadline)?;
             let request = Request::decode(&bytes).map_err(End::Misbehaved)?;
-            self.answer(stream, peer, request)?;
+            self.answer(&link, peer, request)?;
         }
     }
 
-    fn handshake(&mut self, stream: &TcpStream) -> Result<NodeId, End> {
+    fn handshake(&mut self, stream: &Arc<TcpStream>) -> Result<(Link, NodeId), End> {
         let holder = self.holder.clone();
-        Ok(examine(stream, &*holder.grants, holder.config.handshake_timeout, |peer| self.sit(peer))?)
+        let deadline = Instant::now() + holder.config.handshake_timeout;
+        let link = match &holder.tls {
+            Some(tls) if speaks_tls(stream, deadline).map_err(Fault::from)? => {
+                Link::from_anybody(stream.clone(), tls, deadline).map_err(unproved)?
+            }
+            _ if holder.config.encryption == Encryption::Tls => {
+                turn_away(&**stream, deadline, Handshake::Plain).map_err(Fault::from)?;
+                return Err(End::Misbehaved(
+                    "it does not encrypt; with data-encryption = \"tls\" this node takes no other",
+                ));
+            }
+            _ => Link::plain(stream.clone()),
+        };
+        // A ticket is good for the node it was given to: over TLS that node has proved who it is.
+        let of_the_peer = |(node, _): &(NodeId, [u8; 32])| link.peer().is_none_or(|peer| peer == *node);
+        let secret = |ticket| holder.grants.secret(ticket).filter(of_the_peer);
+        let peer = examine(&link, deadline, secret, |peer| self.sit(peer))?;
+        Ok((link, peer))
     }
 
     /// Counts the connection as the peer's, unless that has too many.
@@ -241,7 +263,7 @@ impl Seat {
         true
     }
 
-    fn answer(&self, mut stream: &TcpStream, peer: NodeId, request: Request) -> Result<(), End> {
+    fn answer(&self, mut link: &Link, peer: NodeId, request: Request) -> Result<(), End> {
         let Request { chunk, lease, len } = request;
         let opened = self.holder.grants.open(peer, lease, chunk).and_then(whole);
         let span = match opened {
@@ -249,22 +271,22 @@ impl Seat {
                 return Err(End::Misbehaved("it asks for a chunk by the wrong length"));
             }
             Ok(span) => span,
-            Err(refusal) => return Ok(stream.write_all(&Header { answer: Err(refusal), chunk, len }.encode())?),
+            Err(refusal) => return Ok(link.write_all(&Header { answer: Err(refusal), chunk, len }.encode())?),
         };
         if !span.is_writable() {
             span.prefault(); // a file: its pages are read from the disk while the first are sent
         }
-        send_before(stream, &Header { answer: Ok(()), chunk, len }.encode())?;
-        self.send_payload(stream, peer, &span)?;
+        link.send_before(&Header { answer: Ok(()), chunk, len }.encode())?;
+        self.send_payload(link, peer, &span)?;
         let valid = self.holder.grants.still_valid(peer, lease, chunk);
-        Ok(stream.write_all(&[u8::from(valid)])?)
+        Ok(link.write_all(&[u8::from(valid)])?)
     }
 
-    fn send_payload(&self, stream: &TcpStream, peer: NodeId, span: &Span) -> Result<(), End> {
+    fn send_payload(&self, link: &Link, peer: NodeId, span: &Span) -> Result<(), End> {
         let mut done = 0;
         while done < span.len() {
             let piece = SEND_PIECE_BYTES.min(span.len() - done);
-            let sent = match send(stream, span, done, piece, true) {
+            let sent = match link.send(span, done, piece) {
                 Ok(sent) => sent,
                 Err(_) if self.holder.lock().closing => return Err(End::Closing),
                 Err(error) if error.raw_os_error() == Some(libc::EFAULT) => {
@@ -280,6 +302,14 @@ impl Seat {
             self.holder.grants.sent(peer, sent);
         }
         Ok(())
+    }
+}
+
+/// How a TLS handshake ended that did not succeed.
+fn unproved(error: io::Error) -> End {
+    match error.kind() == io::ErrorKind::InvalidData {
+        true => End::Misbehaved("its TLS is not that of a node of this mesh"),
+        false => Fault::from(error).into(),
     }
 }
 

@@ -3,11 +3,13 @@
 //! A read is in exactly one place at any time: in the queue of its peer, in the hands of one
 //! connection's thread, or completed. Whoever takes it out completes it, and no lock is held then.
 
-use super::greeting::handshake;
-use super::socket::{is_timeout, receive};
+use super::greeting::greet;
+use super::link::Link;
 use super::wire::{HEADER_BYTES, Header, Request};
-use super::{Counters, TcpConfig};
+use super::{Counters, Encryption, TcpConfig};
 use crate::limits::{CONNECTIONS_PER_PEER_MAX, PIPELINE_DEPTH, RECEIVE_PIECE_BYTES, RETRIES_MAX, THREAD_STACK_BYTES};
+use crate::socket::{Timed, is_timeout};
+use crate::tls::Tls;
 use crate::{Completion, Endpoint, OpId, ReadDone, ReadError, ReadOp, check_landing};
 use aquifer_core::{Access, ChunkHash, Hash, NodeId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,6 +25,8 @@ type Completions = Box<dyn Fn(Completion) + Send + Sync>;
 
 pub(super) struct Reader {
     config: TcpConfig,
+    /// None: this node speaks no TLS.
+    tls: Option<Tls>,
     completions: Completions,
     counters: Arc<Counters>,
     state: Mutex<State>,
@@ -86,8 +90,8 @@ const SHUTTING_DOWN: &str = "this node's transport is shutting down";
 const ASKED_TO: &str = "this node closed its connections to the peer";
 
 impl Reader {
-    pub(super) fn new(config: TcpConfig, completions: Completions, counters: Arc<Counters>) -> Self {
-        Reader { config, completions, counters, state: Mutex::default(), ended: Condvar::new() }
+    pub(super) fn new(config: TcpConfig, tls: Option<Tls>, completions: Completions, counters: Arc<Counters>) -> Self {
+        Reader { config, tls, completions, counters, state: Mutex::default(), ended: Condvar::new() }
     }
 
     pub(super) fn read(self: &Arc<Self>, op: ReadOp) {
@@ -170,8 +174,14 @@ impl Reader {
     }
 
     fn spawn(self: &Arc<Self>, peer: NodeId, connection: u64) {
-        let mut worker =
-            Worker { reader: self.clone(), peer, connection, under_way: VecDeque::new(), last: Instant::now() };
+        let mut worker = Worker {
+            reader: self.clone(),
+            peer,
+            connection,
+            under_way: VecDeque::new(),
+            last: Instant::now(),
+            piece: vec![0; RECEIVE_PIECE_BYTES].into_boxed_slice(),
+        };
         let name = format!("aquifer-read-{connection}");
         let started = thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(move || worker.work());
         if let Err(error) = started {
@@ -243,6 +253,24 @@ impl Peer {
     }
 }
 
+/// Where to connect to.
+#[derive(Clone, Copy)]
+struct Target {
+    address: SocketAddr,
+    /// The holder takes nothing else.
+    encrypted: bool,
+}
+
+impl Target {
+    fn of(endpoint: &Endpoint) -> Option<Self> {
+        match endpoint {
+            Endpoint::Tcp(address) => Some(Target { address: *address, encrypted: false }),
+            Endpoint::Tls(address) => Some(Target { address: *address, encrypted: true }),
+            Endpoint::Shm(_) | Endpoint::Rdma(_) => None,
+        }
+    }
+}
+
 /// One connection's thread.
 struct Worker {
     reader: Arc<Reader>,
@@ -252,6 +280,8 @@ struct Worker {
     under_way: VecDeque<Flight>,
     /// When the last answer ended.
     last: Instant,
+    /// What was received last, until it has been hashed and put where it belongs.
+    piece: Box<[u8]>,
 }
 
 struct Flight {
@@ -287,8 +317,8 @@ enum Waited {
 
 impl Worker {
     fn work(&mut self) {
-        while let Some(stream) = self.connect() {
-            let loss = match self.run(&stream) {
+        while let Some((stream, link)) = self.connect() {
+            let loss = match self.run(&link) {
                 Ok(()) => Loss::Unneeded,
                 Err(loss) => loss,
             };
@@ -298,13 +328,13 @@ impl Worker {
     }
 
     /// Connects to the peer, for as long as reads are queued. `None` if there is nothing to do.
-    fn connect(&mut self) -> Option<Arc<TcpStream>> {
+    fn connect(&mut self) -> Option<(Arc<TcpStream>, Link)> {
         loop {
             let (access, endpoints) = self.next_target()?;
             match self.try_endpoints(&access, &endpoints) {
-                Ok(stream) => {
+                Ok(connected) => {
                     self.reader.counters.connected.fetch_add(1, Ordering::Relaxed);
-                    return Some(stream);
+                    return Some(connected);
                 }
                 Err(ReadError::Refused(refusal)) => {
                     let same = |q: &Queued| q.op.access == access;
@@ -321,18 +351,18 @@ impl Worker {
     }
 
     /// The first queued read's way in. Leaves, if there is none or the connection must end.
-    fn next_target(&mut self) -> Option<(Access, Vec<SocketAddr>)> {
+    fn next_target(&mut self) -> Option<(Access, Vec<Target>)> {
         let mut state = self.reader.lock();
         let ended = state.connection(self.peer, self.connection).is_none_or(|c| c.end.is_some());
         let first = state.peers.get(&self.peer).and_then(|p| p.queue.front());
-        let addresses = |op: &ReadOp| op.endpoints.iter().filter_map(Endpoint::tcp).collect();
+        let addresses = |op: &ReadOp| op.endpoints.iter().filter_map(Target::of).collect();
         let target = first.filter(|_| !ended).map(|q| (q.op.access.clone(), addresses(&q.op)));
         if target.is_none() {
             self.leave(&mut state);
         }
-        let (access, mut endpoints): (_, Vec<SocketAddr>) = target?;
+        let (access, mut endpoints): (_, Vec<Target>) = target?;
         if let Some(reached) = state.peers.get(&self.peer).and_then(|p| p.reached)
-            && let Some(at) = endpoints.iter().position(|e| *e == reached)
+            && let Some(at) = endpoints.iter().position(|e| e.address == reached)
         {
             endpoints[..=at].rotate_right(1);
         }
@@ -356,13 +386,13 @@ impl Worker {
         state.forget_if_idle(self.peer);
     }
 
-    fn try_endpoints(&self, access: &Access, endpoints: &[SocketAddr]) -> Result<Arc<TcpStream>, ReadError> {
+    fn try_endpoints(&self, access: &Access, endpoints: &[Target]) -> Result<(Arc<TcpStream>, Link), ReadError> {
         let mut failures = Vec::new();
         for endpoint in endpoints {
             match self.try_endpoint(access, *endpoint) {
-                Ok(stream) => return Ok(stream),
+                Ok(connected) => return Ok(connected),
                 Err(error @ (ReadError::Refused(_) | ReadError::Disconnected(_))) => return Err(error),
-                Err(error) => failures.push(format!("{endpoint}: {error}")),
+                Err(error) => failures.push(format!("{}: {error}", endpoint.address)),
             }
         }
         match failures.is_empty() {
@@ -371,13 +401,20 @@ impl Worker {
         }
     }
 
-    fn try_endpoint(&self, access: &Access, endpoint: SocketAddr) -> Result<Arc<TcpStream>, ReadError> {
+    fn try_endpoint(&self, access: &Access, target: Target) -> Result<(Arc<TcpStream>, Link), ReadError> {
         let failed = |error: io::Error| ReadError::Unreachable(error.to_string());
-        let stream = TcpStream::connect_timeout(&endpoint, self.reader.config.connect_timeout).map_err(failed)?;
+        let Reader { config, tls, .. } = &*self.reader;
+        let tls = match config.encryption == Encryption::Tls || target.encrypted {
+            true => {
+                Some(tls.as_ref().ok_or(ReadError::Unreachable("it demands TLS, which is not set up here".into()))?)
+            }
+            false => None,
+        };
+        let stream = TcpStream::connect_timeout(&target.address, config.connect_timeout).map_err(failed)?;
         let stream = Arc::new(stream);
-        self.attach(&stream, endpoint)?;
-        handshake(&stream, access, self.reader.config.handshake_timeout)?;
-        Ok(stream)
+        self.attach(&stream, target.address)?;
+        let link = greet(&stream, tls, (self.peer, access), config.handshake_timeout)?;
+        Ok((stream, link))
     }
 
     /// Lets others cut the stream. Fails if the connection was ended meanwhile.
@@ -396,11 +433,11 @@ impl Worker {
         }
     }
 
-    fn run(&mut self, stream: &TcpStream) -> Result<(), Loss> {
+    fn run(&mut self, link: &Link) -> Result<(), Loss> {
         loop {
-            self.ask(stream)?;
+            self.ask(link)?;
             if !self.under_way.is_empty() {
-                self.receive_next(stream)?;
+                self.receive_next(link)?;
             } else if matches!(self.wait(), Waited::Unneeded) {
                 return Ok(());
             }
@@ -408,13 +445,13 @@ impl Worker {
     }
 
     /// Sends requests while there are any and the pipeline has room.
-    fn ask(&mut self, mut stream: &TcpStream) -> Result<(), Loss> {
+    fn ask(&mut self, mut link: &Link) -> Result<(), Loss> {
         while self.under_way.len() < PIPELINE_DEPTH {
             let Some(read) = self.take_queued() else { return Ok(()) };
             let ReadOp { chunk, lease, .. } = read.op;
             let len = u32::try_from(read.op.into.len()).unwrap_or(u32::MAX); // checked when it was submitted
             self.under_way.push_back(Flight { read, asked: Instant::now(), begun: false });
-            stream.write_all(&Request { chunk, lease, len }.encode())?;
+            link.write_all(&Request { chunk, lease, len }.encode())?;
         }
         Ok(())
     }
@@ -455,19 +492,19 @@ impl Worker {
     }
 
     /// Receives the answer to the oldest request and completes its read.
-    fn receive_next(&mut self, stream: &TcpStream) -> Result<(), Loss> {
-        let result = self.receive_answer(stream)?;
+    fn receive_next(&mut self, link: &Link) -> Result<(), Loss> {
+        let result = self.receive_answer(link)?;
         self.complete_front(result);
         Ok(())
     }
 
-    fn receive_answer(&mut self, mut stream: &TcpStream) -> Result<Result<ReadDone, ReadError>, Loss> {
+    fn receive_answer(&mut self, mut link: &Link) -> Result<Result<ReadDone, ReadError>, Loss> {
         let Some(flight) = self.under_way.front() else { return Err(Loss::Unneeded) };
         let op = flight.read.op.clone();
         let turn = flight.asked.max(self.last);
-        stream.set_read_timeout(Some(op.stall.max(Duration::from_millis(1))))?;
+        link.set_read_timeout(Some(op.stall.max(Duration::from_millis(1))))?;
         let mut header = [0; HEADER_BYTES];
-        stream.read_exact(&mut header)?;
+        link.read_exact(&mut header)?;
         let header = Header::decode(&header).map_err(|reason| Loss::Broken(reason.into()))?;
         if header.chunk != op.chunk || u64::from(header.len) != op.into.len() {
             return Err(Loss::Broken("it answered a request that was not made".into()));
@@ -478,9 +515,9 @@ impl Worker {
         if let Some(flight) = self.under_way.front_mut() {
             flight.begun = true;
         }
-        let digest = self.receive_payload(stream, &op)?;
+        let digest = self.receive_payload(link, &op)?;
         let mut trailer = [0];
-        stream.read_exact(&mut trailer)?;
+        link.read_exact(&mut trailer)?;
         match trailer {
             [0] => Ok(Err(ReadError::Revoked)),
             [1] => Ok(Ok(ReadDone { digest, bytes: op.into.len(), elapsed: turn.elapsed() })),
@@ -488,24 +525,35 @@ impl Worker {
         }
     }
 
-    fn receive_payload(&mut self, stream: &TcpStream, op: &ReadOp) -> Result<ChunkHash, Loss> {
+    fn receive_payload(&mut self, link: &Link, op: &ReadOp) -> Result<ChunkHash, Loss> {
         let mut hasher = blake3::Hasher::new();
-        let (mut hashed, mut got) = (0, 0);
-        while hashed < op.into.len() {
-            let piece_end = (hashed + RECEIVE_PIECE_BYTES).min(op.into.len());
-            while got < piece_end {
-                let n = receive(stream, &op.into, got, piece_end - got)?;
-                if n == 0 {
-                    return Err(Loss::Broken("it closed the connection in the middle of a chunk".into()));
-                }
-                got += n;
-                self.reader.counters.received.fetch_add(n, Ordering::Relaxed);
-            }
-            op.into.hash_into(hashed, piece_end - hashed, &mut hasher)?;
-            hashed = piece_end;
-            self.ask(stream)?;
+        let mut landed = 0;
+        while landed < op.into.len() {
+            let left = usize::try_from(op.into.len() - landed).unwrap_or(usize::MAX);
+            let n = left.min(self.piece.len());
+            self.fill_piece(link, n)?;
+            hasher.update(&self.piece[..n]);
+            op.into.write(landed, &self.piece[..n])?;
+            landed += n as u64;
+            self.ask(link)?;
         }
         Ok(ChunkHash(Hash(*hasher.finalize().as_bytes())))
+    }
+
+    fn fill_piece(&mut self, mut link: &Link, len: usize) -> Result<(), Loss> {
+        let mut got = 0;
+        while got < len {
+            match link.read(&mut self.piece[got..len]) {
+                Ok(0) => return Err(Loss::Broken("it closed the connection in the middle of a chunk".into())),
+                Ok(n) => {
+                    got += n;
+                    self.reader.counters.received.fetch_add(n as u64, Ordering::Relaxed);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     fn complete_front(&mut self, result: Result<ReadDone, ReadError>) {

@@ -1,14 +1,18 @@
 //! What only TCP can get wrong. The rest is in [`crate::conformance`].
 
+mod encrypted;
+
 use super::wire::{HEADER_BYTES, Header, REQUEST_BYTES, Request};
 use super::*;
-use crate::conformance::{Book, HOLDER, Holding, Node, READER, Reading, access, content, memory, noise};
+use crate::conformance::{
+    Book, HOLDER, Holding, Node, OnCompletion, Reading, access, content, holder, memory, noise, reader,
+};
 use crate::handshake::{
     CHALLENGE_BYTES, CONFIRM_BYTES, Challenge, Confirm, HELLO_BYTES, Handshake, Hello, PROOF_BYTES, Transcript,
 };
 use crate::limits::{ACCEPTED_PER_PEER_MAX, PIPELINE_DEPTH};
 use crate::{OpId, ReadError, ReadOp, Refusal};
-use aquifer_core::NodeId;
+use aquifer_core::{NodeId, NodeSecret};
 use aquifer_memory::{Mapping, Span};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -17,7 +21,7 @@ use std::sync::Mutex;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
-fn node(config: TcpConfig, grants: Arc<dyn Grants>, completions: crate::conformance::OnCompletion) -> Node {
+fn node(config: TcpConfig, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
     let transport = start(config, grants, completions);
     Node { endpoints: vec![transport.local_addr().into()], transport }
 }
@@ -30,7 +34,7 @@ fn start(
     TcpTransport::start((Ipv4Addr::LOCALHOST, 0).into(), grants, completions, config).unwrap()
 }
 
-fn plain(grants: Arc<dyn Grants>, completions: crate::conformance::OnCompletion) -> Node {
+fn plain(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
     node(TcpConfig::default(), grants, completions)
 }
 
@@ -40,7 +44,7 @@ mod one_connection {
 
 mod four_connections {
     use super::*;
-    crate::conformance_tests!(|grants, completions| {
+    crate::conformance_tests!(|_, grants, completions| {
         node(TcpConfig { connections_per_peer: 4, ..TcpConfig::default() }, grants, completions)
     });
 }
@@ -90,7 +94,7 @@ fn wait_closed(mut stream: &TcpStream) {
 fn read_at(address: SocketAddr, id: OpId, len: usize) -> ReadOp {
     ReadOp {
         id,
-        peer: HOLDER,
+        peer: holder(),
         endpoints: vec![address.into()],
         access: access(),
         lease: 1,
@@ -172,7 +176,7 @@ fn a_holder_that_does_not_know_the_secret_gets_no_request() {
 #[test]
 fn a_holder_that_is_silent_from_the_start_is_unreachable() {
     let (address, thread) = fake_holder([|s| wait_closed(&s)]);
-    let reading = Reading::start(|grants, completions| {
+    let reading = Reading::start(|_, grants, completions| {
         node(TcpConfig { handshake_timeout: Duration::from_millis(50), ..TcpConfig::default() }, grants, completions)
     });
     let result = reading.outcome(&read_at(address, 1, 100));
@@ -230,7 +234,7 @@ fn a_connection_lost_between_reads_is_opened_again() {
 
 #[test]
 fn an_idle_connection_is_closed_and_opened_again() {
-    let reading = Reading::start(|grants, completions| {
+    let reading = Reading::start(|_, grants, completions| {
         node(TcpConfig { idle_timeout: Duration::from_millis(20), ..TcpConfig::default() }, grants, completions)
     });
     for id in 0..2 {
@@ -361,7 +365,7 @@ struct Truncating {
 
 impl Grants for Truncating {
     fn secret(&self, _: u64) -> Option<(NodeId, [u8; 32])> {
-        Some((READER, access().secret))
+        Some((reader(), access().secret))
     }
     fn open(&self, _: NodeId, _: u64, _: u32) -> Result<Span, Refusal> {
         Ok(self.span.clone())

@@ -1,0 +1,335 @@
+//! The two ends of a transfer: a holder of chunks and a puller, with a real transport each.
+//!
+//! A transport is added with a variant of [`Kind`] that says how it is started.
+
+use super::content;
+use super::cores::Took;
+use crate::keys;
+use anyhow::{Context, Result, bail};
+use aquifer_core::{Access, ChunkHash, NodeId, NodeSecret};
+use aquifer_memory::{Mapping, Span};
+use aquifer_transport::limits::CONNECTIONS_PER_PEER_MAX;
+use aquifer_transport::{
+    Completion, Encryption, Endpoint, Grants, Operation, ReadOp, Refusal, ShmConfig, ShmTransport, TcpConfig,
+    TcpTransport, Transport,
+};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+/// The nodes at either end: their keys are nobody's secret.
+const HOLDER: [u8; 32] = [1; 32];
+const PULLER: [u8; 32] = [2; 32];
+const LEASE: u64 = 1;
+/// As an agent waits for a byte, about.
+const STALL: Duration = Duration::from_secs(30);
+/// Longest chunk: what fits the field that carries its length, with room to spare.
+const CHUNK_BYTES_MAX: u64 = 1 << 30;
+
+/// A transport that can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Kind {
+    /// TCP over loopback, as between agents
+    Tcp,
+    /// TLS over TCP, as with `--data-encryption tls`
+    Tls,
+    /// Memory shared between the two, as between agents of one machine
+    Shm,
+}
+
+/// Where a holder has its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Origin {
+    /// Shared memory, as an engine's
+    Memory,
+    /// A file in the page cache, as a publisher's
+    File,
+}
+
+/// A running transport, and where others reach it.
+#[derive(Debug)]
+struct Started {
+    transport: Arc<dyn Transport>,
+    endpoints: Vec<Endpoint>,
+}
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Tcp => "tcp",
+            Kind::Tls => "tls",
+            Kind::Shm => "shm",
+        }
+    }
+
+    fn start(
+        self,
+        identity: [u8; 32],
+        terms: &Terms,
+        grants: Arc<dyn Grants>,
+        completions: impl Fn(Completion) + Send + Sync + 'static,
+    ) -> Result<Started> {
+        let connections_per_peer = usize::from(terms.connections);
+        let encryption = match self {
+            Kind::Tcp => Encryption::Off,
+            Kind::Tls => Encryption::Tls,
+            Kind::Shm => {
+                let config = ShmConfig { connections_per_peer, ..ShmConfig::default() };
+                let shm = ShmTransport::start(&terms.sockets, grants, completions, config);
+                let shm = shm.context("cannot start shared memory")?;
+                let endpoints = vec![Endpoint::Shm(shm.path().to_path_buf())];
+                return Ok(Started { endpoints, transport: shm });
+            }
+        };
+        let identity = Some(NodeSecret::from_seed(identity));
+        let config = TcpConfig { connections_per_peer, encryption, identity, ..TcpConfig::default() };
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let tcp = TcpTransport::start(loopback, grants, completions, config).context("cannot start TCP")?;
+        Ok(Started { endpoints: vec![tcp.local_addr().into()], transport: tcp })
+    }
+}
+
+/// What both ends must agree on.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Terms {
+    pub(super) kind: Kind,
+    pub(super) connections: u16,
+    pub(super) bytes: u64,
+    pub(super) chunk_bytes: u64,
+    /// Where shared memory keeps its sockets.
+    sockets: PathBuf,
+    /// What a puller shows and a holder asks for.
+    secret: [u8; 32],
+}
+
+impl Terms {
+    pub(super) fn new(kind: Kind, connections: u16, bytes: u64, chunk_bytes: u64, dir: &Path) -> Result<Self> {
+        if chunk_bytes == 0 || chunk_bytes > CHUNK_BYTES_MAX {
+            bail!("--chunk {chunk_bytes} is not a length of chunks: 1 to {CHUNK_BYTES_MAX} bytes are");
+        }
+        if usize::from(connections) > CONNECTIONS_PER_PEER_MAX {
+            bail!("--conns {connections} is too many: {CONNECTIONS_PER_PEER_MAX} are the most to one peer");
+        }
+        let sockets = dir.join("shm");
+        Ok(Terms { kind, connections, bytes, chunk_bytes, sockets, secret: keys::random_bytes()? })
+    }
+
+    fn access(&self) -> Access {
+        Access { ticket: 1, secret: self.secret }
+    }
+
+    fn chunks(&self, whole: &Span) -> Result<Vec<Span>> {
+        let begins = (0..self.bytes).step_by(usize::try_from(self.chunk_bytes)?);
+        begins.map(|begin| Ok(whole.slice(begin..(begin + self.chunk_bytes).min(self.bytes))?)).collect()
+    }
+}
+
+/// Grants every chunk to the one puller there is.
+#[derive(Debug)]
+struct Open {
+    access: Access,
+    chunks: Vec<Span>,
+}
+
+impl Grants for Open {
+    fn secret(&self, ticket: u64) -> Option<(NodeId, [u8; 32])> {
+        (ticket == self.access.ticket).then_some((node(PULLER), self.access.secret))
+    }
+
+    fn open(&self, _: NodeId, lease: u64, chunk: u32) -> Result<Span, Refusal> {
+        let chunk = self.chunks.get(chunk as usize).filter(|_| lease == LEASE);
+        chunk.cloned().ok_or(Refusal::Unknown)
+    }
+
+    fn still_valid(&self, _: NodeId, lease: u64, _: u32) -> bool {
+        lease == LEASE
+    }
+
+    fn sent(&self, _: NodeId, _: u64) {}
+}
+
+/// How a puller finds what a holder has.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Offer {
+    /// As a status record says them.
+    endpoints: Vec<String>,
+    /// Of each chunk, in hexadecimal.
+    digests: Vec<String>,
+}
+
+/// A holder, for as long as this lives.
+#[derive(Debug)]
+pub(super) struct Holding {
+    _started: Started,
+}
+
+impl Holding {
+    /// Makes the bytes, in memory or in a new file at `file`, and serves them.
+    pub(super) fn start(terms: &Terms, file: Option<PathBuf>) -> Result<(Self, Offer)> {
+        let whole = match file {
+            Some(path) => {
+                let mut file = std::fs::File::create_new(&path).with_context(|| format!("cannot write {path:?}"))?;
+                content::write(&mut file, terms.bytes).with_context(|| format!("cannot write {path:?}"))?;
+                Mapping::file(&path)?.span()
+            }
+            None => {
+                let (mapping, _) = Mapping::memfd("aquifer-bench-holder", terms.bytes)?;
+                content::fill(&mapping.span())?;
+                mapping.span()
+            }
+        };
+        let chunks = terms.chunks(&whole)?;
+        let digests = chunks.iter().map(|c| Ok(c.hash()?.to_string())).collect::<Result<_>>()?;
+        let grants = Arc::new(Open { access: terms.access(), chunks });
+        let started = terms.kind.start(HOLDER, terms, grants, |_| {})?;
+        let endpoints = started.endpoints.iter().map(ToString::to_string).collect();
+        let offer = Offer { endpoints, digests };
+        Ok((Holding { _started: started }, offer))
+    }
+}
+
+/// A puller, and the memory it lands in: made as an engine's is, and touched.
+#[derive(Debug)]
+pub(super) struct Pulling {
+    terms: Terms,
+    endpoints: Vec<Endpoint>,
+    window: usize,
+    chunks: Vec<(Span, ChunkHash)>,
+    started: Started,
+    completions: Receiver<Completion>,
+    next_id: u64,
+}
+
+impl Pulling {
+    pub(super) fn start(terms: Terms, offer: &Offer, window: u32) -> Result<Self> {
+        let (mapping, _) = Mapping::memfd("aquifer-bench-engine", terms.bytes)?;
+        mapping.span().prefault();
+        let spans = terms.chunks(&mapping.span())?;
+        let digests = offer.digests.iter().map(|d| Ok(ChunkHash(d.parse()?))).collect::<Result<Vec<_>>>()?;
+        if digests.len() != spans.len() {
+            bail!("{} digests were given for {} chunks", digests.len(), spans.len());
+        }
+        let window = usize::try_from(window)?;
+        let (sender, completions) = sync_channel(window);
+        let completed = move |completion| {
+            // Nobody listens once this puller is gone.
+            let _ = sender.send(completion);
+        };
+        // A puller grants nothing.
+        let grants = Arc::new(Open { access: terms.access(), chunks: Vec::new() });
+        let started = terms.kind.start(PULLER, &terms, grants, completed)?;
+        let endpoints = offer.endpoints.iter().filter_map(|text| Endpoint::parse(text)).collect();
+        let chunks = spans.into_iter().zip(digests).collect();
+        Ok(Pulling { terms, endpoints, window, chunks, started, completions, next_id: 0 })
+    }
+
+    /// Reads every chunk and compares its digest. A few bytes of each are spoilt before, so that what
+    /// is found in place came just now.
+    pub(super) fn pull(&mut self) -> Result<Took> {
+        for (span, _) in &self.chunks {
+            span.write(0, &[0xff; 8][..usize::try_from(span.len().min(8))?])?;
+        }
+        let (start, first_id) = (Instant::now(), self.next_id);
+        let last_id = first_id + self.chunks.len() as u64;
+        while self.next_id < last_id.min(first_id + self.window as u64) {
+            self.submit_next(first_id);
+        }
+        for _ in 0..self.chunks.len() {
+            let Completion { id, result } = self.next_completion()?;
+            let chunk = usize::try_from(id - first_id)?;
+            let done = result.with_context(|| format!("chunk {chunk} was not read"))?;
+            if done.digest != self.chunks[chunk].1 {
+                bail!("chunk {chunk} came with other bytes than it should have");
+            }
+            if self.next_id < last_id {
+                self.submit_next(first_id);
+            }
+        }
+        Ok(Took::since(start, self.terms.bytes))
+    }
+
+    /// Hashes what lies in memory now, without the transport.
+    pub(super) fn check(&self) -> Result<()> {
+        for (chunk, (span, digest)) in self.chunks.iter().enumerate() {
+            if span.hash()? != *digest {
+                bail!("chunk {chunk} is said to be there and is not");
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.terms.bytes
+    }
+
+    fn submit_next(&mut self, first_id: u64) {
+        let id = self.next_id;
+        self.next_id += 1;
+        let Some(chunk) = u32::try_from(id - first_id).ok() else { return };
+        let Some((into, _)) = self.chunks.get(chunk as usize) else { return };
+        self.started.transport.submit(Operation::Read(ReadOp {
+            id,
+            peer: node(HOLDER),
+            endpoints: self.endpoints.clone(),
+            access: self.terms.access(),
+            lease: LEASE,
+            chunk,
+            into: into.clone(),
+            stall: STALL,
+        }));
+    }
+
+    fn next_completion(&self) -> Result<Completion> {
+        match self.completions.recv_timeout(2 * STALL) {
+            Ok(completion) => Ok(completion),
+            Err(RecvTimeoutError::Timeout) => bail!("the transport owes a completion and does not give it"),
+            Err(RecvTimeoutError::Disconnected) => bail!("the transport has ended"),
+        }
+    }
+}
+
+fn node(seed: [u8; 32]) -> NodeId {
+    NodeSecret::from_seed(seed).public()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_pulled_again_and_again() {
+        let dir = tempfile::tempdir().unwrap();
+        for kind in Kind::value_variants() {
+            let terms = Terms::new(*kind, 2, 1_000_001, 100_000, dir.path()).unwrap();
+            let (_holding, offer) = Holding::start(&terms, None).unwrap();
+            assert_eq!(offer.digests.len(), 11);
+            let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
+            assert!(pulling.check().is_err());
+            for _ in 0..3 {
+                assert_eq!(pulling.pull().unwrap().bytes, 1_000_001);
+                pulling.check().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn wrong_bytes_are_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let terms = Terms::new(Kind::Tcp, 1, 100_000, 10_000, dir.path()).unwrap();
+        let (_holding, mut offer) = Holding::start(&terms, Some(dir.path().join("f"))).unwrap();
+        offer.digests[7] = ChunkHash::of(b"other").to_string();
+        let error = Pulling::start(terms, &offer, 10).unwrap().pull().unwrap_err().to_string();
+        assert!(error.contains("chunk 7 came with other bytes"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        assert!(Terms::new(Kind::Tcp, 99, 1, 1, Path::new("")).is_err());
+        assert!(Terms::new(Kind::Tcp, 1, 1, 0, Path::new("")).is_err());
+        assert!(Terms::new(Kind::Tcp, 1, 1, u64::MAX, Path::new("")).is_err());
+    }
+}
