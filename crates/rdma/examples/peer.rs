@@ -2,11 +2,13 @@
 //! processes, and for docs/measured/rdma.md. Needs an RDMA device, as in `cargo xtask rdma-vm`.
 #![allow(clippy::print_stdout, reason = "a program for people and tests")]
 
-use aquifer_core::{Access, NodeId};
+use aquifer_core::NodeId;
 use aquifer_memory::Span;
+use aquifer_rdma::verbs::{Access, Address, CompletionQueue, Device, ProtectionDomain, QueuePair, Region};
 use aquifer_rdma::{RdmaConfig, RdmaTransport};
 use aquifer_transport::conformance::{Book, access, memory, noise};
 use aquifer_transport::{Completion, Endpoint, Operation, ReadOp, Transport};
+use rustix::event::{PollFd, PollFlags, poll};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -15,7 +17,8 @@ use std::time::{Duration, Instant};
 const USAGE: &str = "usage: peer COMMAND DEVICES ...   (DEVICES: names with commas, or `all`)
   hold DEVICES CHUNKS BYTES            serves chunks of noise; says where; ends with its standard input
   read DEVICES ENDPOINT CHUNKS BYTES   reads them all, and says what came of it
-  measure DEVICES CHUNKS BYTES ROUNDS  reads chunks from itself, checked and by the devices alone
+  measure DEVICES CHUNKS BYTES ROUNDS  reads chunks from itself, and hashes them alone
+  verbs DEVICE MIB ROUNDS              the same by READs alone, 1 MiB each and 16 in flight
   cycles DEVICES COUNT                 connects, reads and tears down, over and over";
 
 fn main() {
@@ -25,6 +28,7 @@ fn main() {
         ["hold", devices, chunks, len] => hold(devices, number(chunks), number(len)),
         ["read", devices, endpoint, chunks, len] => read(devices, endpoint, number(chunks), number(len)),
         ["measure", devices, chunks, len, rounds] => measure(devices, number(chunks), number(len), number(rounds)),
+        ["verbs", device, mib, rounds] => verbs(device, number(mib), number(rounds)),
         ["cycles", devices, count] => cycles(devices, number(count)),
         _ => panic!("{USAGE}"),
     }
@@ -71,7 +75,7 @@ fn op(endpoint: SocketAddr, id: u64, chunk: u32, into: Span) -> ReadOp {
         id,
         peer: NodeId([1; 32]),
         endpoints: vec![Endpoint::Rdma(endpoint)],
-        access: Access { ..access() },
+        access: access(),
         lease: 1,
         chunk,
         into,
@@ -155,6 +159,65 @@ fn measure(devices: &str, chunks: u32, len: u32, rounds: u32) {
     }
     reading.shutdown();
     holding.shutdown();
+}
+
+/// The transport's own queue pairs and completion queue, without anything around them.
+fn verbs(device: &str, mib: u32, rounds: u32) {
+    const DEPTH: u32 = 16;
+    const PIECE: u32 = 1 << 20;
+    let device = Device::open(device).expect("the device is here");
+    let port = device.port(1).expect("port 1");
+    let gid = *port.best_gid().expect("an address");
+    let domain = ProtectionDomain::new(&device).expect("a domain");
+    let completions = Arc::new(CompletionQueue::new(&device, 2 * DEPTH).expect("a completion queue"));
+    let make = || {
+        let pair = QueuePair::new(&domain, &completions, DEPTH).expect("a queue pair");
+        let (queue_pair, mtu_code) = (pair.number(), u8::try_from(port.mtu_code).expect("small"));
+        let reads = u8::try_from(DEPTH).expect("small");
+        let address = Address {
+            queue_pair,
+            sequence: 1,
+            gid: gid.raw,
+            lid: port.lid,
+            mtu_code,
+            reads_in: reads,
+            reads_out: reads,
+        };
+        (pair, address)
+    };
+    let ((holder, theirs), (reader, ours)) = (make(), make());
+    let config = RdmaConfig::default().queue_pair;
+    holder.connect(&port, &gid, &theirs, &ours, config).expect("it connects");
+    reader.connect(&port, &gid, &ours, &theirs, config).expect("it connects");
+    let [from, into] = [memory(mib as usize * PIECE as usize), memory(mib as usize * PIECE as usize)];
+    let source = Region::register(&domain, from.clone(), Access::Read).expect("registered");
+    let landing = Region::register(&domain, into.clone(), Access::Land).expect("registered");
+    for round in 0..rounds {
+        let begun = Instant::now();
+        let (mut posted, mut done) = (0, 0);
+        let mut found = Vec::new();
+        while done < mib {
+            while posted < mib && posted - done < DEPTH {
+                let at = u64::from(posted) * u64::from(PIECE)..u64::from(posted + 1) * u64::from(PIECE);
+                let part = from.slice(at.clone()).expect("inside");
+                let remote = source.remote(&part).expect("it may be read");
+                let id = u64::from(posted);
+                reader.read(id, &landing, &into.slice(at).expect("inside"), remote).expect("it is posted");
+                posted += 1;
+            }
+            if !completions.poll(&mut found).expect("it can be polled") {
+                poll(&mut [PollFd::new(&*completions, PollFlags::IN)], None).expect("poll");
+                completions.rearm().expect("it can be armed");
+            }
+            for completion in found.drain(..) {
+                completion.result.expect("it succeeds");
+                reader.completed(completion.id);
+                done += 1;
+            }
+        }
+        let took = begun.elapsed().as_secs_f64();
+        println!("round {round}: {mib} MiB by READs alone in {took:.3} s = {:.1} MiB/s", f64::from(mib) / took);
+    }
 }
 
 /// A reader comes, reads a chunk and goes, that many times; every tenth is gone before its chunk is.

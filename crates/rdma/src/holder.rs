@@ -2,6 +2,7 @@
 //! payload, but for chunks that cannot be shown where they lie.
 
 use crate::config::{Counters, RdmaConfig, count};
+use crate::error::RdmaError;
 use crate::limits::{
     ACCEPT_BACKOFF, ACCEPTED_PER_PEER_MAX, SCOLDED_MAX, STAGING_PATIENCE, STAGING_RETRY, THREAD_STACK_BYTES,
     WRITE_TIMEOUT,
@@ -366,7 +367,7 @@ impl Seat {
     /// The reader is done with a chunk: it is hidden first, then the lease looked at, so that what is
     /// called valid was so for as long as it could be read.
     fn finish(&self, serving: &mut Serving, peer: NodeId, number: u32, outcome: Outcome) -> Result<Option<bool>, End> {
-        let hidden = serving.hide(number).map_err(|error| End::Own(error.to_string()))?;
+        let hidden = serving.hide(number).map_err(stopped)?;
         let Some(Shown { lease, chunk, len }) = hidden else {
             return match serving.was_withdrawn(number) {
                 true => Ok((outcome != Outcome::LetBe).then_some(false)),
@@ -387,7 +388,7 @@ impl Seat {
     fn review(&self, serving: &mut Serving, peer: NodeId) -> Result<(), End> {
         let ended = serving.numbers(|shown| !self.holder.grants.still_valid(peer, shown.lease, shown.chunk));
         for number in ended {
-            serving.withdraw(number).map_err(|error| End::Own(error.to_string()))?;
+            serving.withdraw(number).map_err(stopped)?;
         }
         Ok(())
     }
@@ -420,6 +421,12 @@ fn is_readable(stream: &TcpStream, patience: Duration) -> io::Result<bool> {
 
 fn say(mut stream: &TcpStream, answer: FromHolder) -> io::Result<()> {
     stream.write_all(&answer.encode())
+}
+
+/// A window that cannot be closed says that the queue pair has stopped, as it does when its reader reads
+/// what it may not. The window goes with it.
+fn stopped(error: RdmaError) -> End {
+    End::Lost(io::Error::other(error))
 }
 
 /// A chunk whose file is too short by now is gone.

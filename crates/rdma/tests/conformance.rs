@@ -1,5 +1,6 @@
 //! The suite that every transport passes, on a real device.
 
+use aquifer_core::NodeSecret;
 use aquifer_rdma::{RdmaConfig, RdmaTransport};
 use aquifer_transport::conformance::{Node, OnCompletion};
 use aquifer_transport::{Endpoint, Grants};
@@ -19,7 +20,7 @@ fn start(grants: Arc<dyn Grants>, completions: OnCompletion, config: RdmaConfig)
 mod by_windows {
     use super::*;
 
-    fn node(grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
+    fn node(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
         start(grants, completions, RdmaConfig::default())
     }
 
@@ -30,7 +31,7 @@ mod by_windows {
 mod by_copies {
     use super::*;
 
-    fn node(grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
+    fn node(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
         start(grants, completions, RdmaConfig { windows: false, piece_bytes: 100_000, ..RdmaConfig::default() })
     }
 

@@ -2,14 +2,14 @@
 //! bytes or an error in time, and harms nothing that comes after it. For the guest of `cargo xtask
 //! rdma-vm -n 2`, as root and one at a time: the tests take network interfaces down.
 
-use aquifer_core::NodeId;
+use aquifer_core::{NodeId, NodeSecret};
 use aquifer_memory::Span;
 use aquifer_rdma::verbs::{
     Access, Address, Completion, CompletionQueue, Device, ProtectionDomain, QueuePair, QueuePairConfig, Region,
     RemoteRegion, Window, WorkError,
 };
 use aquifer_rdma::{RdmaConfig, RdmaTransport};
-use aquifer_transport::conformance::{Book, HOLDER, OnCompletion, Reading, access, content, memory, noise};
+use aquifer_transport::conformance::{Book, HOLDER, OnCompletion, Reading, access, content, holder, memory, noise};
 use aquifer_transport::conformance::{Holding, Node};
 use aquifer_transport::{Endpoint, Grants, Operation, ReadError, ReadOp, Refusal, Transport};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -38,11 +38,11 @@ fn node(grants: Arc<dyn Grants>, completions: OnCompletion, devices: &[&str]) ->
     Node { endpoints: vec![Endpoint::Rdma(transport.local_addr())], transport }
 }
 
-fn on_one(grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
+fn on_one(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
     node(grants, completions, &["rxe0"])
 }
 
-fn on_both(grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
+fn on_both(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
     node(grants, completions, &["rxe0", "rxe1"])
 }
 
@@ -69,7 +69,7 @@ impl OtherProcess {
     fn read(&self, chunk: u32, len: usize) -> ReadOp {
         ReadOp {
             id: u64::from(chunk),
-            peer: HOLDER,
+            peer: holder(),
             endpoints: vec![Endpoint::Rdma(self.endpoint)],
             access: access(),
             lease: 1,
@@ -287,11 +287,11 @@ fn a_lease_that_ends_closes_its_window_under_the_read() {
     const LEN: usize = 64 * MIB;
     let span = memory(LEN);
     let grants = Arc::new(Fickle { span, valid: AtomicBool::new(true) });
-    let holding = on_one(grants.clone(), Box::new(|_| {}));
+    let holding = node(grants.clone(), Box::new(|_| {}), &["rxe0"]);
     let reading = Reading::start(on_one);
     let op = ReadOp {
         id: 1,
-        peer: HOLDER,
+        peer: holder(),
         endpoints: holding.endpoints.clone(),
         access: access(),
         lease: 1,

@@ -152,6 +152,9 @@ impl Picture {
                 format!("data encryption {}", plain(&view.data_encryption)),
             ],
         );
+        for port in &view.rdma_ports {
+            self.row(0, [format!("RDMA over {}", plain(port))]);
+        }
         let r = view.rejected_releases;
         if r.forged + r.untrusted + r.older > 0 {
             self.row(0, [format!("releases refused: {} forged, {} untrusted, {} old", r.forged, r.untrusted, r.older)]);

@@ -2,25 +2,25 @@
 //! a command, a completion or a word of a holder, applies it without waiting for anything else, and
 //! asks for more.
 
-use super::join::{Attempt, Joined};
+mod connecting;
+mod waiting;
+
 use super::link::{Link, Loss, verdict};
 use super::peer::{Peer, Queued};
 use super::{ASKED_TO, Command, Completions, Inbox, LinkId, SHUTTING_DOWN};
 use crate::config::{Counters, RdmaConfig, count};
 use crate::error::RdmaError;
-use crate::limits::{RETRIES_MAX, SWEEP_INTERVAL, THREAD_STACK_BYTES, TICK};
+use crate::limits::RETRIES_MAX;
 use crate::rail::Rail;
 use crate::verbs::{Completion as Work, CompletionQueue, Region, RemoteRegion, WorkError};
 use crate::wire::{FromHolder, FromReader, Outcome};
 use crate::workers::Workers;
 use aquifer_core::{ChunkHash, NodeId};
 use aquifer_transport::{Completion, OpId, ReadDone, ReadError, ReadOp};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(super) struct Driver {
     config: RdmaConfig,
@@ -46,13 +46,6 @@ pub(super) struct Driver {
     closing: bool,
     ticked: Instant,
     swept: Instant,
-}
-
-/// What a wait ended with.
-#[derive(Default)]
-struct Ready {
-    rails: Vec<usize>,
-    links: Vec<LinkId>,
 }
 
 impl Driver {
@@ -172,112 +165,6 @@ impl Driver {
             self.fail(read, ReadError::Disconnected(reason.into()));
         }
         self.dirty.insert(peer);
-    }
-
-    /// Asks for what is queued, over the connections there are, and opens others where that is of use.
-    fn pump(&mut self, peer: NodeId) {
-        let Some(entry) = self.peers.get_mut(&peer) else { return };
-        let now = Instant::now();
-        let mut under_way = 0;
-        loop {
-            let links = entry.links.keys().filter_map(|id| Some((*id, self.links.get(id)?.flights.len())));
-            let counts: Vec<(LinkId, usize)> = links.collect();
-            under_way = counts.iter().map(|(_, count)| count).sum::<usize>().max(under_way);
-            let roomy = counts.iter().filter(|(id, _)| self.links.get(id).is_some_and(Link::has_room));
-            let Some((id, _)) = roomy.min_by_key(|(_, count)| *count).copied() else { break };
-            let (Some(link), Some(read)) = (self.links.get_mut(&id), entry.queue.pop_front()) else { break };
-            let (rail, into) = (self.rails[link.rail].clone(), read.op.into.clone());
-            let number = link.ask(read, now);
-            let access = rail.landing_access();
-            if let Some(region) = rail.regions.registered(&into, access) {
-                if let Some(flight) = link.flights.get_mut(&number) {
-                    flight.region = Some(region);
-                }
-                continue;
-            }
-            let inbox = self.inbox.clone();
-            self.workers.give(move || {
-                let result = rail.regions.of(&into, access);
-                drop(into);
-                // A driver that has ended has no use for it.
-                inbox.put(Command::Registered { link: id, number, result });
-            });
-        }
-        if self.closing {
-            return;
-        }
-        if let Some(rail) = entry.next_rail(self.rails.len(), under_way + entry.queue.len(), now) {
-            self.connect(peer, rail);
-        } else if entry.is_idle() {
-            self.peers.remove(&peer);
-        }
-    }
-
-    fn connect(&mut self, peer: NodeId, rail: usize) {
-        let Some(entry) = self.peers.get_mut(&peer) else { return };
-        let Some((access, endpoints)) = entry.target() else { return };
-        self.next_link += 1;
-        let link = self.next_link;
-        entry.joining.insert(link, rail);
-        let attempt = Attempt {
-            link,
-            peer,
-            access,
-            endpoints,
-            config: self.config.clone(),
-            rail: self.rails[rail].clone(),
-            completions: self.queues[rail].clone(),
-            inbox: self.inbox.clone(),
-        };
-        let name = format!("aquifer-join-{link}");
-        let started = thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(|| attempt.run());
-        match started {
-            Ok(_) => self.joins += 1,
-            Err(error) => {
-                let reason = format!("a thread of the transport could not start: {error}");
-                entry.joining.remove(&link);
-                self.on_unreachable(peer, rail, &ReadError::Landing(reason));
-            }
-        }
-        self.dirty.insert(peer); // for another port, perhaps
-    }
-
-    fn on_joined(&mut self, link: LinkId, peer: NodeId, result: Result<Joined, ReadError>) {
-        self.joins -= 1;
-        let Some(entry) = self.peers.get_mut(&peer) else { return };
-        let Some(rail) = entry.joining.remove(&link) else {
-            self.dirty.insert(peer);
-            return; // nobody wants it any more
-        };
-        self.dirty.insert(peer);
-        match result {
-            Ok(joined) => {
-                count(&self.counters.connected, 1);
-                entry.reached = Some(joined.endpoint);
-                entry.links.insert(link, rail);
-                self.links.insert(link, Link::new(peer, rail, joined, Instant::now()));
-            }
-            Err(error) => self.on_unreachable(peer, rail, &error),
-        }
-    }
-
-    /// A connection could not be made: its reads fail, unless another is there for them.
-    fn on_unreachable(&mut self, peer: NodeId, rail: usize, error: &ReadError) {
-        let Some(entry) = self.peers.get_mut(&peer) else { return };
-        entry.pause(rail, Instant::now());
-        let queue = std::mem::take(&mut entry.queue);
-        let first = queue.front().map(|q| q.op.access.clone());
-        let refused = matches!(error, ReadError::Refused(_));
-        let others = entry.has_connection();
-        let (failed, kept) = queue.into_iter().partition::<Vec<_>, _>(|q| match refused {
-            // The ticket was refused: reads with another may do.
-            true => Some(&q.op.access) == first.as_ref(),
-            false => !others,
-        });
-        entry.queue = kept.into();
-        for read in failed {
-            self.fail(read, error.clone());
-        }
     }
 
     fn on_registered(&mut self, link: LinkId, number: u32, result: Result<Arc<Region>, RdmaError>) {
@@ -585,81 +472,5 @@ impl Driver {
     fn complete(&mut self, id: OpId, result: Result<ReadDone, ReadError>) {
         self.ops.remove(&id);
         (self.completions)(Completion { id, result });
-    }
-
-    /// Hands words to the sockets.
-    fn speak(&mut self) {
-        let speaking = self.links.iter_mut().filter(|(_, l)| l.has_words());
-        let failed: Vec<(LinkId, String)> =
-            speaking.filter_map(|(id, l)| Some((*id, l.flush().err()?.to_string()))).collect();
-        for (link, reason) in failed {
-            self.end_link(link, Loss::Broken(reason), Instant::now());
-        }
-    }
-
-    /// Waits for anything to happen, or for time to be looked at.
-    fn wait(&self) -> Ready {
-        let links: Vec<(LinkId, &Link)> =
-            self.links.iter().filter(|(_, l)| !l.is_deaf()).map(|(id, l)| (*id, l)).collect();
-        let mut fds = vec![PollFd::new(&self.inbox.wake, PollFlags::IN)];
-        fds.extend(self.queues.iter().map(|queue| PollFd::new(&**queue, PollFlags::IN)));
-        fds.extend(links.iter().map(|(_, l)| {
-            let writing = if l.has_words() { PollFlags::OUT } else { PollFlags::empty() };
-            PollFd::new(&l.stream, PollFlags::IN | writing)
-        }));
-        let timeout = self.until_tick().and_then(|left| Timespec::try_from(left).ok());
-        if let Err(errno) = poll(&mut fds, timeout.as_ref())
-            && errno != rustix::io::Errno::INTR
-        {
-            tracing::error!("poll: {errno}");
-        }
-        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        if fds.first().is_some_and(is_ready) {
-            let mut count = [0; 8];
-            // Nothing to read means that somebody else's wake was taken with an earlier one.
-            let _ = rustix::io::read(&self.inbox.wake, &mut count);
-        }
-        let (rails, sockets) = fds[1..].split_at(self.queues.len());
-        Ready {
-            rails: (0..).zip(rails).filter(|(_, fd)| is_ready(fd)).map(|(rail, _)| rail).collect(),
-            links: links.iter().zip(sockets).filter(|(_, fd)| is_ready(fd)).map(|((id, _), _)| *id).collect(),
-        }
-    }
-
-    /// How long nothing has to be looked at; `None` for as long as nothing happens.
-    fn until_tick(&self) -> Option<Duration> {
-        let busy = self.links.values().any(|l| l.ending.is_some() || !l.flights.is_empty());
-        if busy {
-            return Some(TICK.saturating_sub(self.ticked.elapsed()));
-        }
-        let resting = !self.links.is_empty() || self.rails.iter().any(|rail| rail.regions.totals().0 > 0);
-        resting.then_some(SWEEP_INTERVAL)
-    }
-
-    fn tick(&mut self) {
-        let now = Instant::now();
-        if now.duration_since(self.ticked) < TICK {
-            return;
-        }
-        self.ticked = now;
-        let ids: Vec<LinkId> = self.links.keys().copied().collect();
-        for id in ids {
-            let Some(link) = self.links.get(&id) else { continue };
-            let idle = link.flights.is_empty() && now.duration_since(link.progress) >= self.config.idle_timeout;
-            if link.ending.is_some() {
-                self.end_if_over(id, now);
-            } else if let Some(number) = link.stalled(now) {
-                self.end_link(id, Loss::Stalled(number), now);
-            } else if link.is_stuck(now) {
-                self.end_link(id, Loss::Renewed, now);
-            } else if idle {
-                self.end_link(id, Loss::Unneeded, now);
-            }
-        }
-        if now.duration_since(self.swept) >= SWEEP_INTERVAL {
-            self.swept = now;
-            let rails = self.rails.clone();
-            self.workers.give(move || rails.iter().for_each(|rail| rail.regions.sweep()));
-        }
     }
 }

@@ -267,3 +267,59 @@ pub(super) fn verdict(number: u32, flight: &Flight, read: &Queued, why: &Loss, n
         Loss::Stalled(_) | Loss::Broken(_) | Loss::Renewed | Loss::Unneeded => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aquifer_core::Access;
+    use aquifer_memory::Mapping;
+    use aquifer_transport::ReadOp;
+
+    fn read(retries: u8) -> Queued {
+        let op = ReadOp {
+            id: 1,
+            peer: NodeId([1; 32]),
+            endpoints: Vec::new(),
+            access: Access { ticket: 1, secret: [0; 32] },
+            lease: 1,
+            chunk: 1,
+            into: Mapping::anonymous(1).expect("a byte").span(),
+            stall: Duration::from_secs(5),
+        };
+        Queued { op, retries }
+    }
+
+    #[test]
+    fn a_lost_connection_costs_a_read_one_attempt() {
+        let now = Instant::now();
+        let end = |retries, why: &Loss| {
+            let read = read(retries);
+            verdict(7, &Flight::new(read.clone(), now), &read, why, now)
+        };
+        let broken = Loss::Broken("cut".into());
+        assert_eq!(end(0, &broken), None);
+        assert_eq!(end(RETRIES_MAX, &broken), Some(ReadError::Disconnected("cut".into())));
+        assert_eq!(end(0, &Loss::Told("asked to")), Some(ReadError::Disconnected("asked to".into())));
+        assert_eq!(end(RETRIES_MAX, &Loss::Renewed), None);
+    }
+
+    #[test]
+    fn who_waited_too_long_stalls_and_younger_reads_try_again() {
+        let now = Instant::now();
+        let read = read(0);
+        let flight = Flight::new(read.clone(), now);
+        let later = now + Duration::from_secs(6);
+        assert_eq!(verdict(1, &flight, &read, &Loss::Stalled(1), now), Some(ReadError::Stalled));
+        assert_eq!(verdict(2, &flight, &read, &Loss::Stalled(1), now), None);
+        assert_eq!(verdict(2, &flight, &read, &Loss::Stalled(1), later), Some(ReadError::Stalled));
+    }
+
+    #[test]
+    fn what_this_node_decided_comes_first() {
+        let read = read(0);
+        let mut flight = Flight::new(read.clone(), Instant::now());
+        flight.fate = Some(ReadError::Cancelled);
+        let end = verdict(1, &flight, &read, &Loss::Stalled(1), Instant::now());
+        assert_eq!(end, Some(ReadError::Cancelled));
+    }
+}

@@ -1,0 +1,121 @@
+//! Who is asked for what waits, and over which connections: one for each port, while there is enough to
+//! read.
+
+use super::super::join::{Attempt, Joined};
+use super::super::link::Link;
+use super::super::{Command, LinkId};
+use super::Driver;
+use crate::config::count;
+use crate::limits::THREAD_STACK_BYTES;
+use aquifer_core::NodeId;
+use aquifer_transport::ReadError;
+use std::thread;
+use std::time::Instant;
+
+impl Driver {
+    /// Asks for what is queued, over the connections there are, and opens others where that is of use.
+    pub(super) fn pump(&mut self, peer: NodeId) {
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        let now = Instant::now();
+        let mut under_way = 0;
+        loop {
+            let links = entry.links.keys().filter_map(|id| Some((*id, self.links.get(id)?.flights.len())));
+            let counts: Vec<(LinkId, usize)> = links.collect();
+            under_way = counts.iter().map(|(_, count)| count).sum::<usize>().max(under_way);
+            let roomy = counts.iter().filter(|(id, _)| self.links.get(id).is_some_and(Link::has_room));
+            let Some((id, _)) = roomy.min_by_key(|(_, count)| *count).copied() else { break };
+            let (Some(link), Some(read)) = (self.links.get_mut(&id), entry.queue.pop_front()) else { break };
+            let (rail, into) = (self.rails[link.rail].clone(), read.op.into.clone());
+            let number = link.ask(read, now);
+            let access = rail.landing_access();
+            if let Some(region) = rail.regions.registered(&into, access) {
+                if let Some(flight) = link.flights.get_mut(&number) {
+                    flight.region = Some(region);
+                }
+                continue;
+            }
+            let inbox = self.inbox.clone();
+            self.workers.give(move || {
+                let result = rail.regions.of(&into, access);
+                drop(into);
+                // A driver that has ended has no use for it.
+                inbox.put(Command::Registered { link: id, number, result });
+            });
+        }
+        if self.closing {
+            return;
+        }
+        if let Some(rail) = entry.next_rail(self.rails.len(), under_way + entry.queue.len(), now) {
+            self.connect(peer, rail);
+        } else if entry.is_idle() {
+            self.peers.remove(&peer);
+        }
+    }
+
+    pub(super) fn connect(&mut self, peer: NodeId, rail: usize) {
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        let Some((access, endpoints)) = entry.target() else { return };
+        self.next_link += 1;
+        let link = self.next_link;
+        entry.joining.insert(link, rail);
+        let attempt = Attempt {
+            link,
+            peer,
+            access,
+            endpoints,
+            config: self.config.clone(),
+            rail: self.rails[rail].clone(),
+            completions: self.queues[rail].clone(),
+            inbox: self.inbox.clone(),
+        };
+        let name = format!("aquifer-join-{link}");
+        let started = thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(|| attempt.run());
+        match started {
+            Ok(_) => self.joins += 1,
+            Err(error) => {
+                let reason = format!("a thread of the transport could not start: {error}");
+                entry.joining.remove(&link);
+                self.on_unreachable(peer, rail, &ReadError::Landing(reason));
+            }
+        }
+        self.dirty.insert(peer); // for another port, perhaps
+    }
+
+    pub(super) fn on_joined(&mut self, link: LinkId, peer: NodeId, result: Result<Joined, ReadError>) {
+        self.joins -= 1;
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        let Some(rail) = entry.joining.remove(&link) else {
+            self.dirty.insert(peer);
+            return; // nobody wants it any more
+        };
+        self.dirty.insert(peer);
+        match result {
+            Ok(joined) => {
+                count(&self.counters.connected, 1);
+                entry.reached = Some(joined.endpoint);
+                entry.links.insert(link, rail);
+                self.links.insert(link, Link::new(peer, rail, joined, Instant::now()));
+            }
+            Err(error) => self.on_unreachable(peer, rail, &error),
+        }
+    }
+
+    /// A connection could not be made: its reads fail, unless another is there for them.
+    pub(super) fn on_unreachable(&mut self, peer: NodeId, rail: usize, error: &ReadError) {
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        entry.pause(rail, Instant::now());
+        let queue = std::mem::take(&mut entry.queue);
+        let first = queue.front().map(|q| q.op.access.clone());
+        let refused = matches!(error, ReadError::Refused(_));
+        let others = entry.has_connection();
+        let (failed, kept) = queue.into_iter().partition::<Vec<_>, _>(|q| match refused {
+            // The ticket was refused: reads with another may do.
+            true => Some(&q.op.access) == first.as_ref(),
+            false => !others,
+        });
+        entry.queue = kept.into();
+        for read in failed {
+            self.fail(read, error.clone());
+        }
+    }
+}
