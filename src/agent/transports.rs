@@ -42,6 +42,15 @@ impl Way {
         }
     }
 
+    /// For people.
+    fn words(self) -> &'static str {
+        match self {
+            Way::Shm => "shared memory",
+            Way::Rdma => "RDMA",
+            Way::Tcp => "TCP",
+        }
+    }
+
     /// Where a read would go by it.
     fn endpoint(self, op: &ReadOp) -> Option<&Endpoint> {
         op.endpoints.iter().find(|endpoint| match self {
@@ -164,7 +173,7 @@ impl Transports {
             Next::Done(way, completion) => Some((way, completion)),
             Next::Again { failed, way, op, error, is_news } => {
                 if is_news {
-                    let (failed, next, peer) = (failed.name(), way.name(), op.peer.short());
+                    let (failed, next, peer) = (failed.words(), way.words(), op.peer.short());
                     tracing::info!("{failed} with {peer} does not work ({error}): by {next} for {WAY_PAUSE:?}");
                 }
                 self.transport(way).submit(Operation::Read(op));
