@@ -165,15 +165,6 @@ impl Span {
         }
     }
 
-    /// Reads `len` bytes of `file`, from its byte `offset` on, to byte `at`.
-    pub(crate) fn fill(&self, at: u64, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        self.check(at, len)?;
-        self.check_writable()?;
-        // SAFETY: `check` proved that the destination lies in the mapping, which this span keeps mapped
-        // and which is writable.
-        unsafe { pread_exact(file, self.address_at(at), len, offset) }
-    }
-
     /// Whether every byte still exists: a file may have been truncated. Memory always does.
     pub fn is_backed(&self) -> io::Result<bool> {
         match self.mapping.mapped_file() {
