@@ -4,11 +4,11 @@
 //! whatever order and on however many cores, and gets the manifest back.
 
 use crate::cut::{self, ChunkTarget};
-use crate::dtype::Dtype;
 use crate::hash::ChunkHash;
 use crate::manifest::{Chunk, Content, FileEntry, Manifest, ManifestError, Packed, Part, TensorEntry};
 use crate::safetensors::{Header, TensorSpan};
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::sync::Arc;
 use thiserror::Error;
 
 /// A byte range to hash: one chunk.
@@ -35,71 +35,83 @@ pub enum BlueprintError {
 pub struct Blueprint {
     target: ChunkTarget,
     files: Vec<PlannedFile>,
-    /// Tensor name to the file that has it.
-    tensors: BTreeMap<String, usize>,
     cuts: Vec<Cut>,
+    /// All tensors by name, once that was settled.
+    order: Option<Vec<Place>>,
 }
 
 #[derive(Clone, Debug)]
 struct PlannedFile {
     path: String,
+    /// Of its tensors' names.
+    prefix: String,
+    /// Not copied: a checkpoint may have a million tensors.
+    header: Option<Arc<Header>>,
     parts: Vec<PlannedPart>,
 }
 
+/// A tensor: its file, and its number in that file's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    file: u32,
+    tensor: u32,
+}
+
+/// Tensors are told by their numbers in the file's header.
 #[derive(Clone, Debug)]
 enum PlannedPart {
     /// Each of so many cuts.
     Bytes(usize),
-    Tensor(PlannedTensor, usize),
+    Tensor(u32, usize),
     /// One cut.
-    Pack(Vec<PlannedTensor>),
-}
-
-#[derive(Clone, Debug)]
-struct PlannedTensor {
-    name: String,
-    dtype: Dtype,
-    shape: Vec<u64>,
-    bytes: u64,
+    Pack(Vec<u32>),
 }
 
 impl Blueprint {
     /// An empty one, for a checkpoint whose files have `total` bytes together.
     pub fn new(total: u64) -> Self {
-        Blueprint { target: ChunkTarget::of(total), files: Vec::new(), tensors: BTreeMap::new(), cuts: Vec::new() }
+        Blueprint { target: ChunkTarget::of(total), files: Vec::new(), cuts: Vec::new(), order: None }
     }
 
     /// Adds a file of `bytes` bytes without structure. Returns its index.
     pub fn add_file(&mut self, path: &str, bytes: u64) -> usize {
-        let file = self.begin(path);
+        let file = self.begin(path, "", None);
         self.add_bytes(file, bytes);
         file
     }
 
     /// Adds a safetensors file. With `prefix`, its tensors are named `prefix` + name: that is how
-    /// a file that is not one of the model's own shards keeps out of the model's names.
-    pub fn add_safetensors(&mut self, path: &str, header: &Header, prefix: &str) -> Result<usize, BlueprintError> {
-        let file = self.begin(path);
+    /// a file that is not one of the model's own shards keeps out of the model's names. Returns its index.
+    pub fn add_safetensors(&mut self, path: &str, header: &Arc<Header>, prefix: &str) -> usize {
+        let file = self.begin(path, prefix, Some(header.clone()));
         self.add_bytes(file, header.data_begin);
         let mut pack = Gathered::default();
-        for span in &header.tensors {
-            let tensor = self.admit(file, span, prefix)?;
-            if tensor.bytes == 0 {
+        for (tensor, span) in (0u32..).zip(&header.tensors) {
+            let bytes = span.end - span.begin;
+            if bytes == 0 {
                 // Where it stands makes no difference: it does not end a pack.
-                self.add_tensor(file, span.begin, tensor);
+                self.add_tensor(file, tensor, span);
                 continue;
             }
-            let short = self.target.is_short(tensor.bytes);
-            if !short || pack.bytes + tensor.bytes > self.target.pack_bytes().into() {
-                self.add_pack(file, std::mem::take(&mut pack));
+            let short = self.target.is_short(bytes);
+            if !short || pack.bytes + bytes > self.target.pack_bytes().into() {
+                self.add_pack(file, header, std::mem::take(&mut pack));
             }
             match short {
-                true => pack.push(span.begin, tensor),
-                false => self.add_tensor(file, span.begin, tensor),
+                true => pack.push(tensor, span.begin, bytes),
+                false => self.add_tensor(file, tensor, span),
             }
         }
-        self.add_pack(file, pack);
-        Ok(file)
+        self.add_pack(file, header, pack);
+        file
+    }
+
+    /// Whether every tensor has a name of its own: better known before anything is hashed.
+    pub fn check(&mut self) -> Result<(), BlueprintError> {
+        if self.order.is_none() {
+            self.order = Some(self.by_name()?);
+        }
+        Ok(())
     }
 
     /// Every range to hash, file by file, in the order of their bytes.
@@ -108,33 +120,51 @@ impl Blueprint {
     }
 
     /// The manifest, given the hash of every cut, in the order of [`Blueprint::cuts`].
-    pub fn finish(self, hashes: &[ChunkHash]) -> Result<Manifest, BlueprintError> {
+    pub fn finish(mut self, hashes: &[ChunkHash]) -> Result<Manifest, BlueprintError> {
         if hashes.len() != self.cuts.len() {
             return Err(BlueprintError::HashCount { expected: self.cuts.len(), found: hashes.len() });
         }
+        self.check()?;
+        let order = self.order.take().unwrap_or_default();
         let chunks = self.cuts.iter().zip(hashes).map(|(cut, hash)| Chunk { hash: *hash, len: cut.len });
-        let mut draft = Draft::default();
-        let files = draft.add_files(self.files, chunks);
-        draft.sort();
-        let mut files: Vec<FileEntry> = files.into_iter().map(|(path, parts)| draft.settle(path, parts)).collect();
+        let mut draft = Draft::of(&self.files, chunks);
+        draft.renumber_packs(&order);
+        let ranks = ranks(&self.files, &order);
+        let entry = |at: &Place| self.files[at.file as usize].entry(at.tensor, draft.take_content(at));
+        let tensors = order.iter().map(entry).collect();
+        let parts = draft.parts.into_iter().zip(ranks);
+        let settle = |(file, (parts, ranks)): (PlannedFile, (Vec<DraftPart>, Vec<u32>))| FileEntry {
+            path: file.path,
+            parts: parts.into_iter().map(|part| part.settle(&ranks, &draft.renumbered)).collect(),
+        };
+        let mut files: Vec<FileEntry> = self.files.into_iter().zip(parts).map(settle).collect();
         files.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(Manifest::new(files, draft.tensors, draft.packs)?)
+        Ok(Manifest::new(files, tensors, draft.packs)?)
     }
 
-    fn begin(&mut self, path: &str) -> usize {
-        self.files.push(PlannedFile { path: path.to_string(), parts: Vec::new() });
-        self.files.len() - 1
-    }
-
-    /// A tensor whose name no other has.
-    fn admit(&mut self, file: usize, span: &TensorSpan, prefix: &str) -> Result<PlannedTensor, BlueprintError> {
-        let name = format!("{prefix}{}", span.name);
-        if let Some(other) = self.tensors.insert(name.clone(), file) {
-            let (a, b) = (self.files[other].path.clone(), self.files[file].path.clone());
-            return Err(BlueprintError::TensorTwice { name, a, b });
+    /// All tensors in the order of their names, which must differ.
+    fn by_name(&self) -> Result<Vec<Place>, BlueprintError> {
+        let mut names: Vec<(Cow<'_, str>, Place)> = Vec::new();
+        for (file, planned) in (0u32..).zip(&self.files) {
+            let tensors = planned.header.iter().flat_map(|header| &header.tensors);
+            names.extend((0u32..).zip(tensors).map(|(tensor, span)| (planned.name(span), Place { file, tensor })));
         }
-        let (dtype, shape) = (span.dtype.clone(), span.shape.clone());
-        Ok(PlannedTensor { name, dtype, shape, bytes: span.end - span.begin })
+        // Stable, because that sort makes use of what is in order already, as most files are.
+        names.sort_by(|(a, _), (b, _)| a.cmp(b));
+        match names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            Some([(name, a), (_, b)]) => {
+                let path = |at: &Place| self.files[at.file as usize].path.clone();
+                Err(BlueprintError::TensorTwice { name: name.to_string(), a: path(a), b: path(b) })
+            }
+            _ => Ok(names.into_iter().map(|(_, place)| place).collect()),
+        }
+    }
+
+    fn begin(&mut self, path: &str, prefix: &str, header: Option<Arc<Header>>) -> usize {
+        let (path, prefix) = (path.to_string(), prefix.to_string());
+        self.files.push(PlannedFile { path, prefix, header, parts: Vec::new() });
+        self.order = None;
+        self.files.len() - 1
     }
 
     /// The first `bytes` of a file, which belong to no tensor.
@@ -145,18 +175,18 @@ impl Blueprint {
         }
     }
 
-    fn add_tensor(&mut self, file: usize, at: u64, tensor: PlannedTensor) {
-        let cuts = cut::tensor_cuts(&tensor.shape, tensor.bytes, self.target);
-        let cuts = self.add_cuts(file, at, cuts);
+    fn add_tensor(&mut self, file: usize, tensor: u32, span: &TensorSpan) {
+        let cuts = cut::tensor_cuts(&span.shape, span.end - span.begin, self.target);
+        let cuts = self.add_cuts(file, span.begin, cuts);
         self.files[file].parts.push(PlannedPart::Tensor(tensor, cuts));
     }
 
     /// What was gathered is a pack, or a tensor like any other if it is alone.
-    fn add_pack(&mut self, file: usize, mut pack: Gathered) {
-        match pack.tensors.len() {
-            0 => {}
-            1 => pack.tensors.drain(..).for_each(|tensor| self.add_tensor(file, pack.begin, tensor)),
-            _ => {
+    fn add_pack(&mut self, file: usize, header: &Header, pack: Gathered) {
+        match pack.tensors[..] {
+            [] => {}
+            [tensor] => self.add_tensor(file, tensor, &header.tensors[tensor as usize]),
+            [..] => {
                 let len = u32::try_from(pack.bytes).expect("at most `ChunkTarget::pack_bytes`, which is a u32");
                 self.add_cuts(file, pack.begin, vec![len]);
                 self.files[file].parts.push(PlannedPart::Pack(pack.tensors));
@@ -175,110 +205,144 @@ impl Blueprint {
     }
 }
 
+impl PlannedFile {
+    fn name<'a>(&self, span: &'a TensorSpan) -> Cow<'a, str> {
+        match self.prefix.is_empty() {
+            true => Cow::Borrowed(&span.name),
+            false => Cow::Owned(format!("{}{}", self.prefix, span.name)),
+        }
+    }
+
+    fn spans(&self) -> &[TensorSpan] {
+        self.header.as_ref().map_or(&[], |header| &header.tensors)
+    }
+
+    fn entry(&self, tensor: u32, content: Content) -> TensorEntry {
+        let span = &self.spans()[tensor as usize];
+        TensorEntry {
+            name: self.name(span).into_owned(),
+            dtype: span.dtype.clone(),
+            shape: span.shape.clone(),
+            content,
+        }
+    }
+}
+
 /// Short tensors that stand one after the other.
 #[derive(Default)]
 struct Gathered {
-    tensors: Vec<PlannedTensor>,
+    tensors: Vec<u32>,
     begin: u64,
     bytes: u64,
 }
 
 impl Gathered {
-    fn push(&mut self, begin: u64, tensor: PlannedTensor) {
+    fn push(&mut self, tensor: u32, begin: u64, bytes: u64) {
         if self.tensors.is_empty() {
             self.begin = begin;
         }
-        self.bytes += tensor.bytes;
+        self.bytes += bytes;
         self.tensors.push(tensor);
     }
 }
 
-/// Tensors and packs of all files: first in the order of the files, then in that of a manifest.
-#[derive(Default)]
+/// What the tensors and parts of all files are made of, file by file.
 struct Draft {
-    tensors: Vec<TensorEntry>,
+    /// Of each tensor of each file.
+    contents: Vec<Vec<Content>>,
+    parts: Vec<Vec<DraftPart>>,
+    /// First in the order of the files, then in that of a manifest.
     packs: Vec<Chunk>,
     /// For each pack as it was numbered at first, its number in the manifest.
     renumbered: Vec<u32>,
 }
 
-/// A part that names a tensor by its name and a pack by its first number.
+/// A part that names a tensor by its number in the file and a pack by its first number.
 enum DraftPart {
     Bytes(Vec<Chunk>),
-    Tensor(String),
+    Tensor(u32),
     Pack(usize),
 }
 
 impl Draft {
-    fn add_files(
-        &mut self,
-        files: Vec<PlannedFile>,
-        mut chunks: impl Iterator<Item = Chunk>,
-    ) -> Vec<(String, Vec<DraftPart>)> {
+    fn of(files: &[PlannedFile], mut chunks: impl Iterator<Item = Chunk>) -> Self {
+        let mut draft = Draft { contents: Vec::new(), parts: Vec::new(), packs: Vec::new(), renumbered: Vec::new() };
         let mut own = |count: usize| -> Vec<Chunk> { chunks.by_ref().take(count).collect() };
-        let mut add = |part: PlannedPart| match part {
-            PlannedPart::Bytes(cuts) => DraftPart::Bytes(own(cuts)),
-            PlannedPart::Tensor(tensor, cuts) => {
-                let name = tensor.name.clone();
-                self.tensors.push(tensor.entry(Content::Chunks(own(cuts))));
-                DraftPart::Tensor(name)
-            }
-            PlannedPart::Pack(tensors) => {
-                self.packs.extend(own(1));
-                self.add_packed(tensors);
-                DraftPart::Pack(self.packs.len() - 1)
-            }
-        };
-        files.into_iter().map(|file| (file.path, file.parts.into_iter().map(&mut add).collect())).collect()
-    }
-
-    /// The tensors of the last pack.
-    fn add_packed(&mut self, tensors: Vec<PlannedTensor>) {
-        let pack = number(self.packs.len() - 1);
-        let mut begin = 0;
-        for tensor in tensors {
-            let len = u32::try_from(tensor.bytes).expect("a short tensor is no longer than a pack");
-            self.tensors.push(tensor.entry(Content::Packed(Packed { pack, begin, len })));
-            begin += len;
+        for file in files {
+            let mut contents = vec![Content::Chunks(Vec::new()); file.spans().len()];
+            let add = |part: &PlannedPart| match part {
+                PlannedPart::Bytes(cuts) => DraftPart::Bytes(own(*cuts)),
+                PlannedPart::Tensor(tensor, cuts) => {
+                    contents[*tensor as usize] = Content::Chunks(own(*cuts));
+                    DraftPart::Tensor(*tensor)
+                }
+                PlannedPart::Pack(tensors) => {
+                    let pack = draft.packs.len();
+                    draft.packs.extend(own(1));
+                    fill_pack(&mut contents, number(pack), tensors, file.spans());
+                    DraftPart::Pack(pack)
+                }
+            };
+            let parts = file.parts.iter().map(add).collect();
+            draft.parts.push(parts);
+            draft.contents.push(contents);
         }
+        draft
     }
 
-    fn sort(&mut self) {
-        self.tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    /// Packs stand in the order of their first tensors.
+    fn renumber_packs(&mut self, order: &[Place]) {
         self.renumbered = vec![0; self.packs.len()];
         let mut packs = Vec::with_capacity(self.packs.len());
-        for tensor in &self.tensors {
-            if let Content::Packed(Packed { pack, begin: 0, .. }) = tensor.content {
+        for at in order {
+            if let Content::Packed(Packed { pack, begin: 0, .. }) = self.contents[at.file as usize][at.tensor as usize]
+            {
                 self.renumbered[pack as usize] = number(packs.len());
                 packs.push(self.packs[pack as usize]);
             }
         }
         self.packs = packs;
-        for tensor in &mut self.tensors {
-            if let Content::Packed(packed) = &mut tensor.content {
-                packed.pack = self.renumbered[packed.pack as usize];
-            }
-        }
     }
 
-    fn settle(&self, path: String, parts: Vec<DraftPart>) -> FileEntry {
-        let index = |name: &str| {
-            let i = self.tensors.binary_search_by(|t| t.name.as_str().cmp(name));
-            number(i.expect("every drafted tensor was put into `tensors`, which is sorted by name"))
-        };
-        let parts = parts.into_iter().map(|part| match part {
-            DraftPart::Bytes(chunks) => Part::Bytes(chunks),
-            DraftPart::Tensor(name) => Part::Tensor(index(&name)),
-            DraftPart::Pack(pack) => Part::Pack(self.renumbered[pack]),
-        });
-        FileEntry { path, parts: parts.collect() }
+    fn take_content(&mut self, at: &Place) -> Content {
+        let content = &mut self.contents[at.file as usize][at.tensor as usize];
+        match std::mem::replace(content, Content::Chunks(Vec::new())) {
+            Content::Packed(packed) => {
+                Content::Packed(Packed { pack: self.renumbered[packed.pack as usize], ..packed })
+            }
+            Content::Chunks(chunks) => Content::Chunks(chunks),
+        }
     }
 }
 
-impl PlannedTensor {
-    fn entry(self, content: Content) -> TensorEntry {
-        TensorEntry { name: self.name, dtype: self.dtype, shape: self.shape, content }
+impl DraftPart {
+    /// `ranks` are the numbers of the file's tensors in the manifest.
+    fn settle(self, ranks: &[u32], renumbered: &[u32]) -> Part {
+        match self {
+            DraftPart::Bytes(chunks) => Part::Bytes(chunks),
+            DraftPart::Tensor(tensor) => Part::Tensor(ranks[tensor as usize]),
+            DraftPart::Pack(pack) => Part::Pack(renumbered[pack]),
+        }
     }
+}
+
+fn fill_pack(contents: &mut [Content], pack: u32, tensors: &[u32], spans: &[TensorSpan]) {
+    let mut begin = 0;
+    for tensor in tensors {
+        let span = &spans[*tensor as usize];
+        let len = u32::try_from(span.end - span.begin).expect("a short tensor is no longer than a pack");
+        contents[*tensor as usize] = Content::Packed(Packed { pack, begin, len });
+        begin += len;
+    }
+}
+
+/// For each tensor of each file, its number in `order`.
+fn ranks(files: &[PlannedFile], order: &[Place]) -> Vec<Vec<u32>> {
+    let mut ranks: Vec<Vec<u32>> = files.iter().map(|file| vec![0; file.spans().len()]).collect();
+    for (rank, at) in order.iter().enumerate() {
+        ranks[at.file as usize][at.tensor as usize] = number(rank);
+    }
+    ranks
 }
 
 fn number(n: usize) -> u32 {
@@ -292,7 +356,7 @@ mod tests {
     use crate::safetensors;
     use proptest::prelude::*;
 
-    fn safetensors_file(tensors: &[(&str, u64)]) -> (Header, Vec<u8>) {
+    fn safetensors_file(tensors: &[(&str, u64)]) -> (Arc<Header>, Vec<u8>) {
         let mut at = 0;
         let mut entries = Vec::new();
         for (name, bytes) in tensors {
@@ -305,7 +369,7 @@ mod tests {
         file.extend(json.as_bytes());
         let header_len = file.len();
         file.extend((0..at).map(|i| (i % 251) as u8));
-        (safetensors::parse(&file[..header_len], file.len() as u64).unwrap(), file)
+        (Arc::new(safetensors::parse(&file[..header_len], file.len() as u64).unwrap()), file)
     }
 
     fn hash(files: &[Vec<u8>], blueprint: &Blueprint) -> Vec<ChunkHash> {
@@ -322,14 +386,14 @@ mod tests {
         let note = b"hello".to_vec();
 
         let mut one = Blueprint::new(5_000_015);
-        one.add_safetensors("m.safetensors", &header, "").unwrap();
+        one.add_safetensors("m.safetensors", &header, "");
         one.add_file("config.json", 5);
         let hashes = hash(&[bytes.clone(), note.clone()], &one);
         let one = one.finish(&hashes).unwrap();
 
         let mut two = Blueprint::new(5_000_015);
         two.add_file("config.json", 5);
-        two.add_safetensors("m.safetensors", &header, "").unwrap();
+        two.add_safetensors("m.safetensors", &header, "");
         let hashes = hash(&[note.clone(), bytes.clone()], &two);
         let two = two.finish(&hashes).unwrap();
         assert_eq!(one.encode(), two.encode());
@@ -371,7 +435,7 @@ mod tests {
     fn manifest_of(tensors: &[(&str, u64)], total: u64) -> Manifest {
         let (header, bytes) = safetensors_file(tensors);
         let mut blueprint = Blueprint::new(total);
-        blueprint.add_safetensors("m.safetensors", &header, "").unwrap();
+        blueprint.add_safetensors("m.safetensors", &header, "");
         let hashes = hash(std::slice::from_ref(&bytes), &blueprint);
         let manifest = blueprint.finish(&hashes).unwrap();
         assert_tensors_are_where_the_layout_says(&manifest, &header, &bytes);
@@ -421,9 +485,12 @@ mod tests {
     fn a_tensor_in_two_files_is_refused() {
         let (header, _) = safetensors_file(&[("a", 10)]);
         let mut blueprint = Blueprint::new(5_000_015);
-        blueprint.add_safetensors("x.safetensors", &header, "").unwrap();
-        assert!(blueprint.clone().add_safetensors("sub/x.safetensors", &header, "sub/x.safetensors#").is_ok());
-        let error = blueprint.add_safetensors("y.safetensors", &header, "").unwrap_err();
+        blueprint.add_safetensors("x.safetensors", &header, "");
+        let mut apart = blueprint.clone();
+        apart.add_safetensors("sub/x.safetensors", &header, "sub/x.safetensors#");
+        assert_eq!(apart.check(), Ok(()));
+        blueprint.add_safetensors("y.safetensors", &header, "");
+        let error = blueprint.check().unwrap_err();
         assert!(error.to_string().contains("both 'x.safetensors' and 'y.safetensors'"));
     }
 }

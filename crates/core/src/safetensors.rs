@@ -8,6 +8,7 @@
 use crate::dtype::Dtype;
 use crate::limits::{NAME_BYTES_MAX, SAFETENSORS_HEADER_BYTES_MAX, TENSOR_DIMS_MAX};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use thiserror::Error;
@@ -81,7 +82,7 @@ pub fn parse(header: &[u8], file_bytes: u64) -> Result<Header, SafetensorsError>
     Ok(Header { data_begin, tensors })
 }
 
-fn span(name: String, raw: RawTensor, data_begin: u64) -> Result<TensorSpan, SafetensorsError> {
+fn span(name: String, raw: RawTensor<'_>, data_begin: u64) -> Result<TensorSpan, SafetensorsError> {
     let refuse = |reason: String| SafetensorsError::Tensor { name: name.chars().take(256).collect(), reason };
     if name.is_empty() || name.len() > NAME_BYTES_MAX {
         return Err(refuse(format!("its name has {} bytes, allowed are 1 to {NAME_BYTES_MAX}", name.len())));
@@ -111,7 +112,8 @@ fn span(name: String, raw: RawTensor, data_begin: u64) -> Result<TensorSpan, Saf
 /// A name that appears twice is an error, not a silent choice.
 fn check_names(tensors: &[TensorSpan]) -> Result<(), SafetensorsError> {
     let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
-    names.sort_unstable();
+    // Stable, because that sort makes use of what is in order already, as most headers are.
+    names.sort();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(SafetensorsError::Json(format!("tensor '{}' appears twice", pair[0]))),
         None => Ok(()),
@@ -140,24 +142,25 @@ fn check_cover(tensors: &[TensorSpan], data_begin: u64, file_bytes: u64) -> Resu
 }
 
 #[derive(serde::Deserialize)]
-struct RawTensor {
-    dtype: String,
+struct RawTensor<'a> {
+    #[serde(borrow)]
+    dtype: Cow<'a, str>,
     shape: Vec<u64>,
     data_offsets: [u64; 2],
 }
 
 /// All entries but `__metadata__`, in the order of the file.
-struct RawHeader(Vec<(String, RawTensor)>);
+struct RawHeader<'a>(Vec<(String, RawTensor<'a>)>);
 
-impl<'de> Deserialize<'de> for RawHeader {
+impl<'de> Deserialize<'de> for RawHeader<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Entries;
         impl<'de> Visitor<'de> for Entries {
-            type Value = RawHeader;
+            type Value = RawHeader<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a safetensors header object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader<'de>, A::Error> {
                 let mut tensors = Vec::new();
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {

@@ -9,6 +9,7 @@ use aquifer_core::blueprint::{Blueprint, BlueprintError, Cut};
 use aquifer_core::manifest::check_path;
 use aquifer_core::safetensors::{self, Header, SafetensorsError};
 use aquifer_core::{ChunkHash, ChunkSet, Hash, Layout, Manifest, ManifestHash};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -61,7 +62,7 @@ pub struct SourceFile {
     pub path: String,
     pub mapping: Arc<Mapping>,
     /// For a safetensors file.
-    pub header: Option<Header>,
+    pub header: Option<Arc<Header>>,
     /// What its tensors' names begin with in the manifest.
     pub prefix: String,
 }
@@ -117,16 +118,18 @@ impl Source {
             Some(index) => index.shards.contains_key(path),
             None => !path.contains('/'),
         };
-        let mut files = Vec::with_capacity(paths.len());
-        for path in paths {
-            let is_shard = index.as_ref().is_some_and(|i| i.shards.contains_key(&path));
-            let prefix = match model(&path) {
+        let open = |path: &String| {
+            let is_shard = index.as_ref().is_some_and(|i| i.shards.contains_key(path));
+            let prefix = match model(path) {
                 true => String::new(),
                 false => format!("{path}#"),
             };
             let prefix = (is_shard || path.ends_with(SAFETENSORS)).then_some(prefix);
-            files.push(SourceFile::open(&dir.join(&path), path, prefix)?);
-        }
+            SourceFile::open(&dir.join(path), path.clone(), prefix)
+        };
+        // On all cores: a header may hold a million names.
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let files = in_parallel(&paths, threads, open)?;
         if let Some(index) = index {
             index.check(&files)?;
         }
@@ -137,10 +140,11 @@ impl Source {
         let mut blueprint = Blueprint::new(total(&files));
         for file in &files {
             match &file.header {
-                Some(header) => blueprint.add_safetensors(&file.path, header, &file.prefix)?,
+                Some(header) => blueprint.add_safetensors(&file.path, header, &file.prefix),
                 None => blueprint.add_file(&file.path, file.mapping.len()),
             };
         }
+        blueprint.check()?;
         Ok(Source { files, blueprint })
     }
 }
@@ -150,7 +154,7 @@ impl SourceFile {
     fn open(os_path: &Path, path: String, prefix: Option<String>) -> Result<Self, PublishError> {
         check_path(&path).map_err(|reason| refused(os_path, reason))?;
         let mapping = Mapping::file(os_path)?;
-        let header = prefix.is_some().then(|| read_header(&mapping.span(), os_path)).transpose()?;
+        let header = prefix.is_some().then(|| read_header(&mapping.span(), os_path)).transpose()?.map(Arc::new);
         Ok(SourceFile { path, mapping, header, prefix: prefix.unwrap_or_default() })
     }
 
@@ -239,26 +243,44 @@ fn hash_cuts(
     threads: usize,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Vec<ChunkHash>, PublishError> {
+    in_parallel(cuts, threads, |cut| with_publish_piece(|piece| hash_cut(&files[cut.file], cut, piece, progress)))
+}
+
+/// Runs `f` with this thread's buffer to publish through.
+fn with_publish_piece<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
+    thread_local!(static PIECE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) });
+    PIECE.with_borrow_mut(|piece| {
+        piece.resize(PUBLISH_PIECE_BYTES, 0);
+        f(piece)
+    })
+}
+
+/// `work` on every item with `threads` threads, one item after the other as each thread becomes free. An
+/// error ends it soon.
+fn in_parallel<I: Sync, O: Send>(
+    items: &[I],
+    threads: usize,
+    work: impl Fn(&I) -> Result<O, PublishError> + Sync,
+) -> Result<Vec<O>, PublishError> {
     let cursor = AtomicUsize::new(0);
-    let work = || -> Result<Vec<(usize, ChunkHash)>, PublishError> {
-        let mut buffer = vec![0; PUBLISH_PIECE_BYTES];
+    let share = || -> Result<Vec<(usize, O)>, PublishError> {
         let mut done = Vec::new();
         loop {
             let at = cursor.fetch_add(1, Ordering::Relaxed);
-            let Some(cut) = cuts.get(at) else { return Ok(done) };
-            let hash = hash_cut(&files[cut.file], cut, &mut buffer, progress);
-            done.push((at, hash.inspect_err(|_| cursor.store(cuts.len(), Ordering::Relaxed))?));
+            let Some(item) = items.get(at) else { return Ok(done) };
+            done.push((at, work(item).inspect_err(|_| cursor.store(items.len(), Ordering::Relaxed))?));
         }
     };
-    let mut hashes = vec![ChunkHash(Hash([0; 32])); cuts.len()];
+    let mut done = Vec::with_capacity(items.len());
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..threads.clamp(1, items.len().max(1))).map(|_| scope.spawn(share)).collect();
         for worker in workers {
-            let done = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            done.into_iter().for_each(|(at, hash)| hashes[at] = hash);
+            done.extend(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
         }
-        Ok(hashes)
-    })
+        Ok::<(), PublishError>(())
+    })?;
+    done.sort_by_key(|(at, _)| *at);
+    Ok(done.into_iter().map(|(_, output)| output).collect())
 }
 
 fn hash_cut(

@@ -18,6 +18,7 @@ pub mod store;
 pub mod tree;
 
 mod at;
+mod copy;
 mod slabs;
 
 pub use checkpoint::{PublishError, Published, Source, SourceFile};

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 /// File systems (`statfs.f_type`, see statfs(2)) that never wait for another machine or process. A
 /// read from any other may hang, and its thread with it.
@@ -54,12 +55,11 @@ impl Shared {
         }))
     }
 
-    /// Copies `len` bytes, from byte `offset` on, to byte `at` of `into`. An error if there are not so
-    /// many.
-    pub fn copy_to(&self, offset: u64, into: &Span, at: u64, len: u64) -> io::Result<()> {
+    /// Copies bytes out, from byte `offset` on. An error if there are not so many.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         match &self.0 {
-            Form::Window(span) => span.copy_to(offset, into, at, len),
-            Form::File(file) => into.fill(at, file, offset, len),
+            Form::Window(span) => span.read(offset, into),
+            Form::File(file) => file.read_exact_at(into, offset),
         }
     }
 }
@@ -104,16 +104,14 @@ mod tests {
         assert_eq!(mapped.unwrap_err(), Errno::PERM);
         assert!(again.set_len(0).is_err());
 
-        let into = Mapping::anonymous(5).unwrap().span();
+        let mut into = [0; 5];
         let shared = Shared::receive(fd).unwrap();
         let Shared(Form::Window(seen)) = &shared else { panic!("it is sealed") };
         assert!(seen.write(0, b"x").is_err() && seen.as_mut_ptr().is_none());
         seen.prefault();
-        assert!(shared.copy_to(8190, &into, 0, 5).is_err() && shared.copy_to(u64::MAX, &into, 0, 5).is_err());
-        shared.copy_to(4096, &into, 0, 5).unwrap();
-        let mut seen = [0; 5];
-        into.read(0, &mut seen).unwrap();
-        assert_eq!(&seen, b"later");
+        assert!(shared.read(8190, &mut into).is_err() && shared.read(u64::MAX, &mut into).is_err());
+        shared.read(4096, &mut into).unwrap();
+        assert_eq!(&into, b"later");
     }
 
     #[test]
@@ -129,12 +127,12 @@ mod tests {
         file.write_all(b"hello").unwrap();
         let fd = Mapping::file(file.path()).unwrap().share().unwrap().expect("a local file");
         assert!(File::from(fd.try_clone().unwrap()).write(b"x").is_err());
-        let into = Mapping::anonymous(8).unwrap().span();
+        let mut into = [0; 4];
         let shared = Shared::receive(fd).unwrap();
-        shared.copy_to(1, &into, 4, 4).unwrap();
-        assert_eq!(into.hash().unwrap(), aquifer_core::ChunkHash::of(b"\0\0\0\0ello"));
+        shared.read(1, &mut into).unwrap();
+        assert_eq!(&into, b"ello");
         file.as_file().set_len(2).unwrap();
-        assert_eq!(shared.copy_to(1, &into, 4, 4).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(shared.read(1, &mut into).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[test]
@@ -153,11 +151,10 @@ mod tests {
         let fd = memfd_create("t", MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&fd, 8192).unwrap();
         let shared = Shared::receive(fd.try_clone().unwrap()).unwrap();
-        let into = Mapping::anonymous(8192).unwrap().span();
-        shared.copy_to(0, &into, 0, 8192).unwrap();
+        let mut into = [0; 8192];
+        shared.read(0, &mut into).unwrap();
         ftruncate(&fd, 4096).unwrap();
-        assert!(shared.copy_to(0, &into, 0, 8192).is_err());
-        assert!(shared.copy_to(u64::MAX - 1, &into, 0, 8192).is_err());
-        assert!(shared.copy_to(0, &into, 1, 8192).is_err());
+        assert!(shared.read(0, &mut into).is_err());
+        assert!(shared.read(u64::MAX - 1, &mut into).is_err());
     }
 }

@@ -4,6 +4,7 @@
 //! reference to them ever exists. They are copied by foreign functions (`memmove`, `pread`), and
 //! whatever is computed from them is computed from a private copy.
 
+use crate::copy::{copy_past_caches, copy_shared};
 use crate::error::MemoryError;
 use crate::limits::{HASH_COPY_BYTES, PIECE_BYTES, PREFAULT_PARALLEL_BYTES};
 use crate::mapping::{MappedFile, Mapping};
@@ -106,6 +107,16 @@ impl Span {
         Ok(())
     }
 
+    /// The same, past the caches where that is possible: for long pieces that nobody reads soon.
+    pub fn write_past_caches(&self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.check(at, from.len() as u64)?;
+        self.check_writable()?;
+        // SAFETY: `check` proved that the destination lies in the mapping, which this span keeps
+        // mapped and which is writable; `from` is a live slice, and no slice ever is of a mapping.
+        unsafe { copy_past_caches(from, self.address_at(at)) };
+        Ok(())
+    }
+
     /// The BLAKE3 hash of its bytes.
     pub fn hash(&self) -> io::Result<ChunkHash> {
         let mut hasher = blake3::Hasher::new();
@@ -152,15 +163,6 @@ impl Span {
                 Ok(())
             }
         }
-    }
-
-    /// Reads `len` bytes of `file`, from its byte `offset` on, to byte `at`.
-    pub(crate) fn fill(&self, at: u64, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        self.check(at, len)?;
-        self.check_writable()?;
-        // SAFETY: `check` proved that the destination lies in the mapping, which this span keeps mapped
-        // and which is writable.
-        unsafe { pread_exact(file, self.address_at(at), len, offset) }
     }
 
     /// Whether every byte still exists: a file may have been truncated. Memory always does.
@@ -258,17 +260,6 @@ pub(crate) fn with_piece<T>(f: impl FnOnce(&mut [u8]) -> T) -> T {
         }
         Err(_) => f(&mut vec![0; PIECE_BYTES]),
     })
-}
-
-/// Copies bytes that others may be writing.
-///
-/// # Safety
-/// `len` bytes must be readable at `from` and writable at `to`, for as long as the call lasts.
-unsafe fn copy_shared(from: *const u8, to: *mut u8, len: usize) {
-    // SAFETY: the caller vouches for both ranges. Overlap is fine for memmove. A writer elsewhere
-    // can make the copied bytes a mixture, but nothing more: the copy happens in a foreign function,
-    // bytes have no invalid values, and no reference to either range exists in this crate.
-    unsafe { libc::memmove(to.cast(), from.cast(), len) };
 }
 
 /// Reads exactly `len` bytes of a file to an address.

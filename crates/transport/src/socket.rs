@@ -24,17 +24,6 @@ impl Timed for UnixStream {
     }
 }
 
-/// Receives at most `len` bytes to byte `at` of `span`. Zero says that the peer sends no more.
-pub(crate) fn receive(stream: &impl AsRawFd, span: &Span, at: u64, len: u64) -> io::Result<u64> {
-    let target = span.slice(at..at.saturating_add(len)).map_err(io::Error::other)?;
-    let address = target.as_mut_ptr().ok_or(io::ErrorKind::PermissionDenied)?;
-    retry(|| {
-        // SAFETY: `target` is `len` writable bytes at `address` and keeps them mapped during the call.
-        // The kernel writes them; no Rust reference to them exists.
-        unsafe { libc::recv(stream.as_raw_fd(), address.cast(), size(len), 0) }
-    })
-}
-
 /// Sends at most `len` bytes from byte `at` of `span`. With `more`, the kernel may hold them back
 /// until more come. EFAULT says that the file behind the span was truncated.
 pub(crate) fn send(stream: &impl AsRawFd, span: &Span, at: u64, len: u64, more: bool) -> io::Result<u64> {

@@ -5,7 +5,7 @@ use super::directory::reach;
 use super::wire::{Header, Place, Request, SETTLE, SlotSet, receive_header};
 use crate::handshake::greet;
 use crate::limits::{SHM_PIECE_BYTES, SHM_SLOTS};
-use crate::socket::{is_timeout, receive};
+use crate::socket::is_timeout;
 use crate::{ReadDone, ReadError, ReadOp};
 use aquifer_core::{Access, ChunkHash, Hash};
 use aquifer_memory::Shared;
@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Link {
     stream: Arc<UnixStream>,
     slots: [Option<Shared>; SHM_SLOTS],
+    /// What was copied last, until it has been hashed and put where it belongs.
+    piece: Box<[u8]>,
 }
 
 /// Why a connection cannot be used any more.
@@ -58,7 +60,7 @@ impl Link {
         let stream = Arc::new(reach(path, timeout).map_err(failed)?);
         watch.attach(&stream)?;
         greet(&*stream, access, Instant::now() + timeout)?;
-        Ok(Link { stream, slots: Default::default() })
+        Ok(Link { stream, slots: Default::default(), piece: vec![0; SHM_PIECE_BYTES].into_boxed_slice() })
     }
 
     pub(super) fn shut(&self) {
@@ -127,7 +129,7 @@ impl Link {
 
     /// Copies from what the holder shares. That it is too short is no fault of the connection.
     fn copy(
-        &self,
+        &mut self,
         op: &ReadOp,
         slot: u8,
         offset: u64,
@@ -143,40 +145,44 @@ impl Link {
             if !watch.is_wanted() {
                 return Err(Loss::Unwanted);
             }
-            let piece = SHM_PIECE_BYTES.min(op.into.len() - done);
+            let piece = next_piece(&mut self.piece, op.into.len() - done);
             let copied = offset.checked_add(done).ok_or(io::ErrorKind::InvalidInput.into());
-            if let Err(error) = copied.and_then(|from| shared.copy_to(from, &op.into, done, piece)) {
+            if let Err(error) = copied.and_then(|from| shared.read(from, piece)) {
                 return Ok(Err(ReadError::Disconnected(format!("what it shares cannot be read: {error}"))));
             }
-            op.into.hash_into(done, piece, &mut hasher)?;
-            done += piece;
-            counters.received.fetch_add(piece, Ordering::Relaxed);
+            hasher.update(piece);
+            op.into.write_past_caches(done, piece)?;
+            done += piece.len() as u64;
+            counters.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
         Ok(Ok(digest(&hasher)))
     }
 
     /// Receives bytes that come through the socket.
-    fn take_in(&self, op: &ReadOp, watch: &impl Watch, counters: &Counters) -> Result<ChunkHash, Loss> {
+    fn take_in(&mut self, op: &ReadOp, watch: &impl Watch, counters: &Counters) -> Result<ChunkHash, Loss> {
         let mut hasher = blake3::Hasher::new();
-        let (mut hashed, mut got) = (0, 0);
-        while hashed < op.into.len() {
+        let mut done = 0;
+        while done < op.into.len() {
             if !watch.is_wanted() {
                 return Err(Loss::Unwanted);
             }
-            let piece_end = (hashed + SHM_PIECE_BYTES).min(op.into.len());
-            while got < piece_end {
-                let n = receive(&*self.stream, &op.into, got, piece_end - got)?;
-                if n == 0 {
-                    return Err(Loss::Broken("it closed the connection in the middle of a chunk".into()));
-                }
-                got += n;
-                counters.received.fetch_add(n, Ordering::Relaxed);
-            }
-            op.into.hash_into(hashed, piece_end - hashed, &mut hasher)?;
-            hashed = piece_end;
+            let piece = next_piece(&mut self.piece, op.into.len() - done);
+            (&*self.stream).read_exact(piece).map_err(|error| match error.kind() == io::ErrorKind::UnexpectedEof {
+                true => Loss::Broken("it closed the connection in the middle of a chunk".into()),
+                false => error.into(),
+            })?;
+            hasher.update(piece);
+            op.into.write_past_caches(done, piece)?;
+            done += piece.len() as u64;
+            counters.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
         Ok(digest(&hasher))
     }
+}
+
+fn next_piece(piece: &mut [u8], left: u64) -> &mut [u8] {
+    let len = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+    &mut piece[..len]
 }
 
 fn digest(hasher: &blake3::Hasher) -> ChunkHash {

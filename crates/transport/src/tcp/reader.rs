@@ -533,7 +533,7 @@ impl Worker {
             let n = left.min(self.piece.len());
             self.fill_piece(link, n)?;
             hasher.update(&self.piece[..n]);
-            op.into.write(landed, &self.piece[..n])?;
+            op.into.write_past_caches(landed, &self.piece[..n])?;
             landed += n as u64;
             self.ask(link)?;
         }
