@@ -22,7 +22,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
             tests/netns/swarm.py (--help lists them)
   rdma-vm   run a command in a throw-away guest with software RDMA devices; fetches what that
             needs with apt, and needs no root: cargo xtask rdma-vm -- rdma link show.
-            Options before `--` go to tests/rdma-vm/guest.sh";
+            Options before `--` go to tests/rdma-vm/guest.sh
+  rdma-tests
+            what CI runs in that guest, with the program as a release build left it";
 
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Some("crates") => crates::table().map(|t| println!("{t}")).map(|()| true),
         Some("fixtures") => fixtures::prepare().map(|f| println!("{f:#?}")).map(|()| true),
         Some("netns") => netns::run(std::env::args().skip(2)),
+        Some("rdma-tests") => rdma_vm::tests().map(|totals| totals.is_some_and(|totals| totals.failed == 0)),
         Some("rdma-vm") => rdma_vm::run(std::env::args().skip(2)),
         _ => {
             eprintln!("{USAGE}");

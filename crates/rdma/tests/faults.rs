@@ -31,6 +31,9 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn node(grants: Arc<dyn Grants>, completions: OnCompletion, devices: &[&str]) -> Node {
+    // What a device says of a failure is seen nowhere else.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let devices = Some(devices.iter().map(|d| (*d).to_string()).collect());
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let config = RdmaConfig { devices, ..RdmaConfig::default() };

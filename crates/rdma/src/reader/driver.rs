@@ -324,10 +324,14 @@ impl Driver {
         let Some(l) = self.links.get_mut(&link) else { return };
         match l.flights.get_mut(&number) {
             Some(flight) if flight.grant.is_none() => {
-                let wanted = flight.read.is_some() && l.ending.is_none();
-                if !wanted {
+                let waited_for = flight.read.is_some();
+                if !waited_for || l.ending.is_some() {
                     l.say(FromReader::Done { number, outcome: Outcome::LetBe });
-                    return self.forget(link, number);
+                    // On a connection that ends, the read itself goes to another with the rest of them.
+                    if !waited_for {
+                        self.forget(link, number);
+                    }
+                    return;
                 }
                 if remote.len != flight.len() {
                     return self.unasked(link);
