@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn some_pieces_are_asked_for_ahead_and_none_twice() {
         const PIECE: u64 = MANIFEST_PIECE_BYTES as u64;
-        let bytes: Vec<u8> = (0..6 * MANIFEST_PIECE_BYTES + 5).map(|i| (i % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..6 * MANIFEST_PIECE_BYTES + 5).map(|i| u8::try_from(i % 251).unwrap()).collect();
         let (name, total) = (ManifestHash::of(&bytes), bytes.len() as u64);
         for told in [total, 0] {
             let (mut manifests, mut out) = (Manifests::default(), VecDeque::new());
