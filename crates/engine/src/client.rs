@@ -125,7 +125,7 @@ impl EngineClient {
     /// The channel's newest release and its tensors; waits until there is one.
     pub fn manifest(&mut self) -> Result<ManifestReply, ClientError> {
         let answer = self.persist(|link| link.call(&Request::Manifest, None))?;
-        parse("manifest", answer)
+        parse("manifest", &answer)
     }
 
     /// Registers a memfd that is sealed against shrinking and growing, under a number not used
@@ -318,7 +318,8 @@ pub fn layout_for(tensors: &[TensorInfo], region: u32) -> Result<(u64, Vec<Bindi
 pub fn request_status(path: &Path) -> Result<Value, ClientError> {
     let mut link = Link::open(path)?;
     link.wait_at_most(STATUS_WAIT)?;
-    link.call(&Request::Status, None)
+    let answer = link.call(&Request::Status, None)?;
+    parse("status", &answer)
 }
 
 /// Ends an [`EngineClient`]'s waiting from another thread, for good.
@@ -399,7 +400,7 @@ impl Link {
         set.map_err(|e| ClientError::Lost(e.into()))
     }
 
-    fn call(&mut self, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<Value, ClientError> {
+    fn call(&mut self, request: &Request, fd: Option<BorrowedFd<'_>>) -> Result<Box<str>, ClientError> {
         self.last_id += 1;
         let frame = request.encode(self.last_id).map_err(ClientError::Lost)?;
         // An agent that turns a caller away says why and closes; its word is worth more than the
@@ -459,9 +460,9 @@ fn greet(path: &Path, hello: &Request, stopper: &Stopper) -> Result<(Link, Welco
     let mut link = Link::open(path)?;
     stopper.watch(&link.socket)?;
     let answer = link.call(hello, None)?;
-    Ok((link, parse("hello", answer)?))
+    Ok((link, parse("hello", &answer)?))
 }
 
-fn parse<T: DeserializeOwned>(op: &'static str, answer: Value) -> Result<T, ClientError> {
-    serde_json::from_value(answer).map_err(|e| ClientError::Answer { op, reason: e.to_string() })
+fn parse<T: DeserializeOwned>(op: &'static str, answer: &str) -> Result<T, ClientError> {
+    serde_json::from_str(answer).map_err(|e| ClientError::Answer { op, reason: e.to_string() })
 }

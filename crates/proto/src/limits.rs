@@ -182,6 +182,10 @@ pub const DECLINE_HOLD: Duration = Duration::from_secs(1);
 /// what a balanced swarm gives.
 pub const ASKERS_MAX: usize = 64;
 
+/// Pieces of a manifest under way from its holder: while one is encrypted and sent, the one before is
+/// received. Guess: two would do, but for the time a word takes.
+pub const MANIFEST_PIECES_AHEAD: u64 = 4;
+
 /// A manifest piece not answered for this long is asked of another peer, from the beginning; who
 /// sent something else is passed over for as long. Guess.
 pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(3);

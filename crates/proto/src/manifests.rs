@@ -1,7 +1,8 @@
-//! Fetching manifests by hash, in pieces, from one peer at a time.
+//! Fetching manifests by hash, in pieces, from one peer at a time. Where the length is known, some pieces
+//! are asked for ahead, so that neither side waits for the other.
 
 use crate::io::Output;
-use crate::limits::{MANIFEST_MISSES, MANIFEST_RETRY, MANIFEST_RETRY_MAX, MANIFEST_TIMEOUT};
+use crate::limits::{MANIFEST_MISSES, MANIFEST_PIECES_AHEAD, MANIFEST_RETRY, MANIFEST_RETRY_MAX, MANIFEST_TIMEOUT};
 use aquifer_core::limits::{MANIFEST_BYTES_MAX, MANIFEST_PIECE_BYTES};
 use aquifer_core::{ManifestHash, NodeId, PeerMessage, Time};
 use rand::rngs::SmallRng;
@@ -21,6 +22,8 @@ struct Fetch {
     told: bool,
     bytes: Vec<u8>,
     asked: Option<(NodeId, Time)>,
+    /// Where the next piece to ask for begins.
+    asked_to: u64,
     /// How often a peer had it not: the more, the longer until one is asked again.
     misses: u32,
     /// Peers that lacked it or lied, and until when they are passed over.
@@ -39,6 +42,7 @@ impl Manifests {
             told: total > 0,
             bytes: Vec::new(),
             asked: None,
+            asked_to: 0,
             misses: 0,
             passed_over: BTreeMap::new(),
         });
@@ -133,16 +137,24 @@ impl Manifests {
 }
 
 impl Fetch {
+    /// Asks for the next piece, and for those after it that are there for certain.
     fn ask(&mut self, manifest: ManifestHash, peer: NodeId, now: Time, out: &mut VecDeque<Output>) {
         self.asked = Some((peer, now));
-        let message = PeerMessage::ManifestAsk { manifest, offset: self.bytes.len() as u64 };
-        out.push_back(Output::Send { to: peer, message });
+        let next = self.bytes.len() as u64;
+        let ahead = next + MANIFEST_PIECES_AHEAD * MANIFEST_PIECE_BYTES as u64;
+        let certain = self.total.map_or(next + 1, |total| total.min(ahead));
+        self.asked_to = self.asked_to.max(next);
+        while self.asked_to < certain {
+            let message = PeerMessage::ManifestAsk { manifest, offset: self.asked_to };
+            out.push_back(Output::Send { to: peer, message });
+            self.asked_to += MANIFEST_PIECE_BYTES as u64;
+        }
     }
 
     /// Starts over with somebody else: pieces of two peers are never mixed.
     fn pass_over(&mut self, peer: NodeId, now: Time) {
         self.bytes.clear();
-        self.asked = None;
+        (self.asked, self.asked_to) = (None, 0);
         if !self.told {
             self.total = None;
         }
@@ -159,11 +171,41 @@ mod tests {
     const A: NodeId = NodeId([1; 32]);
     const B: NodeId = NodeId([2; 32]);
 
-    fn asked(out: &mut VecDeque<Output>) -> Option<(NodeId, u64)> {
-        out.drain(..).find_map(|o| {
+    fn asked(out: &mut VecDeque<Output>) -> Vec<(NodeId, u64)> {
+        let ask = |o| {
             let Output::Send { to, message: PeerMessage::ManifestAsk { offset, .. } } = o else { return None };
             Some((to, offset))
-        })
+        };
+        out.drain(..).filter_map(ask).collect()
+    }
+
+    #[test]
+    fn some_pieces_are_asked_for_ahead_and_none_twice() {
+        const PIECE: u64 = MANIFEST_PIECE_BYTES as u64;
+        let bytes: Vec<u8> = (0..6 * MANIFEST_PIECE_BYTES + 5).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        let (name, total) = (ManifestHash::of(&bytes), bytes.len() as u64);
+        for told in [total, 0] {
+            let (mut manifests, mut out) = (Manifests::default(), VecDeque::new());
+            manifests.want(name, told);
+            manifests.review(Time::ZERO, |_| vec![A], &[A], &mut SmallRng::seed_from_u64(1), &mut out);
+            let mut waiting: VecDeque<u64> = asked(&mut out).into_iter().map(|(_, offset)| offset).collect();
+            assert_eq!(waiting.len() as u64, if told > 0 { MANIFEST_PIECES_AHEAD } else { 1 });
+            let mut expected = 0;
+            while let Some(offset) = waiting.pop_front() {
+                assert_eq!(offset, expected);
+                expected += PIECE;
+                let begin = usize::try_from(offset).unwrap();
+                let piece = bytes[begin..bytes.len().min(begin + MANIFEST_PIECE_BYTES)].to_vec();
+                manifests.on_piece(Time::ZERO, A, (name, offset, total, piece), &mut out).unwrap();
+                if let Some(Output::ManifestFetched { bytes: fetched, .. }) = out.back() {
+                    assert!(*fetched == bytes && waiting.is_empty());
+                    break;
+                }
+                waiting.extend(asked(&mut out).into_iter().map(|(_, offset)| offset));
+                assert!(waiting.len() as u64 <= MANIFEST_PIECES_AHEAD);
+            }
+            assert!(!manifests.is_wanted(&name), "it is never whole");
+        }
     }
 
     #[test]
@@ -175,17 +217,17 @@ mod tests {
         manifests.want(name, bytes.len() as u64);
 
         manifests.review(Time::ZERO, |_| vec![A], &[A, B], &mut rng, &mut out);
-        assert_eq!(asked(&mut out), Some((A, 0)));
+        assert_eq!(asked(&mut out), [(A, 0), (A, MANIFEST_PIECE_BYTES as u64)]);
         let total = bytes.len() as u64;
         let piece = |from: u64, b: &[u8]| (name, from, total, b.to_vec());
         let wrong = vec![8u8; MANIFEST_PIECE_BYTES];
         assert_eq!(manifests.on_piece(Time::ZERO, A, piece(0, &wrong), &mut out), Ok(()));
-        assert_eq!(asked(&mut out), Some((A, MANIFEST_PIECE_BYTES as u64)));
+        assert_eq!(asked(&mut out), [], "it was asked for ahead");
         let lie = manifests.on_piece(Time::ZERO, A, piece(MANIFEST_PIECE_BYTES as u64, &[8; 5]), &mut out);
         assert_eq!(lie, Err(Liar(A)));
 
         manifests.review(Time::ZERO, |_| vec![A], &[A, B], &mut rng, &mut out);
-        assert_eq!(asked(&mut out), Some((B, 0)));
+        assert_eq!(asked(&mut out), [(B, 0), (B, MANIFEST_PIECE_BYTES as u64)]);
         let (first, rest) = bytes.split_at(MANIFEST_PIECE_BYTES);
         assert_eq!(manifests.on_piece(Time::ZERO, B, piece(0, first), &mut out), Ok(()));
         assert_eq!(manifests.on_piece(Time::ZERO, B, piece(first.len() as u64, rest), &mut out), Ok(()));

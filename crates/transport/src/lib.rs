@@ -2,8 +2,7 @@
 //!
 //! A transport is handed where to land and whom to read from, and reports what arrived. It knows
 //! leases and chunk numbers only as numbers to repeat to the holder: what a manifest, a swarm or
-//! a release is, it does not know. It verifies nothing but says what the bytes hash to where they
-//! lie.
+//! a release is, it does not know. It verifies nothing but says what the bytes hash to.
 
 use aquifer_core::{Access, ChunkHash, NodeId};
 use aquifer_memory::Span;
@@ -75,7 +74,7 @@ pub struct Completion {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadDone {
-    /// BLAKE3 of the bytes as they lie in `into`.
+    /// BLAKE3 of the bytes that were put into `into`.
     pub digest: ChunkHash,
     pub bytes: u64,
     /// How long the holder was busy with this read: since it was asked, or since the read before
