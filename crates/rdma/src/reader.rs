@@ -12,7 +12,7 @@ use crate::limits::{COMPLETIONS_MAX, THREAD_STACK_BYTES};
 use crate::rail::Rail;
 use crate::verbs::{CompletionQueue, Region};
 use crate::workers::Workers;
-use aquifer_core::{ChunkHash, NodeId};
+use aquifer_core::{Access, ChunkHash, NodeId};
 use aquifer_transport::{Completion, OpId, ReadError, ReadOp};
 use driver::Driver;
 use rustix::event::{EventfdFlags, eventfd};
@@ -37,10 +37,11 @@ pub(crate) enum Command {
     Cancel(OpId),
     Disconnect(NodeId),
     Close,
-    /// A connection was made, or could not be.
+    /// A connection was made, or could not be, by that way in.
     Joined {
         link: LinkId,
         peer: NodeId,
+        access: Access,
         result: Box<Result<join::Joined, ReadError>>,
     },
     /// The landing place of a read is registered, or cannot be.

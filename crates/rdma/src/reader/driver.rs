@@ -119,7 +119,7 @@ impl Driver {
                 let peers: Vec<NodeId> = self.peers.keys().copied().collect();
                 peers.into_iter().for_each(|peer| self.end_peer(peer, SHUTTING_DOWN));
             }
-            Command::Joined { link, peer, result } => self.on_joined(link, peer, *result),
+            Command::Joined { link, peer, access, result } => self.on_joined(link, peer, &access, *result),
             Command::Registered { link, number, result } => self.on_registered(link, number, result),
             Command::Hashed { link, number, result } => self.on_hashed(link, number, result),
         }

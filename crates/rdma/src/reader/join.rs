@@ -40,7 +40,7 @@ impl Attempt {
     pub(super) fn run(self) {
         let result = Box::new(self.try_endpoints());
         // The driver waits for every attempt before it ends.
-        self.inbox.put(Command::Joined { link: self.link, peer: self.peer, result });
+        self.inbox.put(Command::Joined { link: self.link, peer: self.peer, access: self.access, result });
     }
 
     fn try_endpoints(&self) -> Result<Joined, ReadError> {

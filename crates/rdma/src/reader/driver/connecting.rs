@@ -7,7 +7,7 @@ use super::super::{Command, LinkId};
 use super::Driver;
 use crate::config::count;
 use crate::limits::THREAD_STACK_BYTES;
-use aquifer_core::NodeId;
+use aquifer_core::{Access, NodeId};
 use aquifer_transport::ReadError;
 use std::thread;
 use std::time::Instant;
@@ -61,7 +61,7 @@ impl Driver {
         let attempt = Attempt {
             link,
             peer,
-            access,
+            access: access.clone(),
             endpoints,
             config: self.config.clone(),
             rail: self.rails[rail].clone(),
@@ -75,13 +75,13 @@ impl Driver {
             Err(error) => {
                 let reason = format!("a thread of the transport could not start: {error}");
                 entry.joining.remove(&link);
-                self.on_unreachable(peer, rail, &ReadError::Landing(reason));
+                self.on_unreachable(peer, rail, &access, &ReadError::Landing(reason));
             }
         }
         self.dirty.insert(peer); // for another port, perhaps
     }
 
-    pub(super) fn on_joined(&mut self, link: LinkId, peer: NodeId, result: Result<Joined, ReadError>) {
+    pub(super) fn on_joined(&mut self, link: LinkId, peer: NodeId, access: &Access, result: Result<Joined, ReadError>) {
         self.joins -= 1;
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         let Some(rail) = entry.joining.remove(&link) else {
@@ -96,21 +96,20 @@ impl Driver {
                 entry.links.insert(link, rail);
                 self.links.insert(link, Link::new(peer, rail, joined, Instant::now()));
             }
-            Err(error) => self.on_unreachable(peer, rail, &error),
+            Err(error) => self.on_unreachable(peer, rail, access, &error),
         }
     }
 
     /// A connection could not be made: its reads fail, unless another is there for them.
-    pub(super) fn on_unreachable(&mut self, peer: NodeId, rail: usize, error: &ReadError) {
+    pub(super) fn on_unreachable(&mut self, peer: NodeId, rail: usize, access: &Access, error: &ReadError) {
         let Some(entry) = self.peers.get_mut(&peer) else { return };
         entry.pause(rail, Instant::now());
         let queue = std::mem::take(&mut entry.queue);
-        let first = queue.front().map(|q| q.op.access.clone());
         let refused = matches!(error, ReadError::Refused(_));
         let others = entry.has_connection();
         let (failed, kept) = queue.into_iter().partition::<Vec<_>, _>(|q| match refused {
-            // The ticket was refused: reads with another may do.
-            true => Some(&q.op.access) == first.as_ref(),
+            // That ticket was refused: reads with another may do.
+            true => q.op.access == *access,
             false => !others,
         });
         entry.queue = kept.into();
