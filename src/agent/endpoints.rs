@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 const TLS: &str = "tls:";
 const RDMA: &str = "rdma:";
 
+type Kind = fn(SocketAddr) -> Endpoint;
+
 /// What this node says of its TCP endpoint: where others reach it, or `port` on whatever host they reach
 /// it at.
 pub(super) fn announced(advertised: Option<&str>, port: u16, encryption: Encryption) -> String {
@@ -27,8 +29,7 @@ pub(super) fn announced_rdma(listening: SocketAddr) -> String {
 /// Where `text` leads, if a peer that is to be found at `hosts` says it. Words of a later version say
 /// nothing.
 pub(super) fn of(text: &str, hosts: &[IpAddr]) -> Vec<Endpoint> {
-    let kinds: [(&str, fn(SocketAddr) -> Endpoint); 3] =
-        [(TLS, Endpoint::Tls), (RDMA, Endpoint::Rdma), ("", Endpoint::Tcp)];
+    let kinds: [(&str, Kind); 3] = [(TLS, Endpoint::Tls), (RDMA, Endpoint::Rdma), ("", Endpoint::Tcp)];
     let said = kinds.into_iter().find_map(|(prefix, kind)| Some((kind, text.strip_prefix(prefix)?)));
     let Some((kind, rest)) = said else { return Vec::new() };
     match rest.strip_prefix(':').map(str::parse) {

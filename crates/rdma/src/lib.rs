@@ -1,6 +1,6 @@
 //! The transport over RDMA verbs: a reader READs granted chunks straight out of the holder's memory.
 //!
-//! libibverbs is loaded when it is needed ([`ibv`] is the part of its ABI that is used), so the same
+//! libibverbs is loaded when it is needed (`ibv` is the part of its ABI that is used), so the same
 //! program runs where there is none. [`verbs`] makes it safe; [`RdmaTransport`] is a
 //! [`aquifer_transport::Transport`] on top. What a manifest, a swarm or a release is, nothing here knows.
 //!
