@@ -232,7 +232,7 @@ fn start_rdma(
             Ok(Some(rdma))
         }
         Err(error) if named => Err(error).context("cannot use the RDMA devices that were asked for"),
-        Err(error @ (RdmaError::Library { .. } | RdmaError::NoDevice)) => {
+        Err(error @ (RdmaError::Library { .. } | RdmaError::Kernel { .. } | RdmaError::NoDevice)) => {
             tracing::debug!("no chunks over RDMA: {error}");
             Ok(None)
         }

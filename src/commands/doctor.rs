@@ -46,7 +46,7 @@ fn uses(survey: &Survey) -> Vec<String> {
 fn advice(survey: &Survey) -> Vec<String> {
     let mut advice = Vec::new();
     match &survey.devices {
-        Err(error) => advice.push(format!("{error}. Only RDMA needs it; everything else works.")),
+        Err(error) => advice.push(format!("{error}. Only RDMA needs that; everything else works.")),
         Ok(devices) if devices.is_empty() => {
             advice.push("With an RDMA network card, chunks would come past the CPUs of those that hold them.".into());
         }

@@ -9,6 +9,10 @@ use thiserror::Error;
 pub enum RdmaError {
     #[error("libibverbs cannot be used: {reason}; install rdma-core (on Debian: libibverbs1 and ibverbs-providers)")]
     Library { reason: String },
+    #[error(
+        "ibv_get_device_list: {source}: this kernel has no RDMA, or its modules are not loaded (ib_uverbs, and the card's own)"
+    )]
+    Kernel { source: io::Error },
     #[error("no RDMA device is here")]
     NoDevice,
     #[error("no RDMA device named {wanted}; there are: {found}")]

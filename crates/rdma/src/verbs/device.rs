@@ -8,6 +8,7 @@ use crate::ibv::{
 };
 use std::ffi::CStr;
 use std::fmt;
+use std::io;
 use std::mem::{MaybeUninit, size_of};
 use std::net::{IpAddr, Ipv6Addr};
 use std::ptr::NonNull;
@@ -39,7 +40,8 @@ impl DeviceList {
         let mut len = 0;
         // SAFETY: the count is written to a live integer.
         let list = unsafe { (library.ibv_get_device_list)(&raw mut len) };
-        let list = check_pointer(list, "ibv_get_device_list", "this machine")?;
+        let source = io::Error::last_os_error();
+        let list = NonNull::new(list).ok_or(RdmaError::Kernel { source })?;
         Ok(DeviceList { library, list, len: usize::try_from(len).unwrap_or(0) })
     }
 
@@ -243,7 +245,7 @@ impl Device {
         let found = match usize::try_from(found) {
             Ok(found) => found.min(GIDS_MAX),
             Err(_) => {
-                let source = std::io::Error::from_raw_os_error(i32::try_from(-found).unwrap_or(0));
+                let source = io::Error::from_raw_os_error(i32::try_from(-found).unwrap_or(0));
                 return Err(RdmaError::Call { call: "ibv_query_gid_table", device: self.name.clone(), source });
             }
         };
