@@ -357,6 +357,7 @@ impl Agent {
             }
             (EngineOutput::WantsChanged, target) => {
                 if let Some(target) = target {
+                    self.refresh_all_held();
                     self.refresh_wants(target.manifest);
                     self.feed_engine(conn);
                 }
@@ -417,13 +418,17 @@ impl Agent {
     }
 
     fn after_places_changed(&mut self) {
+        self.refresh_all_held();
         let manifests: Vec<ManifestHash> = self.manifests.keys().copied().collect();
-        for manifest in manifests {
-            self.refresh_wants(manifest);
-            self.refresh_held(manifest);
-        }
+        manifests.into_iter().for_each(|manifest| self.refresh_wants(manifest));
         self.trim_memory(false);
         self.retire();
+    }
+
+    /// Before the brain hears what is wanted now: it would ask for what is there, and grant what is not.
+    fn refresh_all_held(&mut self) {
+        let manifests: Vec<ManifestHash> = self.manifests.keys().copied().collect();
+        manifests.into_iter().for_each(|manifest| self.refresh_held(manifest));
     }
 
     fn tell_engine(&mut self, conn: ConnId, channel: &ChannelName, tell: Tell) {

@@ -1,5 +1,6 @@
 //! What this node knows of each manifest, and where its chunks lie.
 
+use super::engines::EngineConn;
 use super::jobs::Job;
 use super::{Agent, Hold, PullWhat};
 use crate::errors::reasons;
@@ -241,12 +242,12 @@ impl Agent {
         let same_channel = |l: &Loaded| l.channels.contains(channel);
         let old: Vec<ManifestHash> =
             self.manifests.iter().filter(|(h, l)| **h != current && same_channel(l)).map(|(h, _)| *h).collect();
-        for manifest in old {
-            self.refresh_wants(manifest);
-        }
         self.refresh_wants(current);
         self.answer_waiting_engines(channel);
         self.retarget_engines(channel);
+        for manifest in old {
+            self.refresh_wants(manifest);
+        }
         self.retire();
     }
 
@@ -265,7 +266,9 @@ impl Agent {
             ChunkSet::full(len)
         } else {
             let mut wanted = ChunkSet::empty(len);
-            for conn in self.sessions.values().filter(|c| c.session.target().is_some_and(|t| t.manifest == hash)) {
+            let aims =
+                |c: &&EngineConn| c.session.target().is_some_and(|t| t.manifest == hash) && !c.session.is_turning();
+            for conn in self.sessions.values().filter(aims) {
                 for chunk in conn.session.needs().into_iter().flat_map(ChunkSet::iter) {
                     // What has reached the engine and is kept nowhere else is not wanted again.
                     if conn.session.is_gathering(&hash, chunk) || self.has(&hash, chunk) {
@@ -356,16 +359,22 @@ impl Agent {
         ttl: Duration,
         chunks: Vec<u32>,
     ) -> Result<()> {
-        let mut there = Vec::with_capacity(chunks.len());
+        let (mut there, mut gone) = (Vec::with_capacity(chunks.len()), Vec::new());
         for chunk in chunks {
             match self.span_of(&manifest, chunk) {
                 Some(span) => {
                     self.grants.lease(lease, chunk, to, span);
                     there.push(chunk);
                 }
-                // It was promised and is not there: say so to ourselves, and fetch it again.
-                None => self.discard(manifest, chunk),
+                None => gone.push(chunk),
             }
+        }
+        if !gone.is_empty() {
+            // Promised before an engine turned to another release: the brain is told what is there now.
+            self.refresh_held(manifest);
+            // What is said to be there all the same cannot be had: it is fetched again.
+            gone.retain(|chunk| self.has(&manifest, *chunk));
+            gone.into_iter().for_each(|chunk| self.discard(manifest, chunk));
         }
         let chunks = there;
         tracing::trace!("granted {chunks:?} to {} under lease {lease}", to.short());

@@ -255,6 +255,11 @@ impl EngineSession {
         self.next.as_ref().or_else(|| self.target())
     }
 
+    /// Whether it gives up what it is being filled with, as soon as nothing is on its way into its memory.
+    pub fn is_turning(&self) -> bool {
+        self.next.is_some() && matches!(self.phase, Phase::Filling { .. })
+    }
+
     /// Chunks of the target this engine needs on this node, whether there or not. None until
     /// that is known.
     pub fn needs(&self) -> Option<&ChunkSet> {
