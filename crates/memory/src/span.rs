@@ -208,7 +208,9 @@ impl Span {
         for at in range.step_by(4096) {
             // SAFETY: `at` is below `len`, so the byte lies in the mapping, which is writable memory and
             // stays mapped; an atomic operation may race with any other access to it.
-            unsafe { AtomicU8::from_ptr(self.address_at(at)) }.fetch_or(0, Ordering::Relaxed);
+            let byte = unsafe { AtomicU8::from_ptr(self.address_at(at)) };
+            // Of a zero that it could see the compiler would make nothing at all.
+            byte.fetch_or(std::hint::black_box(0), Ordering::Relaxed);
         }
     }
 
