@@ -94,7 +94,9 @@ impl Ci {
     /// Not on a real kernel's RDMA stack, in a guest: on a busy machine two runs were not seen to end. Thirty-three
     /// since then on a quiet one did; until it is known what those two waited for, this has its own command.
     fn rdma(&mut self) {
-        println!("\n== RDMA, in the guest: skipped, since on a busy machine a run may not end; `cargo xtask rdma-tests` runs it");
+        println!(
+            "\n== RDMA, in the guest: skipped, since on a busy machine a run may not end; `cargo xtask rdma-tests` runs it"
+        );
         self.totals.skipped += 1;
     }
 
