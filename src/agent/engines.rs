@@ -210,7 +210,8 @@ impl Agent {
         let Some(channel) = entry.channel else { return };
         tracing::info!("engine {} (pid {}), for {channel}, is gone", entry.name, entry.pid);
         self.spoiled.retain(|(id, _)| *id != conn);
-        self.after_places_changed();
+        self.refresh_all();
+        self.tidy();
         self.count_engines();
     }
 
@@ -355,15 +356,15 @@ impl Agent {
                     }
                 }
             }
-            (EngineOutput::WantsChanged, target) => {
-                if let Some(target) = target {
-                    self.refresh_all_held();
-                    self.refresh_wants(target.manifest);
-                    self.feed_engine(conn);
-                }
+            (EngineOutput::WantsChanged, _) => {
+                self.refresh_all();
+                self.feed_engine(conn);
+                self.tidy();
+                self.count_engines();
             }
             (EngineOutput::PlacesChanged, _) => {
-                self.after_places_changed();
+                self.refresh_all();
+                self.tidy();
                 self.count_engines();
             }
             (EngineOutput::Tell(tell), _) => self.tell_engine(conn, &channel, tell),
@@ -417,18 +418,18 @@ impl Agent {
         })
     }
 
-    fn after_places_changed(&mut self) {
-        self.refresh_all_held();
+    /// What lies here is told before what is wanted: the brain would ask for what is there, and grant what is
+    /// not.
+    fn refresh_all(&mut self) {
         let manifests: Vec<ManifestHash> = self.manifests.keys().copied().collect();
-        manifests.into_iter().for_each(|manifest| self.refresh_wants(manifest));
-        self.trim_memory(false);
-        self.retire();
+        manifests.iter().for_each(|manifest| self.refresh_held(*manifest));
+        manifests.iter().for_each(|manifest| self.refresh_wants(*manifest));
     }
 
-    /// Before the brain hears what is wanted now: it would ask for what is there, and grant what is not.
-    fn refresh_all_held(&mut self) {
-        let manifests: Vec<ManifestHash> = self.manifests.keys().copied().collect();
-        manifests.into_iter().for_each(|manifest| self.refresh_held(manifest));
+    /// Gives up what nothing here needs any more.
+    fn tidy(&mut self) {
+        self.trim_memory(false);
+        self.retire();
     }
 
     fn tell_engine(&mut self, conn: ConnId, channel: &ChannelName, tell: Tell) {

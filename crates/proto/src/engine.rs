@@ -79,7 +79,7 @@ pub enum EngineOutput {
     Apply {
         chunks: ChunkSet,
     },
-    /// What the engine needs fetched is not what it was.
+    /// What the engine needs fetched is not what it was, and what lies verified in its memory neither.
     WantsChanged,
     /// What lies verified in the engine's memory is not what it was.
     PlacesChanged,
@@ -567,7 +567,6 @@ impl EngineSession {
 
     fn changed(&mut self) {
         self.out.push_back(EngineOutput::WantsChanged);
-        self.out.push_back(EngineOutput::PlacesChanged);
     }
 
     fn tell(&mut self, tell: Tell) {
