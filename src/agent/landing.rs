@@ -59,9 +59,9 @@ impl Agent {
                 return self.read_done(op, ReadOutcome::Declined);
             }
         };
-        let into = match &landing {
-            Landing::Store(reservation) => reservation.span().clone(),
-            Landing::Region(_, span) => span.clone(),
+        let (into, adopts) = match &landing {
+            Landing::Store(reservation) => (reservation.span().clone(), reservation.adopts()),
+            Landing::Region(_, span) => (span.clone(), false),
         };
         if let Landing::Region(conn, _) = &landing {
             self.engine_input(*conn, EngineInput::Landing { chunk });
@@ -70,7 +70,8 @@ impl Agent {
         let (hash, _) = hash_and_len;
         self.reading.insert(hash);
         self.reads.insert(op, Read { manifest, chunk, hash, peer, way: None, landing: Some(landing) });
-        self.transports.read(ReadOp { id: op, peer, endpoints, access, lease, chunk, into, stall: READ_STALL });
+        let stall = READ_STALL;
+        self.transports.read(ReadOp { id: op, peer, endpoints, access, lease, chunk, into, adopts, stall });
     }
 
     pub(super) fn cancel_read(&mut self, op: OpId) {
@@ -94,13 +95,17 @@ impl Agent {
             Err(error) => tracing::debug!("reading chunk {chunk} from {}: {error}", peer.short()),
         }
         let outcome = outcome(&completion.result, hash, self.manifests.contains_key(&manifest));
+        let adopted = completion.result.ok().and_then(|done| done.adopted);
         match (outcome, landing) {
             (ReadOutcome::Verified, Landing::Store(reservation)) => {
                 if self.disk.is_some() || self.tree.is_some() {
                     self.job(Job::Commit { op, reservation });
                 } else {
-                    let result = reservation.commit().map(drop);
-                    self.on_committed(op, result);
+                    let kept = match adopted {
+                        Some(bytes) => reservation.adopt(bytes),
+                        None => reservation.commit(),
+                    };
+                    self.on_committed(op, kept.map(drop));
                 }
             }
             (_, Landing::Region(conn, _)) if !self.sessions.contains_key(&conn) => {
@@ -277,7 +282,7 @@ mod tests {
     #[test]
     fn what_is_right_is_not_called_corrupt_when_nobody_wants_it_any_more() {
         let name = |n| ChunkHash(Hash([n; 32]));
-        let read = Ok(ReadDone { digest: name(1), bytes: 9, elapsed: Duration::ZERO });
+        let read = Ok(ReadDone { digest: name(1), bytes: 9, elapsed: Duration::ZERO, adopted: None });
         assert_eq!(outcome(&read, name(1), true), ReadOutcome::Verified);
         assert_eq!(outcome(&read, name(1), false), ReadOutcome::Declined);
         assert_eq!(outcome(&read, name(2), false), ReadOutcome::Corrupt);

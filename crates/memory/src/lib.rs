@@ -19,6 +19,8 @@ pub mod tree;
 
 mod at;
 mod copy;
+mod huge;
+mod seal;
 mod slabs;
 
 pub use checkpoint::{PublishError, Published, Source, SourceFile};
@@ -27,7 +29,7 @@ pub use error::{MemoryError, StoreError};
 pub use generate::{Modified, generate_checkpoint, modify_checkpoint};
 pub use mapping::Mapping;
 pub use reservation::Reservation;
-pub use shared::Shared;
+pub use shared::{Known, Shared};
 pub use span::{Guard, Span};
 pub use staging::StagingPool;
 pub use store::MemoryStore;

@@ -4,6 +4,21 @@
 /// 16,000 mappings (Linux allows 65,530, `vm.max_map_count`), small enough to give back.
 pub const SLAB_BYTES: u64 = 64 << 20;
 
+/// A page as every processor here has it. A system's larger ones only make less to look at.
+pub const PAGE_BYTES: usize = 4 << 10;
+
+/// A large page of shared memory: on x86-64 and, with pages of 4 KiB, on 64-bit Arm.
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Shared memory is made in large pages so much at a time, just before it is first written to. A call takes
+/// 0.1 ms a MiB for zeroing, and makes every core empty its lists once, so that few calls are better; what
+/// is made beyond a chunk is memory in use for nothing until the next arrives.
+pub const SECTION_BYTES: usize = 16 << 20;
+
+/// How much of a slab must be in use, as a fraction, before it is sealed to be shared: what is free in it
+/// then stays so until all of it is.
+pub const SEALED_SHARE: (u64, u64) = (7, 8);
+
 /// What slots of the memory store are rounded up to: a page, so that no two chunks share one.
 pub const SLOT_BYTES: u64 = 4 << 10;
 
@@ -18,6 +33,10 @@ pub const HASH_COPY_BYTES: usize = 64 << 10;
 /// Windows of other processes that are mapped: the longest chunk. Reading a longer one maps nothing, since
 /// a page that was never written would be made, and counted, by whoever looks at it.
 pub const WINDOW_BYTES_MAX: u64 = 16 << 20;
+
+/// The same of memory that nobody can write to any more: a slab of a store. Its missing pages, too, would be
+/// made by who looks.
+pub const SEALED_BYTES_MAX: u64 = SLAB_BYTES;
 
 /// Spans longer than this are touched by several threads. Measured: one thread needs 11.6 s for
 /// 16 GiB of fresh memfd.

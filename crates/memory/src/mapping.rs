@@ -3,14 +3,17 @@
 //! A mapping is only ever reached through [`Span`]s, which keep it mapped and check bounds.
 
 use crate::error::MemoryError;
-use crate::limits::WINDOW_BYTES_MAX;
+use crate::huge::Sections;
+use crate::limits::{HUGE_PAGE_BYTES, PAGE_BYTES, SEALED_BYTES_MAX, WINDOW_BYTES_MAX};
+use crate::seal::{Remap, Slab};
 use crate::shared;
 use crate::span::Span;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -22,6 +25,8 @@ pub struct Mapping {
     address: NonNull<u8>,
     len: usize,
     backing: Backing,
+    /// Of shared memory that this process may write to.
+    sections: Option<Sections>,
 }
 
 // SAFETY: the address range belongs to this value alone and stays mapped until it is dropped,
@@ -34,11 +39,15 @@ unsafe impl Sync for Mapping {}
 enum Backing {
     Anonymous,
     /// Others write to it too.
-    Memfd(OwnedFd),
+    Memfd,
     /// Nobody can write to it but through this mapping.
     Window(OwnedFd),
+    /// Nobody else has it until nobody can write to it any more.
+    Slab(Slab),
     /// Another process's window.
     Seen,
+    /// Memory that another process sealed: nobody can write to it.
+    Sealed(OwnedFd),
     File(MappedFile),
 }
 
@@ -73,18 +82,19 @@ impl Mapping {
             })
             .map_err(MemoryError::os("mmap", format!("{len} bytes of memory")))?,
         };
-        Ok(Arc::new(Mapping { address, len: size, backing: Backing::Anonymous }))
+        if size >= HUGE_PAGE_BYTES {
+            // Best effort: small pages are as right.
+            // SAFETY: advice on the range that was just mapped; it changes no byte.
+            let _ = unsafe { madvise(address.as_ptr().cast(), size, Advice::LinuxHugepage) };
+        }
+        Ok(Arc::new(Mapping { address, len: size, backing: Backing::Anonymous, sections: None }))
     }
 
     /// Fresh zeroed memory that other processes can map too. Its size is sealed. The descriptor
     /// is for handing to them; the mapping does not need it.
     pub fn memfd(name: &str, len: u64) -> Result<(Arc<Self>, OwnedFd), MemoryError> {
+        let fd = sized_memfd(name, len, SealFlags::SEAL)?;
         let what = || format!("{len} bytes of shared memory");
-        let fd = memfd_create(name, MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC)
-            .map_err(MemoryError::os("memfd_create", what()))?;
-        ftruncate(&fd, len).map_err(MemoryError::os("ftruncate", what()))?;
-        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
-            .map_err(MemoryError::os("fcntl F_ADD_SEALS", what()))?;
         let copy = fd.try_clone().map_err(|source| MemoryError::Os { call: "dup", what: what(), source })?;
         Ok((Self::from_memfd(fd, len)?, copy))
     }
@@ -92,19 +102,27 @@ impl Mapping {
     /// Fresh zeroed memory that other processes can read and only this mapping can write to. Where the
     /// kernel cannot promise that (before Linux 5.1), they cannot read it either.
     pub fn window(name: &str, len: u64) -> Result<Arc<Self>, MemoryError> {
-        let what = || format!("{len} bytes of shared memory");
-        let fd = memfd_create(name, MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC)
-            .map_err(MemoryError::os("memfd_create", what()))?;
-        ftruncate(&fd, len).map_err(MemoryError::os("ftruncate", what()))?;
-        fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)
-            .map_err(MemoryError::os("fcntl F_ADD_SEALS", what()))?;
-        let address = map_fd(fd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, &what())?;
+        let fd = sized_memfd(name, len, SealFlags::empty())?;
+        let address = map_fd(fd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, "shared memory")?;
         // Spares the mapping that is there.
         let backing = match fcntl_add_seals(&fd, SealFlags::FUTURE_WRITE) {
             Ok(()) => Backing::Window(fd),
-            Err(_) => Backing::Memfd(fd),
+            Err(_) => Backing::Memfd,
         };
-        Ok(Arc::new(Mapping { address, len: size_of_map(len)?, backing }))
+        Self::made_in_sections(address, len, backing)
+    }
+
+    /// Fresh zeroed memory of a store.
+    pub(crate) fn slab(name: &str, len: u64) -> Result<Arc<Self>, MemoryError> {
+        let fd = sized_memfd(name, len, SealFlags::empty())?;
+        let address = map_fd(fd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, "a chunk store")?;
+        Self::made_in_sections(address, len, Backing::Slab(Slab::new(fd)))
+    }
+
+    fn made_in_sections(address: NonNull<u8>, len: u64, backing: Backing) -> Result<Arc<Self>, MemoryError> {
+        let len = size_of_map(len)?;
+        let sections = (len >= HUGE_PAGE_BYTES).then(|| Sections::new(len));
+        Ok(Arc::new(Mapping { address, len, backing, sections }))
     }
 
     /// The first `len` bytes of a memfd that another process made. It must be sealed against
@@ -120,22 +138,31 @@ impl Mapping {
             return Err(MemoryError::TooSmall { claimed: len, found: found.len });
         }
         let address = map_fd(fd.as_fd(), len, ProtFlags::READ | ProtFlags::WRITE, "a region")?;
-        Ok(Arc::new(Mapping { address, len: size_of_map(len)?, backing: Backing::Memfd(fd) }))
+        Self::made_in_sections(address, len, Backing::Memfd)
     }
 
     /// All of a memfd that another process made, to read. `None` where it might be cut short, or is long.
     pub(crate) fn seen(fd: BorrowedFd<'_>) -> Result<Option<Arc<Self>>, MemoryError> {
         // Only memory has seals.
-        if !fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK)) {
+        let seals = fcntl_get_seals(fd).unwrap_or(SealFlags::empty());
+        if !seals.contains(SealFlags::SHRINK) {
             return Ok(None);
         }
-        let what = "a window";
-        let len = stamp(fd).map_err(|source| MemoryError::Os { call: "fstat", what: what.into(), source })?.len;
-        if len > WINDOW_BYTES_MAX {
+        let what = || "another process's memory".to_string();
+        let len = stamp(fd).map_err(|source| MemoryError::Os { call: "fstat", what: what(), source })?.len;
+        let is_sealed = seals.contains(SealFlags::WRITE);
+        if len > if is_sealed { SEALED_BYTES_MAX } else { WINDOW_BYTES_MAX } {
             return Ok(None);
         }
-        let address = map_fd(fd, len, ProtFlags::READ, what)?;
-        Ok(Some(Arc::new(Mapping { address, len: size_of_map(len)?, backing: Backing::Seen })))
+        let address = map_fd(fd, len, ProtFlags::READ, &what())?;
+        let backing = match is_sealed {
+            true => {
+                let fd = fd.try_clone_to_owned();
+                Backing::Sealed(fd.map_err(|source| MemoryError::Os { call: "dup", what: what(), source })?)
+            }
+            false => Backing::Seen,
+        };
+        Ok(Some(Arc::new(Mapping { address, len: size_of_map(len)?, backing, sections: None })))
     }
 
     /// A file, to read. See [`Mapping::from_file`].
@@ -155,7 +182,7 @@ impl Mapping {
             stamp(file.as_fd()).map_err(|source| MemoryError::Os { call: "fstat", what: what.clone(), source })?;
         let address = map_fd(file.as_fd(), opened.len, ProtFlags::READ, &what)?;
         let backing = Backing::File(MappedFile { file, path: path.to_path_buf(), opened });
-        Ok(Arc::new(Mapping { address, len: size_of_map(opened.len)?, backing }))
+        Ok(Arc::new(Mapping { address, len: size_of_map(opened.len)?, backing, sections: None }))
     }
 
     /// Length in bytes.
@@ -192,43 +219,91 @@ impl Mapping {
         self.mapped_file().map(|f| f.path.as_path())
     }
 
-    /// The memfd, where it is one: for sharing it with another process.
-    pub fn as_memfd(&self) -> Option<BorrowedFd<'_>> {
-        match &self.backing {
-            Backing::Memfd(fd) | Backing::Window(fd) => Some(fd.as_fd()),
-            Backing::Anonymous | Backing::Seen | Backing::File(_) => None,
-        }
-    }
-
     /// A new descriptor of it that can only be read, to give to another process of this user, with the
-    /// same offsets. `None` where it is not for others as a whole: private memory; a store; an engine's
+    /// same offsets. `None` where it is not for others as a whole: private memory; a store that may still
+    /// be written to, or whose pages are small, which would cost a reader more than a copy; an engine's
     /// region, which a descriptor would show for longer than a lease lasts and let any process of this
     /// user open to write; a file that may keep its reader waiting.
     pub fn share(&self) -> io::Result<Option<OwnedFd>> {
         let fd = match &self.backing {
-            Backing::Anonymous | Backing::Memfd(_) | Backing::Seen => return Ok(None),
-            Backing::Window(fd) => fd.as_fd(),
+            Backing::Anonymous | Backing::Memfd | Backing::Seen => return Ok(None),
+            Backing::Slab(slab) => match slab.is_sealed() || self.is_large() && slab.seal(self.len(), self) {
+                true => slab.fd(),
+                false => return Ok(None),
+            },
+            Backing::Window(fd) | Backing::Sealed(fd) => fd.as_fd(),
             Backing::File(mapped) => mapped.file.as_fd(),
         };
         shared::reopen(fd)
     }
 
     pub fn is_writable(&self) -> bool {
-        match self.backing {
-            Backing::Anonymous | Backing::Memfd(_) | Backing::Window(_) => true,
-            Backing::Seen | Backing::File(_) => false,
+        match &self.backing {
+            Backing::Anonymous | Backing::Memfd | Backing::Window(_) => true,
+            Backing::Slab(slab) => slab.is_writable(),
+            Backing::Seen | Backing::Sealed(_) | Backing::File(_) => false,
         }
+    }
+
+    /// Whether nobody, in any process, can ever change a byte of it.
+    pub fn is_immutable(&self) -> bool {
+        match &self.backing {
+            Backing::Slab(slab) => slab.is_sealed(),
+            Backing::Sealed(_) => true,
+            Backing::Anonymous | Backing::Memfd | Backing::Window(_) | Backing::Seen | Backing::File(_) => false,
+        }
+    }
+
+    pub(crate) fn as_slab(&self) -> Option<&Slab> {
+        match &self.backing {
+            Backing::Slab(slab) => Some(slab),
+            Backing::Anonymous
+            | Backing::Memfd
+            | Backing::Window(_)
+            | Backing::Seen
+            | Backing::Sealed(_)
+            | Backing::File(_) => None,
+        }
+    }
+
+    /// Makes the pages that a write to `range` needs, large if possible.
+    pub(crate) fn make(&self, range: Range<usize>) {
+        if let Some(sections) = &self.sections {
+            // SAFETY: `sections` are there for mappings that were made to be written to, of `len` bytes at an
+            // address that `map_fd` aligned. A slab that was sealed since is not written to: whoever
+            // calls this holds a slot of it that is not written yet.
+            unsafe { sections.make(self.address(), self.len, range) };
+        }
+    }
+
+    fn is_large(&self) -> bool {
+        self.sections.as_ref().is_some_and(|sections| sections.are_large(self.len))
     }
 
     pub(crate) fn mapped_file(&self) -> Option<&MappedFile> {
         match &self.backing {
             Backing::File(file) => Some(file),
-            Backing::Anonymous | Backing::Memfd(_) | Backing::Window(_) | Backing::Seen => None,
+            Backing::Anonymous
+            | Backing::Memfd
+            | Backing::Window(_)
+            | Backing::Slab(_)
+            | Backing::Seen
+            | Backing::Sealed(_) => None,
         }
     }
 
     pub(crate) fn address(&self) -> *mut u8 {
         self.address.as_ptr()
+    }
+}
+
+impl Remap for Mapping {
+    fn remap(&self, fd: BorrowedFd<'_>, writable: bool) -> rustix::io::Result<()> {
+        let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        // SAFETY: the range is this mapping's own and holds the same memory before and after; the kernel
+        // changes from one to the other at once. Nobody writes meanwhile, as `Slab` sees to.
+        let mapped = unsafe { mmap(self.address().cast(), self.len, prot, MapFlags::SHARED | MapFlags::FIXED, fd, 0) };
+        mapped.map(drop)
     }
 }
 
@@ -253,24 +328,61 @@ impl Drop for Mapping {
 
 impl fmt::Debug for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.backing {
-            Backing::Anonymous => write!(f, "Mapping({} bytes)", self.len),
-            Backing::Memfd(_) | Backing::Window(_) | Backing::Seen => {
-                write!(f, "Mapping({} bytes of a memfd)", self.len)
-            }
-            Backing::File(file) => write!(f, "Mapping({} bytes of {})", self.len, file.path.display()),
-        }
+        let of = match &self.backing {
+            Backing::Anonymous => "private memory",
+            Backing::Memfd => "shared memory",
+            Backing::Window(_) => "a window",
+            Backing::Slab(_) => "a chunk store",
+            Backing::Seen | Backing::Sealed(_) => "another process's memory",
+            Backing::File(file) => return write!(f, "Mapping({} bytes of {})", self.len, file.path.display()),
+        };
+        write!(f, "Mapping({} bytes of {of})", self.len)
     }
 }
 
+/// Fresh memory whose size is sealed, and whatever else `seals` say.
+fn sized_memfd(name: &str, len: u64, seals: SealFlags) -> Result<OwnedFd, MemoryError> {
+    let what = || format!("{len} bytes of shared memory");
+    let fd = memfd_create(name, MemfdFlags::ALLOW_SEALING | MemfdFlags::CLOEXEC)
+        .map_err(MemoryError::os("memfd_create", what()))?;
+    ftruncate(&fd, len).map_err(MemoryError::os("ftruncate", what()))?;
+    fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | seals)
+        .map_err(MemoryError::os("fcntl F_ADD_SEALS", what()))?;
+    Ok(fd)
+}
+
+/// Maps all of it; where that is as long as a large page, from a multiple of one on.
 fn map_fd(fd: BorrowedFd<'_>, len: u64, prot: ProtFlags, what: &str) -> Result<NonNull<u8>, MemoryError> {
     let size = size_of_map(len)?;
-    if size == 0 {
-        return Ok(NonNull::dangling());
+    let failed = || MemoryError::os("mmap", format!("{len} bytes of {what}"));
+    if size < HUGE_PAGE_BYTES {
+        return match size {
+            0 => Ok(NonNull::dangling()),
+            // SAFETY: a null hint without MAP_FIXED asks for a new range; no existing memory is touched.
+            _ => non_null(unsafe { mmap(std::ptr::null_mut(), size, prot, MapFlags::SHARED, fd, 0) }).map_err(failed()),
+        };
     }
-    // SAFETY: a null hint without MAP_FIXED asks for a new range; no existing memory is touched.
-    let address = unsafe { mmap(std::ptr::null_mut(), size, prot, MapFlags::SHARED, fd, 0) };
-    non_null(address).map_err(MemoryError::os("mmap", format!("{len} bytes of {what}")))
+    let room = size.checked_add(HUGE_PAGE_BYTES).ok_or(rustix::io::Errno::NOMEM).map_err(failed())?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: as above.
+    let reserved = non_null(unsafe { mmap_anonymous(std::ptr::null_mut(), room, ProtFlags::empty(), flags) });
+    let reserved = reserved.map_err(failed())?.as_ptr();
+    let before = reserved.align_offset(HUGE_PAGE_BYTES);
+    let aligned = reserved.wrapping_add(before);
+    // SAFETY: the range lies in the one that was just reserved, and nobody else knows of it.
+    let mapped = unsafe { mmap(aligned.cast(), size, prot, MapFlags::SHARED | MapFlags::FIXED, fd, 0) };
+    // What was reserved beyond it on either side, or all of it. It holds nothing, and stays so at worst.
+    let end = reserved.wrapping_add(room);
+    let after = size.next_multiple_of(PAGE_BYTES);
+    let rests = match mapped {
+        Ok(_) => [(reserved, before), (aligned.wrapping_add(after), HUGE_PAGE_BYTES + size - before - after)],
+        Err(_) => [(reserved, room), (end, 0)],
+    };
+    for (begin, bytes) in rests.into_iter().filter(|(_, bytes)| *bytes >= PAGE_BYTES) {
+        // SAFETY: as above, and not part of what is returned.
+        let _ = unsafe { munmap(begin.cast(), bytes) };
+    }
+    non_null(mapped).map_err(failed())
 }
 
 fn non_null(address: rustix::io::Result<*mut std::ffi::c_void>) -> rustix::io::Result<NonNull<u8>> {

@@ -1,7 +1,7 @@
 //! A place for one chunk that is not there yet.
 
 use crate::disk::DiskTarget;
-use crate::error::StoreError;
+use crate::error::{MemoryError, StoreError};
 use crate::span::Span;
 use crate::store::MemoryTarget;
 use crate::tree::TreeTarget;
@@ -43,9 +43,29 @@ impl Reservation {
     pub fn commit(self) -> Result<Span, StoreError> {
         match self.target {
             Target::InPlace => Ok(self.span),
-            Target::Memory(target) => Ok(target.commit(self.span)),
+            Target::Memory(target) => Ok(target.commit()),
             Target::Disk(target) => target.commit(&self.span),
             Target::Tree(target) => target.commit(&self.span),
         }
+    }
+
+    /// Whether [`Reservation::adopt`] may spare a copy.
+    pub fn adopts(&self) -> bool {
+        matches!(self.target, Target::Memory(_))
+    }
+
+    /// Commits the same bytes, which lie elsewhere and can never change, as they are if the store can keep
+    /// them so; else copies them first. The caller has verified them.
+    pub fn adopt(self, bytes: Span) -> Result<Span, StoreError> {
+        if let Target::Memory(target) = &self.target
+            && bytes.len() == self.span.len()
+            && bytes.as_immutable().is_some()
+            && let Some(kept) = target.adopt(bytes.clone())
+        {
+            return Ok(kept);
+        }
+        let copied = bytes.copy_to(0, &self.span, 0, self.span.len());
+        copied.map_err(|source| MemoryError::Os { call: "copy", what: "a chunk".into(), source })?;
+        self.commit()
     }
 }

@@ -9,10 +9,12 @@ use crate::mapping::Mapping;
 use crate::span::Span;
 use rustix::fs::{FileType, Mode, OFlags, fstat, fstatfs, open};
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// File systems (`statfs.f_type`, see statfs(2)) that never wait for another machine or process. A
 /// read from any other may hang, and its thread with it.
@@ -34,6 +36,11 @@ const LOCAL: [u64; 11] = [
 #[derive(Debug)]
 pub struct Shared(Form);
 
+/// Sealed memory that is mapped here: what is received again, by another connection say, is mapped once,
+/// and found again by its number as long as anybody here keeps it.
+#[derive(Debug, Default)]
+pub struct Known(Mutex<BTreeMap<(u64, u64), Weak<Mapping>>>);
+
 #[derive(Debug)]
 enum Form {
     Window(Span),
@@ -53,6 +60,31 @@ impl Shared {
             Some(window) => Form::Window(window.span()),
             None => Form::File(fd.into()),
         }))
+    }
+
+    /// The same, with an eye to what is there already.
+    pub fn receive_known(fd: OwnedFd, known: &Known) -> Result<Self, MemoryError> {
+        let stat = fstat(&fd).map_err(MemoryError::os("fstat", "a shared descriptor"))?;
+        let name = (stat.st_dev, stat.st_ino);
+        let mut mapped = known.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mapping) = mapped.get(&name).and_then(Weak::upgrade) {
+            return Ok(Shared(Form::Window(mapping.span())));
+        }
+        let shared = Shared::receive(fd)?;
+        if let Form::Window(span) = &shared.0
+            && span.as_immutable().is_some()
+        {
+            mapped.retain(|_, mapping| mapping.strong_count() > 0);
+            mapped.insert(name, Arc::downgrade(span.mapping().0));
+        }
+        Ok(shared)
+    }
+
+    /// `len` bytes from byte `offset` on, where they are memory that nobody can ever change.
+    pub fn sealed(&self, offset: u64, len: u64) -> Option<Span> {
+        let Form::Window(span) = &self.0 else { return None };
+        let part = span.slice(offset..offset.checked_add(len)?).ok()?;
+        part.as_immutable().is_some().then_some(part)
     }
 
     /// Copies bytes out, from byte `offset` on. An error if there are not so many.

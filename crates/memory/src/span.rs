@@ -107,10 +107,12 @@ impl Span {
         Ok(())
     }
 
-    /// The same, past the caches where that is possible: for long pieces that nobody reads soon.
+    /// The same, past the caches where that is possible: for long pieces that nobody reads soon. Memory that
+    /// was never touched is made in large pages first.
     pub fn write_past_caches(&self, at: u64, from: &[u8]) -> io::Result<()> {
         self.check(at, from.len() as u64)?;
         self.check_writable()?;
+        self.make(at..at + from.len() as u64);
         // SAFETY: `check` proved that the destination lies in the mapping, which this span keeps
         // mapped and which is writable; `from` is a live slice, and no slice ever is of a mapping.
         unsafe { copy_past_caches(from, self.address_at(at)) };
@@ -124,9 +126,20 @@ impl Span {
         Ok(ChunkHash(Hash(*hasher.finalize().as_bytes())))
     }
 
+    /// Its bytes, where nobody can ever change them: they need not be copied to be looked at.
+    pub fn as_immutable(&self) -> Option<&[u8]> {
+        // SAFETY: `slice` and `whole` keep the range inside the mapping, which this span keeps mapped, to be read;
+        // the kernel sealed its memory against shrinking and against every write, for good.
+        self.mapping.is_immutable().then(|| unsafe { std::slice::from_raw_parts(self.address(), clamped(self.len)) })
+    }
+
     /// Feeds `len` bytes from byte `at` on to `hasher`.
     pub fn hash_into(&self, at: u64, len: u64, hasher: &mut blake3::Hasher) -> io::Result<()> {
         self.check(at, len)?;
+        if let Some(bytes) = self.as_immutable() {
+            hasher.update(&bytes[clamped(at)..clamped(at + len)]);
+            return Ok(());
+        }
         if self.mapping.mapped_file().is_some() {
             return with_piece(|piece| self.feed(at, len, piece, hasher));
         }
@@ -149,6 +162,7 @@ impl Span {
         self.check(at, len)?;
         dst.check(dst_at, len)?;
         dst.check_writable()?;
+        dst.make(dst_at..dst_at + len);
         let to = dst.address_at(dst_at);
         match self.mapping.mapped_file() {
             Some(mapped) => {
@@ -203,8 +217,14 @@ impl Span {
         });
     }
 
+    /// Makes what a write to `range` needs in large pages, if it was never touched.
+    fn make(&self, range: Range<u64>) {
+        self.mapping.make(clamped(self.offset + range.start)..clamped(self.offset + range.end));
+    }
+
     /// Touches one byte of every page without changing it.
     fn touch(&self, range: Range<u64>) {
+        self.make(range.clone());
         for at in range.step_by(4096) {
             // SAFETY: `at` is below `len`, so the byte lies in the mapping, which is writable memory and
             // stays mapped; an atomic operation may race with any other access to it.
@@ -240,6 +260,15 @@ impl Span {
         }
     }
 }
+
+/// Equal are spans of the same bytes of the same mapping.
+impl PartialEq for Span {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.mapping, &other.mapping) && (self.offset, self.len) == (other.offset, other.len)
+    }
+}
+
+impl Eq for Span {}
 
 impl fmt::Debug for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -79,6 +79,7 @@ fn op(endpoint: SocketAddr, id: u64, chunk: u32, into: Span) -> ReadOp {
         lease: 1,
         chunk,
         into,
+        adopts: false,
         stall: Duration::from_secs(20),
     }
 }

@@ -78,6 +78,7 @@ impl OtherProcess {
             lease: 1,
             chunk,
             into: memory(len),
+            adopts: false,
             stall: Duration::from_secs(20),
         }
     }
@@ -300,6 +301,7 @@ fn a_lease_that_ends_closes_its_window_under_the_read() {
         lease: 1,
         chunk: 1,
         into: memory(LEN),
+        adopts: false,
         stall: Duration::from_secs(20),
     };
     reading.read(&op);

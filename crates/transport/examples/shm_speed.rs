@@ -169,6 +169,7 @@ impl Bench {
                     lease: 1,
                     chunk,
                     into: into.clone(),
+                    adopts: false,
                     stall: Duration::from_secs(5),
                 }));
             }

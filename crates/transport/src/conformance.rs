@@ -233,6 +233,7 @@ impl Holding {
             lease: 1,
             chunk,
             into: memory(len),
+            adopts: false,
             stall: PATIENCE,
         }
     }

@@ -62,6 +62,9 @@ pub struct ReadOp {
     pub chunk: u32,
     /// As long as the chunk, writable.
     pub into: Span,
+    /// The bytes need not go there if they lie somewhere on this machine where nobody can change them any
+    /// more: [`ReadDone::adopted`] then.
+    pub adopts: bool,
     /// Give up when no byte has come for so long.
     pub stall: Duration,
 }
@@ -72,11 +75,13 @@ pub struct Completion {
     pub result: Result<ReadDone, ReadError>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadDone {
-    /// BLAKE3 of the bytes that were put into `into`.
+    /// BLAKE3 of the bytes that were put into `into`, or of those in `adopted`.
     pub digest: ChunkHash,
     pub bytes: u64,
+    /// Where the bytes are, if they were left where they lay and `into` was not touched.
+    pub adopted: Option<Span>,
     /// How long the holder was busy with this read: since it was asked, or since the read before
     /// it on the same connection ended, if that was later.
     pub elapsed: Duration,

@@ -63,6 +63,9 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// cache all the while.
 pub const SHM_PIECE_BYTES: usize = 256 << 10;
 
+/// Bytes hashed at a time where they lie and stay: a read that is cancelled ends within a millisecond.
+pub const SHM_SEALED_PIECE_BYTES: usize = 4 << 20;
+
 /// Connections, each with a thread, over shared memory to one peer: as many chunks are copied and
 /// hashed at once. Measured: one moves 4.7 GB/s, two on two cores 9.4; the rest is a guess.
 pub const SHM_CONNECTIONS_PER_PEER_MAX: usize = 4;

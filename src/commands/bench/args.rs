@@ -1,6 +1,6 @@
 //! The options of `aquifer bench`.
 
-use super::transfer::{Kind, Origin};
+use super::transfer::{Destination, Kind, Origin};
 use crate::units;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -108,6 +108,9 @@ pub(crate) struct Transfer {
     /// Where the holder has the bytes
     #[arg(long, value_enum, default_value_t = Origin::Memory)]
     pub(crate) source: Origin,
+    /// Where the puller wants them
+    #[arg(long, value_enum, default_value_t = Destination::Region)]
+    pub(crate) into: Destination,
     /// Connections of the transport
     #[arg(long, value_name = "N", default_value_t = CONNS, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) conns: u16,
@@ -125,8 +128,7 @@ pub(crate) struct Transfer {
 
 impl Transfer {
     /// With the defaults.
-    pub(super) fn of(transport: Kind, common: Common, size: Size) -> Self {
-        let source = Origin::Memory;
-        Transfer { transport, source, conns: CONNS, chunk: CHUNK_BYTES, window: WINDOW_CHUNKS, common, size }
+    pub(super) fn of(transport: Kind, source: Origin, into: Destination, common: Common, size: Size) -> Self {
+        Transfer { transport, source, into, conns: CONNS, chunk: CHUNK_BYTES, window: WINDOW_CHUNKS, common, size }
     }
 }

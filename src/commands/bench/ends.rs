@@ -7,7 +7,8 @@ use super::cores::Took;
 use crate::keys;
 use anyhow::{Context, Result, bail};
 use aquifer_core::{Access, ChunkHash, NodeId, NodeSecret};
-use aquifer_memory::{Mapping, Span};
+use aquifer_memory::limits::SLAB_BYTES;
+use aquifer_memory::{Mapping, MemoryStore, Reservation, Span};
 use aquifer_transport::limits::CONNECTIONS_PER_PEER_MAX;
 use aquifer_transport::{
     Completion, Encryption, Endpoint, Grants, Operation, ReadOp, Refusal, ShmConfig, ShmTransport, TcpConfig,
@@ -15,6 +16,8 @@ use aquifer_transport::{
 };
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,6 +51,17 @@ pub(crate) enum Origin {
     Memory,
     /// A file in the page cache, as a publisher's
     File,
+    /// A chunk store in memory, as a node's
+    Store,
+}
+
+/// Where a puller wants them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+pub(crate) enum Destination {
+    /// Shared memory, as an engine's
+    Region,
+    /// A chunk store in memory, as a node's
+    Store,
 }
 
 /// A running transport, and where others reach it.
@@ -100,6 +114,8 @@ pub(super) struct Terms {
     pub(super) connections: u16,
     pub(super) bytes: u64,
     pub(super) chunk_bytes: u64,
+    pub(super) origin: Origin,
+    pub(super) destination: Destination,
     /// Where shared memory keeps its sockets.
     sockets: PathBuf,
     /// What a puller shows and a holder asks for.
@@ -107,6 +123,7 @@ pub(super) struct Terms {
 }
 
 impl Terms {
+    /// From an engine's memory to another's.
     pub(super) fn new(kind: Kind, connections: u16, bytes: u64, chunk_bytes: u64, dir: &Path) -> Result<Self> {
         if chunk_bytes == 0 || chunk_bytes > CHUNK_BYTES_MAX {
             bail!("--chunk {chunk_bytes} is not a length of chunks: 1 to {CHUNK_BYTES_MAX} bytes are");
@@ -115,7 +132,13 @@ impl Terms {
             bail!("--conns {connections} is too many: {CONNECTIONS_PER_PEER_MAX} are the most to one peer");
         }
         let sockets = dir.join("shm");
-        Ok(Terms { kind, connections, bytes, chunk_bytes, sockets, secret: keys::random_bytes()? })
+        let (origin, destination) = (Origin::Memory, Destination::Region);
+        Ok(Terms { kind, connections, bytes, chunk_bytes, origin, destination, sockets, secret: keys::random_bytes()? })
+    }
+
+    /// A store with room for all there is, and for as much again.
+    fn store(&self) -> MemoryStore {
+        MemoryStore::new(2 * self.bytes + SLAB_BYTES)
     }
 
     fn access(&self) -> Access {
@@ -169,49 +192,75 @@ pub(super) struct Holding {
 
 impl Holding {
     /// Makes the bytes, in memory or in a new file at `file`, and serves them.
-    pub(super) fn start(terms: &Terms, file: Option<PathBuf>) -> Result<(Self, Offer)> {
-        let whole = match file {
-            Some(path) => {
-                let mut file = std::fs::File::create_new(&path).with_context(|| format!("cannot write {path:?}"))?;
-                content::write(&mut file, terms.bytes).with_context(|| format!("cannot write {path:?}"))?;
-                Mapping::file(&path)?.span()
+    pub(super) fn start(terms: &Terms, file: &Path) -> Result<(Self, Offer)> {
+        let whole = match terms.origin {
+            Origin::File => {
+                let mut new = std::fs::File::create_new(file).with_context(|| format!("cannot write {file:?}"))?;
+                content::write(&mut new, terms.bytes).with_context(|| format!("cannot write {file:?}"))?;
+                Mapping::file(file)?.span()
             }
-            None => {
+            Origin::Memory | Origin::Store => {
                 let (mapping, _) = Mapping::memfd("aquifer-bench-holder", terms.bytes)?;
                 content::fill(&mapping.span())?;
                 mapping.span()
             }
         };
-        let chunks = terms.chunks(&whole)?;
-        let digests = chunks.iter().map(|c| Ok(c.hash()?.to_string())).collect::<Result<_>>()?;
+        let mut chunks = terms.chunks(&whole)?;
+        drop(whole);
+        let hashes = chunks.iter().map(Span::hash).collect::<io::Result<Vec<_>>>()?;
+        if terms.origin == Origin::Store {
+            let store = terms.store();
+            chunks =
+                chunks.iter().zip(&hashes).map(|(chunk, hash)| put(&store, *hash, chunk)).collect::<Result<_>>()?;
+        }
         let grants = Arc::new(Open { access: terms.access(), chunks });
         let started = terms.kind.start(HOLDER, terms, grants, |_| {})?;
         let endpoints = started.endpoints.iter().map(ToString::to_string).collect();
-        let offer = Offer { endpoints, digests };
+        let offer = Offer { endpoints, digests: hashes.iter().map(ToString::to_string).collect() };
         Ok((Holding { _started: started }, offer))
     }
 }
 
-/// A puller, and the memory it lands in: made as an engine's is, and touched.
+fn put(store: &MemoryStore, hash: ChunkHash, bytes: &Span) -> Result<Span> {
+    let reservation = store.reserve(hash, bytes.len())?;
+    bytes.copy_to(0, reservation.span(), 0, bytes.len())?;
+    Ok(reservation.commit()?)
+}
+
+/// A puller, and the memory it lands in.
 #[derive(Debug)]
 pub(super) struct Pulling {
     terms: Terms,
     endpoints: Vec<Endpoint>,
     window: usize,
-    chunks: Vec<(Span, ChunkHash)>,
+    names: Vec<ChunkHash>,
+    landing: Landing,
     started: Started,
     completions: Receiver<Completion>,
     next_id: u64,
 }
 
+#[derive(Debug)]
+enum Landing {
+    /// Made as an engine's is, and touched.
+    Region(Vec<Span>),
+    Store(MemoryStore, BTreeMap<u64, Reservation>),
+}
+
 impl Pulling {
     pub(super) fn start(terms: Terms, offer: &Offer, window: u32) -> Result<Self> {
-        let (mapping, _) = Mapping::memfd("aquifer-bench-engine", terms.bytes)?;
-        mapping.span().prefault();
-        let spans = terms.chunks(&mapping.span())?;
-        let digests = offer.digests.iter().map(|d| Ok(ChunkHash(d.parse()?))).collect::<Result<Vec<_>>>()?;
-        if digests.len() != spans.len() {
-            bail!("{} digests were given for {} chunks", digests.len(), spans.len());
+        let landing = match terms.destination {
+            Destination::Region => {
+                let (mapping, _) = Mapping::memfd("aquifer-bench-engine", terms.bytes)?;
+                mapping.span().prefault();
+                Landing::Region(terms.chunks(&mapping.span())?)
+            }
+            Destination::Store => Landing::Store(terms.store(), BTreeMap::new()),
+        };
+        let names = offer.digests.iter().map(|d| Ok(ChunkHash(d.parse()?))).collect::<Result<Vec<_>>>()?;
+        let chunks = terms.bytes.div_ceil(terms.chunk_bytes);
+        if names.len() as u64 != chunks {
+            bail!("{} digests were given for {chunks} chunks", names.len());
         }
         let window = usize::try_from(window)?;
         let (sender, completions) = sync_channel(window);
@@ -223,30 +272,44 @@ impl Pulling {
         let grants = Arc::new(Open { access: terms.access(), chunks: Vec::new() });
         let started = terms.kind.start(PULLER, &terms, grants, completed)?;
         let endpoints = offer.endpoints.iter().filter_map(|text| Endpoint::parse(text)).collect();
-        let chunks = spans.into_iter().zip(digests).collect();
-        Ok(Pulling { terms, endpoints, window, chunks, started, completions, next_id: 0 })
+        Ok(Pulling { terms, endpoints, window, names, landing, started, completions, next_id: 0 })
     }
 
-    /// Reads every chunk and compares its digest. A few bytes of each are spoilt before, so that what
-    /// is found in place came just now.
+    /// Reads every chunk and compares its digest. What is found in place came just now: a few bytes of
+    /// each are spoilt before, or it is removed.
     pub(super) fn pull(&mut self) -> Result<Took> {
-        for (span, _) in &self.chunks {
-            span.write(0, &[0xff; 8][..usize::try_from(span.len().min(8))?])?;
+        match &self.landing {
+            Landing::Region(spans) => {
+                for span in spans {
+                    span.write(0, &[0xff; 8][..usize::try_from(span.len().min(8))?])?;
+                }
+            }
+            Landing::Store(store, _) => self.names.iter().for_each(|name| {
+                store.remove(name);
+            }),
         }
         let (start, first_id) = (Instant::now(), self.next_id);
-        let last_id = first_id + self.chunks.len() as u64;
+        let last_id = first_id + self.names.len() as u64;
         while self.next_id < last_id.min(first_id + self.window as u64) {
-            self.submit_next(first_id);
+            self.submit_next(first_id)?;
         }
-        for _ in 0..self.chunks.len() {
+        for _ in 0..self.names.len() {
             let Completion { id, result } = self.next_completion()?;
             let chunk = usize::try_from(id - first_id)?;
             let done = result.with_context(|| format!("chunk {chunk} was not read"))?;
-            if done.digest != self.chunks[chunk].1 {
+            if done.digest != self.names[chunk] {
                 bail!("chunk {chunk} came with other bytes than it should have");
             }
+            if let Landing::Store(_, reservations) = &mut self.landing
+                && let Some(reservation) = reservations.remove(&id)
+            {
+                match done.adopted {
+                    Some(bytes) => reservation.adopt(bytes)?,
+                    None => reservation.commit()?,
+                };
+            }
             if self.next_id < last_id {
-                self.submit_next(first_id);
+                self.submit_next(first_id)?;
             }
         }
         Ok(Took::since(start, self.terms.bytes))
@@ -254,8 +317,12 @@ impl Pulling {
 
     /// Hashes what lies in memory now, without the transport.
     pub(super) fn check(&self) -> Result<()> {
-        for (chunk, (span, digest)) in self.chunks.iter().enumerate() {
-            if span.hash()? != *digest {
+        for (chunk, name) in self.names.iter().enumerate() {
+            let span = match &self.landing {
+                Landing::Region(spans) => spans.get(chunk).cloned(),
+                Landing::Store(store, _) => store.get(name),
+            };
+            if span.is_none_or(|span| !span.hash().is_ok_and(|hash| hash == *name)) {
                 bail!("chunk {chunk} is said to be there and is not");
             }
         }
@@ -266,21 +333,34 @@ impl Pulling {
         self.terms.bytes
     }
 
-    fn submit_next(&mut self, first_id: u64) {
+    fn submit_next(&mut self, first_id: u64) -> Result<()> {
         let id = self.next_id;
         self.next_id += 1;
-        let Some(chunk) = u32::try_from(id - first_id).ok() else { return };
-        let Some((into, _)) = self.chunks.get(chunk as usize) else { return };
+        let chunk = usize::try_from(id - first_id)?;
+        let (into, adopts) = match &mut self.landing {
+            Landing::Region(spans) => (spans[chunk].clone(), false),
+            Landing::Store(store, reservations) => {
+                let begin = chunk as u64 * self.terms.chunk_bytes;
+                let reservation =
+                    store.reserve(self.names[chunk], self.terms.chunk_bytes.min(self.terms.bytes - begin))?;
+                let into = reservation.span().clone();
+                let adopts = reservation.adopts();
+                reservations.insert(id, reservation);
+                (into, adopts)
+            }
+        };
         self.started.transport.submit(Operation::Read(ReadOp {
             id,
             peer: node(HOLDER),
             endpoints: self.endpoints.clone(),
             access: self.terms.access(),
             lease: LEASE,
-            chunk,
-            into: into.clone(),
+            chunk: u32::try_from(chunk)?,
+            into,
+            adopts,
             stall: STALL,
         }));
+        Ok(())
     }
 
     fn next_completion(&self) -> Result<Completion> {
@@ -305,7 +385,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for kind in Kind::value_variants() {
             let terms = Terms::new(*kind, 2, 1_000_001, 100_000, dir.path()).unwrap();
-            let (_holding, offer) = Holding::start(&terms, None).unwrap();
+            let (_holding, offer) = Holding::start(&terms, dir.path()).unwrap();
             assert_eq!(offer.digests.len(), 11);
             let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
             assert!(pulling.check().is_err());
@@ -317,10 +397,27 @@ mod tests {
     }
 
     #[test]
+    fn a_store_gets_what_a_store_has() {
+        let dir = tempfile::tempdir().unwrap();
+        for kind in Kind::value_variants() {
+            let (origin, destination) = (Origin::Store, Destination::Store);
+            let terms = Terms { origin, destination, ..Terms::new(*kind, 2, 80 << 20, 1 << 20, dir.path()).unwrap() };
+            let (_holding, offer) = Holding::start(&terms, dir.path()).unwrap();
+            let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
+            assert!(pulling.check().is_err());
+            for _ in 0..3 {
+                pulling.pull().unwrap();
+                pulling.check().unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn wrong_bytes_are_noticed() {
         let dir = tempfile::tempdir().unwrap();
-        let terms = Terms::new(Kind::Tcp, 1, 100_000, 10_000, dir.path()).unwrap();
-        let (_holding, mut offer) = Holding::start(&terms, Some(dir.path().join("f"))).unwrap();
+        let origin = Origin::File;
+        let terms = Terms { origin, ..Terms::new(Kind::Tcp, 1, 100_000, 10_000, dir.path()).unwrap() };
+        let (_holding, mut offer) = Holding::start(&terms, &dir.path().join("f")).unwrap();
         offer.digests[7] = ChunkHash::of(b"other").to_string();
         let error = Pulling::start(terms, &offer, 10).unwrap().pull().unwrap_err().to_string();
         assert!(error.contains("chunk 7 came with other bytes"), "{error}");

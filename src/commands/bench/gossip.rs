@@ -22,6 +22,7 @@ use aquifer_mesh::{Mesh, MeshConfig, MeshEvent, MeshKey, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::Duration;
@@ -247,7 +248,7 @@ impl Part for Answerer {
     type Reply = ();
 
     fn set_up(setup: AnswererSetup) -> Result<(Self, There)> {
-        let (holding, offer) = Holding::start(&setup.terms, None)?;
+        let (holding, offer) = Holding::start(&setup.terms, Path::new(""))?;
         let runtime = Handle::current();
         let mut node = runtime.block_on(Node::start(setup.mesh_key, vec![]))?;
         let address = loop {

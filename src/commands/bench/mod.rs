@@ -33,7 +33,7 @@ use lab::{Lab, Stop};
 use machine::Machine;
 use report::Report;
 use std::process::ExitCode;
-use transfer::Kind;
+use transfer::{Destination, Kind, Origin};
 
 pub(crate) async fn run(command: BenchCommand) -> Result<ExitCode> {
     let mut signal = StopSignal::new()?;
@@ -117,6 +117,7 @@ impl BenchCommand {
                 transfer_of(Kind::Tcp, common, *size),
                 transfer_of(Kind::Tls, common, *size),
                 transfer_of(Kind::Shm, common, *size),
+                ("transfer", Box::new(|lab: &Lab| transfer::run(lab, &between_stores(common, *size)))),
                 ("publish", Box::new(|lab: &Lab| publish::run(lab, None, *size))),
                 swarm_of(args::NODES, *size),
                 gossip_of(*seconds),
@@ -130,7 +131,12 @@ fn limits_of<'a>(size: Size) -> Bench<'a> {
 }
 
 fn transfer_of(kind: Kind, common: &Common, size: Size) -> Bench<'_> {
-    ("transfer", Box::new(move |lab: &Lab| transfer::run(lab, &args::Transfer::of(kind, common.clone(), size))))
+    let args = args::Transfer::of(kind, Origin::Memory, Destination::Region, common.clone(), size);
+    ("transfer", Box::new(move |lab: &Lab| transfer::run(lab, &args)))
+}
+
+fn between_stores(common: &Common, size: Size) -> args::Transfer {
+    args::Transfer::of(Kind::Shm, Origin::Store, Destination::Store, common.clone(), size)
 }
 
 fn swarm_of<'a>(nodes: u16, size: Size) -> Bench<'a> {

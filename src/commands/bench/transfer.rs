@@ -3,8 +3,8 @@
 
 use super::args;
 use super::cores::{Cores, Setup, Task, Threads, Took};
+pub(crate) use super::ends::{Destination, Kind, Origin};
 use super::ends::{Holding, Offer, Pulling, Terms};
-pub(crate) use super::ends::{Kind, Origin};
 use super::figures::{Asked, Ratio, Run, Series};
 use super::lab::{Child, Lab, Thing};
 use super::machine;
@@ -54,13 +54,19 @@ const fn thing(key: Measured, name: &'static str, what: &'static str) -> Thing<M
 pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
     // Both ends of the transfer, and of what it is compared with.
     let size = machine::size(args.size.size, SIZE_BYTES, 4)?;
-    let terms = |kind| Terms::new(kind, args.conns, size, args.chunk, lab.dir());
+    let terms = |kind| {
+        let terms = Terms::new(kind, args.conns, size, args.chunk, lab.dir());
+        terms.map(|mut terms| {
+            (terms.origin, terms.destination) = (args.source, args.into);
+            terms
+        })
+    };
     let (name, what) = words(args);
     tell(&format!("Setting up: {} at both ends ...", units::bytes(size)));
-    let mut transfer = Transfer::start(lab, terms(args.transport)?, args.source, args.window)?;
+    let mut transfer = Transfer::start(lab, terms(args.transport)?, args.window)?;
     let mut things = vec![Thing { key: Measured::Aquifer, name, what }];
     let settings = json!({
-        "transport": args.transport.name(), "conns": args.conns, "source": args.source, "size_bytes": size,
+        "transport": args.transport.name(), "conns": args.conns, "source": args.source, "into": args.into, "size_bytes": size,
         "chunk_bytes": args.chunk, "window": args.window, "runs": lab.runs(),
     });
     let mut report = Report::new("transfer", settings);
@@ -77,7 +83,7 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
             })?
         }
         Kind::Tls => {
-            let mut plain = Transfer::start(lab, terms(Kind::Tcp)?, args.source, args.window)?;
+            let mut plain = Transfer::start(lab, terms(Kind::Tcp)?, args.window)?;
             things.extend(BESIDE_TLS);
             let series = lab.by_turns(&things, |measured| match measured {
                 Measured::Aquifer => transfer.pull(),
@@ -99,13 +105,19 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
         }
     };
     transfer.check()?;
-    report.ratios = ratios(args.transport, &report.series)?;
+    report.ratios = ratios(args.transport, args.into, &report.series)?;
     Ok(report)
 }
 
-fn ratios(kind: Kind, series: &[Series]) -> Result<Vec<Ratio>> {
+fn ratios(kind: Kind, into: Destination, series: &[Series]) -> Result<Vec<Ratio>> {
     let [aquifer, beside @ ..] = series else { bail!("a series is missing") };
     Ok(match (kind, beside) {
+        (Kind::Shm, [_, hash]) if into == Destination::Store => vec![Ratio::new(
+            "rate",
+            "GB/s, to those of one thread that hashes as many bytes with BLAKE3 and copies nothing",
+            Asked::AtLeast(0.90),
+            aquifer.runs.iter().zip(&hash.runs).map(|(a, hash)| hash.s_per_gb() / a.s_per_gb()),
+        )],
         (Kind::Tcp, [tcp, tcp_and_hash, hash]) => {
             let cpu = aquifer.runs.iter().zip(tcp.runs.iter().zip(&hash.runs));
             let slower = tcp.slower(tcp_and_hash);
@@ -155,9 +167,17 @@ fn ratios(kind: Kind, series: &[Series]) -> Result<Vec<Ratio>> {
 }
 
 fn words(args: &args::Transfer) -> (&'static str, &'static str) {
-    let what = match args.source {
-        Origin::Memory => "from shared memory into shared memory, each chunk hashed on its way into place",
-        Origin::File => "from a file in the page cache into shared memory, each chunk hashed on its way into place",
+    let what = match (args.source, args.into) {
+        (Origin::Memory, Destination::Region) => "from shared memory into shared memory, hashed on the way into place",
+        (Origin::File, Destination::Region) => {
+            "from a file in the page cache into shared memory, hashed on the way into place"
+        }
+        (Origin::Store, Destination::Region) => "from a chunk store into shared memory, hashed on the way into place",
+        (Origin::Memory, Destination::Store) => "from shared memory into a chunk store that begins empty, hashed",
+        (Origin::File, Destination::Store) => {
+            "from a file in the page cache into a chunk store that begins empty, hashed"
+        }
+        (Origin::Store, Destination::Store) => "from one chunk store into another, which begins empty, hashed",
     };
     let name = match args.transport {
         Kind::Tcp => "aquifer over TCP",
@@ -175,9 +195,9 @@ struct Transfer {
 }
 
 impl Transfer {
-    fn start(lab: &Lab, terms: Terms, origin: Origin, window: u32) -> Result<Self> {
-        let file = (origin == Origin::File).then(|| lab.dir().join("holder.bytes"));
-        if file.is_some() {
+    fn start(lab: &Lab, terms: Terms, window: u32) -> Result<Self> {
+        let file = lab.dir().join("holder.bytes");
+        if terms.origin == Origin::File {
             machine::check_room(lab.dir(), terms.bytes)?;
         }
         let (holder, offer) = lab.start::<Holder>(&HolderSetup { terms: terms.clone(), file })?;
@@ -206,7 +226,7 @@ pub(super) struct Holder {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct HolderSetup {
     terms: Terms,
-    file: Option<PathBuf>,
+    file: PathBuf,
 }
 
 impl Part for Holder {
@@ -218,7 +238,7 @@ impl Part for Holder {
     type Reply = ();
 
     fn set_up(setup: HolderSetup) -> Result<(Self, Offer)> {
-        let (holding, offer) = Holding::start(&setup.terms, setup.file)?;
+        let (holding, offer) = Holding::start(&setup.terms, &setup.file)?;
         Ok((Holder { _holding: holding }, offer))
     }
 

@@ -77,7 +77,9 @@ impl Flight {
     pub(super) fn outcome(&self) -> Option<Result<ReadDone, ReadError>> {
         match (self.valid?, self.hash) {
             (false, _) if self.under_way == 0 => Some(Err(ReadError::Revoked)),
-            (true, Some(digest)) => Some(Ok(ReadDone { digest, bytes: u64::from(self.landed), elapsed: self.elapsed })),
+            (true, Some(digest)) => {
+                Some(Ok(ReadDone { digest, bytes: u64::from(self.landed), elapsed: self.elapsed, adopted: None }))
+            }
             _ => None,
         }
     }

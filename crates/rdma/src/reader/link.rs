@@ -284,6 +284,7 @@ mod tests {
             lease: 1,
             chunk: 1,
             into: Mapping::anonymous(1).expect("a byte").span(),
+            adopts: false,
             stall: Duration::from_secs(5),
         };
         Queued { op, retries }

@@ -4,11 +4,11 @@ use super::Counters;
 use super::directory::reach;
 use super::wire::{Header, Place, Request, SETTLE, SlotSet, receive_header};
 use crate::handshake::greet;
-use crate::limits::{SHM_PIECE_BYTES, SHM_SLOTS};
+use crate::limits::{SHM_PIECE_BYTES, SHM_SEALED_PIECE_BYTES, SHM_SLOTS};
 use crate::socket::is_timeout;
 use crate::{ReadDone, ReadError, ReadOp};
 use aquifer_core::{Access, ChunkHash, Hash};
-use aquifer_memory::Shared;
+use aquifer_memory::{Known, Shared, Span};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 pub(super) struct Link {
     stream: Arc<UnixStream>,
     slots: [Option<Shared>; SHM_SLOTS],
+    known: Arc<Known>,
+    /// A verdict is on its way that nobody waits for.
+    verdict_owed: bool,
     /// What was copied last, until it has been hashed and put where it belongs.
     piece: Box<[u8]>,
 }
@@ -55,12 +58,19 @@ pub(super) trait Watch {
 }
 
 impl Link {
-    pub(super) fn open(path: &Path, access: &Access, timeout: Duration, watch: &impl Watch) -> Result<Self, ReadError> {
+    pub(super) fn open(
+        path: &Path,
+        access: &Access,
+        timeout: Duration,
+        watch: &impl Watch,
+        known: &Arc<Known>,
+    ) -> Result<Self, ReadError> {
         let failed = |error: io::Error| ReadError::Unreachable(format!("{}: {error}", path.display()));
         let stream = Arc::new(reach(path, timeout).map_err(failed)?);
         watch.attach(&stream)?;
         greet(&*stream, access, Instant::now() + timeout)?;
-        Ok(Link { stream, slots: Default::default(), piece: vec![0; SHM_PIECE_BYTES].into_boxed_slice() })
+        let piece = vec![0; SHM_PIECE_BYTES].into_boxed_slice();
+        Ok(Link { stream, slots: Default::default(), known: known.clone(), verdict_owed: false, piece })
     }
 
     pub(super) fn shut(&self) {
@@ -80,6 +90,9 @@ impl Link {
         stream.set_read_timeout(Some(op.stall.max(Duration::from_millis(1))))?;
         let len = u32::try_from(op.into.len()).unwrap_or(u32::MAX); // checked when it was submitted
         stream.write_all(&Request { chunk: op.chunk, lease: op.lease, len }.encode())?;
+        if std::mem::take(&mut self.verdict_owed) {
+            stream.read_exact(&mut [0])?;
+        }
         let (bytes, fd) = receive_header(stream)?;
         let header = Header::decode(&bytes).map_err(|reason| Loss::Broken(reason.into()))?;
         if header.chunk != op.chunk || header.len != len {
@@ -91,16 +104,25 @@ impl Link {
         }
         watch.begun();
         let landed = match header.place {
-            Place::Here => Ok(self.take_in(op, watch, counters)?),
+            Place::Here => Ok((self.take_in(op, watch, counters)?, None)),
             Place::Slot { slot, offset, .. } => self.copy(op, slot, offset, watch, counters)?,
         };
         stream.write_all(&[SETTLE])?;
+        let done = |digest, adopted| ReadDone { digest, bytes: op.into.len(), elapsed: asked.elapsed(), adopted };
+        let landed = match landed {
+            // What nobody can change was right or wrong from the first: no word of the holder makes it otherwise.
+            Ok((digest, adopted @ Some(_))) => {
+                self.verdict_owed = true;
+                return Ok(Ok(done(digest, adopted)));
+            }
+            Ok((digest, None)) => Ok(done(digest, None)),
+            Err(error) => Err(error),
+        };
         let mut verdict = [0];
         stream.read_exact(&mut verdict)?;
-        match (verdict, landed) {
-            ([0], _) => Ok(Err(ReadError::Revoked)),
-            ([1], Ok(digest)) => Ok(Ok(ReadDone { digest, bytes: op.into.len(), elapsed: asked.elapsed() })),
-            ([1], Err(error)) => Ok(Err(error)),
+        match verdict {
+            [0] => Ok(Err(ReadError::Revoked)),
+            [1] => Ok(landed),
             _ => Err(Loss::Broken("its answer ended with an unknown status".into())),
         }
     }
@@ -115,7 +137,7 @@ impl Link {
         let broken = |reason: &str| Err(Loss::Broken(reason.into()));
         match (place, fd) {
             (Place::Slot { slot, fresh: true, .. }, Some(fd)) => {
-                let shared = Shared::receive(fd).map_err(|error| Loss::Broken(error.to_string()))?;
+                let shared = Shared::receive_known(fd, &self.known).map_err(|error| Loss::Broken(error.to_string()))?;
                 self.slots[usize::from(slot)] = Some(shared); // decoding checked the slot
                 Ok(())
             }
@@ -127,7 +149,7 @@ impl Link {
         }
     }
 
-    /// Copies from what the holder shares. That it is too short is no fault of the connection.
+    /// Copies from what the holder shares, or leaves it there. That it is too short is no fault of the connection.
     fn copy(
         &mut self,
         op: &ReadOp,
@@ -135,10 +157,14 @@ impl Link {
         offset: u64,
         watch: &impl Watch,
         counters: &Counters,
-    ) -> Result<Result<ChunkHash, ReadError>, Loss> {
+    ) -> Result<Result<(ChunkHash, Option<Span>), ReadError>, Loss> {
         let Some(Some(shared)) = self.slots.get(usize::from(slot)) else {
             return Err(Loss::Broken("it names memory that it did not share".into()));
         };
+        if let Some(sealed) = shared.sealed(offset, op.into.len()) {
+            let digest = take_over(op, &sealed, watch, counters)?;
+            return Ok(Ok((digest, op.adopts.then_some(sealed))));
+        }
         let mut hasher = blake3::Hasher::new();
         let mut done = 0;
         while done < op.into.len() {
@@ -155,7 +181,7 @@ impl Link {
             done += piece.len() as u64;
             counters.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
-        Ok(Ok(digest(&hasher)))
+        Ok(Ok((digest(&hasher), None)))
     }
 
     /// Receives bytes that come through the socket.
@@ -178,6 +204,25 @@ impl Link {
         }
         Ok(digest(&hasher))
     }
+}
+
+/// Hashes memory that nobody can change where it lies, and copies it unless it may stay there.
+fn take_over(op: &ReadOp, sealed: &Span, watch: &impl Watch, counters: &Counters) -> Result<ChunkHash, Loss> {
+    let mut hasher = blake3::Hasher::new();
+    let mut done = 0;
+    let piece_len = if op.adopts { SHM_SEALED_PIECE_BYTES } else { SHM_PIECE_BYTES };
+    for piece in sealed.as_immutable().unwrap_or_default().chunks(piece_len) {
+        if !watch.is_wanted() {
+            return Err(Loss::Unwanted);
+        }
+        hasher.update(piece);
+        if !op.adopts {
+            op.into.write_past_caches(done, piece)?;
+        }
+        done += piece.len() as u64;
+        counters.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
+    }
+    Ok(digest(&hasher))
 }
 
 fn next_piece(piece: &mut [u8], left: u64) -> &mut [u8] {

@@ -9,6 +9,7 @@ use super::{Counters, ShmConfig};
 use crate::limits::{RETRIES_MAX, SHM_CONNECTIONS_MAX, SHM_CONNECTIONS_PER_PEER_MAX, THREAD_STACK_BYTES};
 use crate::{Completion, Endpoint, OpId, ReadDone, ReadError, ReadOp, check_landing};
 use aquifer_core::NodeId;
+use aquifer_memory::Known;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::net::Shutdown;
@@ -24,6 +25,7 @@ pub(super) struct Reader {
     config: ShmConfig,
     completions: Completions,
     counters: Arc<Counters>,
+    known: Arc<Known>,
     state: Mutex<State>,
     /// Told when a thread ends.
     ended: Condvar,
@@ -77,7 +79,7 @@ const ASKED_TO: &str = "this node closed its connections to the peer";
 
 impl Reader {
     pub(super) fn new(config: ShmConfig, completions: Completions, counters: Arc<Counters>) -> Self {
-        Reader { config, completions, counters, state: Mutex::default(), ended: Condvar::new() }
+        Reader { config, completions, counters, known: Arc::default(), state: Mutex::default(), ended: Condvar::new() }
     }
 
     pub(super) fn read(self: &Arc<Self>, op: ReadOp) {
@@ -331,7 +333,7 @@ impl Worker {
         let timeout = self.reader.config.handshake_timeout;
         let mut error = ReadError::Unreachable("the peer announced no socket on this machine".into());
         for path in op.endpoints.iter().filter_map(Endpoint::shm) {
-            error = match Link::open(path, &op.access, timeout, self) {
+            error = match Link::open(path, &op.access, timeout, self, &self.reader.known) {
                 Ok(link) => {
                     self.reader.counters.connected.fetch_add(1, Ordering::Relaxed);
                     if let Some(connection) = self.reader.lock().connection(self.peer, self.connection) {

@@ -1,5 +1,7 @@
 //! What only shared memory can get wrong. The rest is in [`crate::conformance`].
 
+mod sealed;
+
 use super::wire::{Header, Place, REQUEST_BYTES, Request, SETTLE, receive_header, send_header};
 use super::*;
 use crate::conformance::{Book, HOLDER, Holding, Node, OnCompletion, Reading, access, content, holder, memory, noise};
@@ -127,6 +129,7 @@ fn read_at(path: &Path, id: OpId, len: usize) -> ReadOp {
         lease: 1,
         chunk: 1,
         into: memory(len),
+        adopts: false,
         stall: Duration::from_secs(60),
     }
 }

@@ -520,7 +520,7 @@ impl Worker {
         link.read_exact(&mut trailer)?;
         match trailer {
             [0] => Ok(Err(ReadError::Revoked)),
-            [1] => Ok(Ok(ReadDone { digest, bytes: op.into.len(), elapsed: turn.elapsed() })),
+            [1] => Ok(Ok(ReadDone { digest, bytes: op.into.len(), elapsed: turn.elapsed(), adopted: None })),
             _ => Err(Loss::Broken("its answer ended with an unknown status".into())),
         }
     }

@@ -100,6 +100,7 @@ fn read_at(address: SocketAddr, id: OpId, len: usize) -> ReadOp {
         lease: 1,
         chunk: 1,
         into: memory(len),
+        adopts: false,
         stall: Duration::from_secs(60),
     }
 }
