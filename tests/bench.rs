@@ -147,7 +147,7 @@ fn all() {
     let document = run(&["all", "--size", "9MiB", "--seconds", "1"]);
     let benches: Vec<&str> =
         document["benches"].as_array().expect("a list").iter().filter_map(|b| b["bench"].as_str()).collect();
-    assert_eq!(benches, ["limits", "transfer", "transfer", "transfer", "publish", "swarm", "gossip"]);
+    assert_eq!(benches, ["limits", "transfer", "transfer", "transfer", "transfer", "publish", "swarm", "gossip"]);
 }
 
 #[test]

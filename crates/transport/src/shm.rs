@@ -6,10 +6,12 @@
 //! land, hashes them there piece by piece, and asks whether they were right all the while. Both sides
 //! take processes of their own user only.
 //!
-//! A file on a local disk is shared as it is. Of memory a reader sees a window, to which the holder
-//! copies each chunk. That is cheaper than to share memory itself, whose every page would be new to the
-//! reader. And an engine's region belongs to the engine: a descriptor of it would outlive every lease,
-//! show what was never granted, and let any process of its user open it anew to write.
+//! A file on a local disk is shared as it is, and so is a full slab of a memory store, which is sealed for that:
+//! nobody can write to it any more, and who has a store of its own keeps the chunk where it lies. Of other
+//! memory a reader sees a window, to which the holder copies each chunk. In pages of 4 KiB that is cheaper
+//! than to share memory itself, whose every page would be new to the reader. And an engine's region belongs to
+//! the engine: a descriptor of it would outlive every lease, show what was never granted, and let any
+//! process of its user open it anew to write.
 
 use crate::{Completion, Grants, Operation, Transport, limits};
 use std::fmt;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use aquifer_core::{Access, ChunkHash, NodeId, NodeSecret};
 use aquifer_memory::limits::SLAB_BYTES;
 use aquifer_memory::{Mapping, MemoryStore, Reservation, Span};
+use aquifer_rdma::{RdmaConfig, RdmaTransport};
 use aquifer_transport::limits::CONNECTIONS_PER_PEER_MAX;
 use aquifer_transport::{
     Completion, Encryption, Endpoint, Grants, Operation, ReadOp, Refusal, ShmConfig, ShmTransport, TcpConfig,
@@ -42,6 +43,8 @@ pub(crate) enum Kind {
     Tls,
     /// Memory shared between the two, as between agents of one machine
     Shm,
+    /// RDMA READs by this machine's devices, as between agents that have such
+    Rdma,
 }
 
 /// Where a holder has its bytes.
@@ -77,6 +80,7 @@ impl Kind {
             Kind::Tcp => "tcp",
             Kind::Tls => "tls",
             Kind::Shm => "shm",
+            Kind::Rdma => "rdma",
         }
     }
 
@@ -88,6 +92,7 @@ impl Kind {
         completions: impl Fn(Completion) + Send + Sync + 'static,
     ) -> Result<Started> {
         let connections_per_peer = usize::from(terms.connections);
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let encryption = match self {
             Kind::Tcp => Encryption::Off,
             Kind::Tls => Encryption::Tls,
@@ -98,10 +103,14 @@ impl Kind {
                 let endpoints = vec![Endpoint::Shm(shm.path().to_path_buf())];
                 return Ok(Started { endpoints, transport: shm });
             }
+            Kind::Rdma => {
+                let rdma = RdmaTransport::start(loopback, grants, completions, RdmaConfig::default());
+                let rdma = rdma.context("cannot start RDMA; `aquifer doctor` says what this machine has")?;
+                return Ok(Started { endpoints: vec![Endpoint::Rdma(rdma.local_addr())], transport: rdma });
+            }
         };
         let identity = Some(NodeSecret::from_seed(identity));
         let config = TcpConfig { connections_per_peer, encryption, identity, ..TcpConfig::default() };
-        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let tcp = TcpTransport::start(loopback, grants, completions, config).context("cannot start TCP")?;
         Ok(Started { endpoints: vec![tcp.local_addr().into()], transport: tcp })
     }
@@ -380,11 +389,14 @@ fn node(seed: [u8; 32]) -> NodeId {
 mod tests {
     use super::*;
 
+    /// RDMA is not everywhere.
+    const HERE: [Kind; 3] = [Kind::Tcp, Kind::Tls, Kind::Shm];
+
     #[test]
     fn chunks_are_pulled_again_and_again() {
         let dir = tempfile::tempdir().unwrap();
-        for kind in Kind::value_variants() {
-            let terms = Terms::new(*kind, 2, 1_000_001, 100_000, dir.path()).unwrap();
+        for kind in HERE {
+            let terms = Terms::new(kind, 2, 1_000_001, 100_000, dir.path()).unwrap();
             let (_holding, offer) = Holding::start(&terms, dir.path()).unwrap();
             assert_eq!(offer.digests.len(), 11);
             let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
@@ -399,9 +411,9 @@ mod tests {
     #[test]
     fn a_store_gets_what_a_store_has() {
         let dir = tempfile::tempdir().unwrap();
-        for kind in Kind::value_variants() {
+        for kind in HERE {
             let (origin, destination) = (Origin::Store, Destination::Store);
-            let terms = Terms { origin, destination, ..Terms::new(*kind, 2, 80 << 20, 1 << 20, dir.path()).unwrap() };
+            let terms = Terms { origin, destination, ..Terms::new(kind, 2, 80 << 20, 1 << 20, dir.path()).unwrap() };
             let (_holding, offer) = Holding::start(&terms, dir.path()).unwrap();
             let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
             assert!(pulling.check().is_err());

@@ -44,6 +44,8 @@ const BESIDE_TCP: [Thing<Measured>; 3] = [
 ];
 const BESIDE_TLS: [Thing<Measured>; 1] =
     [thing(Measured::Plain, "aquifer over TCP", "the same transfer with encryption off")];
+const BESIDE_RDMA: [Thing<Measured>; 2] =
+    [thing(Measured::Tcp, "plain TCP", "std's blocking sockets, 1 connection, over loopback, nothing hashed"), HASH];
 const BESIDE_SHM: [Thing<Measured>; 2] =
     [thing(Measured::Copy, "memcpy", "one thread copying as many bytes from memory to memory"), HASH];
 
@@ -93,6 +95,16 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
             })?;
             plain.check()?;
             series
+        }
+        Kind::Rdma => {
+            let mut pair = Pair::start(lab, size, size)?;
+            report.notes = vec![pair.sends_by()];
+            things.extend(BESIDE_RDMA);
+            lab.by_turns(&things, |measured| match measured {
+                Measured::Tcp => pair.tcp(1),
+                Measured::Hash => pair.hash(),
+                Measured::Aquifer | Measured::Plain | Measured::TcpAndHash | Measured::Copy => transfer.pull(),
+            })?
         }
         Kind::Shm => {
             let (mut cores, ()) = lab.start::<Cores>(&Setup { bytes: usize::try_from(size)? })?;
@@ -153,6 +165,15 @@ fn ratios(kind: Kind, into: Destination, series: &[Series]) -> Result<Vec<Ratio>
                 ),
             ]
         }
+        (Kind::Rdma, [tcp, hash]) => {
+            [(tcp, "rate to TCP", "plain TCP"), (hash, "rate to BLAKE3", "BLAKE3 by one thread")]
+                .map(|(beside, name, what)| {
+                    let turns = aquifer.runs.iter().zip(&beside.runs);
+                    let rates = turns.map(|(a, limit)| a.gb_per_s() / limit.gb_per_s());
+                    Ratio::new(name, format!("GB/s, to those of {what}"), Asked::Nothing, rates)
+                })
+                .into()
+        }
         (Kind::Shm, [copy, hash]) => {
             let turns = aquifer.runs.iter().zip(copy.runs.iter().zip(&hash.runs));
             vec![Ratio::new(
@@ -183,6 +204,7 @@ fn words(args: &args::Transfer) -> (&'static str, &'static str) {
         Kind::Tcp => "aquifer over TCP",
         Kind::Tls => "aquifer over TLS",
         Kind::Shm => "aquifer by shared memory",
+        Kind::Rdma => "aquifer over RDMA",
     };
     (name, what)
 }

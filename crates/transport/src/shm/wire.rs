@@ -11,6 +11,8 @@
 //!                                          ← Verdict  1: they were valid all the while; 0: revoked
 //! ```
 //!
+//! Of bytes that nobody can change the verdict says nothing: the reader may ask for the next chunk before it has come.
+//!
 //! A slot is a descriptor that the reader keeps: the holder chooses which it replaces, and so both know
 //! the same without a word. Slots in `dropped` are of memory that the holder has given back: as long as
 //! a descriptor is open, its pages stay.
