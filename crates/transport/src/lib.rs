@@ -15,6 +15,7 @@ pub mod conformance;
 pub mod endpoint;
 mod handshake;
 pub mod limits;
+pub mod room;
 pub mod shm;
 pub mod side;
 mod socket;
@@ -140,5 +141,13 @@ pub(crate) fn check_landing(op: &ReadOp) -> Result<(), String> {
         _ if !op.into.is_writable() => Err("the landing place is read-only".into()),
         Ok(0) | Err(_) => Err(format!("a chunk has no {} bytes", op.into.len())),
         Ok(_) => Ok(()),
+    }
+}
+
+/// A chunk whose file is too short by now is gone: better said before its first byte than after.
+pub(crate) fn still_whole(span: Span) -> Result<Span, Refusal> {
+    match span.is_backed() {
+        Ok(true) => Ok(span),
+        Ok(false) | Err(_) => Err(Refusal::Gone),
     }
 }

@@ -86,8 +86,6 @@ struct Counters {
     received: AtomicU64,
     sent: AtomicU64,
     connected: AtomicU64,
-    accepted: AtomicU64,
-    rejected: AtomicU64,
 }
 
 /// See the module. Dropping it ends every read and closes every connection.
@@ -95,7 +93,7 @@ pub struct ShmTransport {
     path: PathBuf,
     counters: Arc<Counters>,
     reader: Arc<reader::Reader>,
-    holder: Arc<holder::Holder>,
+    holder: holder::Holder,
 }
 
 impl ShmTransport {
@@ -127,18 +125,18 @@ impl ShmTransport {
             received_bytes: of(&self.counters.received),
             sent_bytes: of(&self.counters.sent),
             connected: of(&self.counters.connected),
-            accepted: of(&self.counters.accepted),
-            rejected: of(&self.counters.rejected),
+            accepted: self.holder.room().accepted(),
+            rejected: self.holder.room().rejected(),
         }
     }
 
     /// Ends every read, closes every connection and waits for the threads. Reads submitted later
     /// complete at once. Not to be called from a completion.
     pub fn shutdown(&self) {
-        self.holder.close();
+        self.holder.room().close();
         self.reader.close();
         self.reader.join();
-        self.holder.join();
+        self.holder.room().join();
     }
 }
 
@@ -158,7 +156,7 @@ impl Transport for ShmTransport {
 
 impl Drop for ShmTransport {
     fn drop(&mut self) {
-        self.holder.close();
+        self.holder.room().close();
         self.reader.close();
     }
 }

@@ -116,8 +116,6 @@ struct Counters {
     received: AtomicU64,
     sent: AtomicU64,
     connected: AtomicU64,
-    accepted: AtomicU64,
-    rejected: AtomicU64,
 }
 
 /// See the module. Dropping it ends every read and closes every connection.
@@ -125,7 +123,7 @@ pub struct TcpTransport {
     local: SocketAddr,
     counters: Arc<Counters>,
     reader: Arc<reader::Reader>,
-    holder: Arc<holder::Holder>,
+    holder: holder::Holder,
 }
 
 impl TcpTransport {
@@ -162,18 +160,18 @@ impl TcpTransport {
             received_bytes: of(&self.counters.received),
             sent_bytes: of(&self.counters.sent),
             connected: of(&self.counters.connected),
-            accepted: of(&self.counters.accepted),
-            rejected: of(&self.counters.rejected),
+            accepted: self.holder.room().accepted(),
+            rejected: self.holder.room().rejected(),
         }
     }
 
     /// Ends every read, closes every connection and waits for the threads. Reads submitted later
     /// complete at once. May take as long as connecting may; not to be called from a completion.
     pub fn shutdown(&self) {
-        self.holder.close();
+        self.holder.room().close();
         self.reader.close();
         self.reader.join();
-        self.holder.join();
+        self.holder.room().join();
     }
 }
 
@@ -193,7 +191,7 @@ impl Transport for TcpTransport {
 
 impl Drop for TcpTransport {
     fn drop(&mut self) {
-        self.holder.close();
+        self.holder.room().close();
         self.reader.close();
     }
 }

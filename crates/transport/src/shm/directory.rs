@@ -4,12 +4,14 @@
 //! gets that name when it is listening, so that nobody finds it dead before. No lock is needed.
 
 use crate::limits::SHM_SWEPT_MAX;
+use crate::room::Listener;
 use rustix::fs::{Mode, mkdir};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::geteuid;
 use std::fs::{self, Permissions};
 use std::io;
+use std::net::{Shutdown, SocketAddr};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -23,7 +25,7 @@ const ATTEMPTS_MAX: u8 = 8;
 /// A listening socket. Its file is removed with it.
 #[derive(Debug)]
 pub(super) struct Socket {
-    pub(super) listener: UnixListener,
+    listener: UnixListener,
     path: PathBuf,
 }
 
@@ -60,6 +62,24 @@ impl Socket {
     pub(super) fn remove(&self) {
         // The name was never anybody else's. If it is gone, so much the better.
         let _gone_or_not = fs::remove_file(&self.path);
+    }
+}
+
+impl Listener for Socket {
+    type Stream = UnixStream;
+
+    fn accept(&self) -> io::Result<(UnixStream, Option<SocketAddr>)> {
+        self.listener.accept().map(|(stream, _)| (stream, None))
+    }
+
+    fn close(&self) {
+        self.remove();
+        // On Linux this wakes accept(2) with EINVAL.
+        let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+    }
+
+    fn cut(stream: &UnixStream) {
+        let _ = stream.shutdown(Shutdown::Both);
     }
 }
 

@@ -12,17 +12,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The bytes that windows of a holder may still take.
 #[derive(Clone, Debug)]
-pub(super) struct Room(Arc<AtomicU64>);
+pub(super) struct Windows(Arc<AtomicU64>);
 
 #[derive(Debug)]
 pub(super) struct Window {
     mapping: Arc<Mapping>,
-    room: Room,
+    windows: Windows,
 }
 
-impl Room {
+impl Windows {
     pub(super) fn new(bytes: u64) -> Self {
-        Room(Arc::new(AtomicU64::new(bytes)))
+        Windows(Arc::new(AtomicU64::new(bytes)))
     }
 
     /// A window of at least `len` bytes, if there is room for it.
@@ -34,7 +34,7 @@ impl Room {
             tracing::debug!("no window for a reader: {error}");
             self.0.fetch_add(len, Ordering::Relaxed);
         };
-        Some(Window { mapping: made.inspect_err(failed).ok()?, room: self.clone() })
+        Some(Window { mapping: made.inspect_err(failed).ok()?, windows: self.clone() })
     }
 }
 
@@ -52,7 +52,7 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        self.room.0.fetch_add(self.mapping.len(), Ordering::Relaxed);
+        self.windows.0.fetch_add(self.mapping.len(), Ordering::Relaxed);
     }
 }
 
@@ -62,13 +62,13 @@ mod tests {
 
     #[test]
     fn windows_are_bounded_together() {
-        let room = Room::new(64 << 20);
-        let all: Vec<Window> = (0..5).map_while(|_| room.window((16 << 20) - 5)).collect();
+        let windows = Windows::new(64 << 20);
+        let all: Vec<Window> = (0..5).map_while(|_| windows.window((16 << 20) - 5)).collect();
         assert_eq!(all.iter().map(Window::len).collect::<Vec<_>>(), [16 << 20; 4]);
-        assert!(room.window(1).is_none());
+        assert!(windows.window(1).is_none());
         drop(all);
-        assert_eq!(room.window(1).map(|window| window.len()), Some(SHM_WINDOW_BYTES_MIN));
-        assert_eq!(room.0.load(Ordering::Relaxed), 64 << 20);
-        assert!(room.window(u64::MAX).is_none());
+        assert_eq!(windows.window(1).map(|window| window.len()), Some(SHM_WINDOW_BYTES_MIN));
+        assert_eq!(windows.0.load(Ordering::Relaxed), 64 << 20);
+        assert!(windows.window(u64::MAX).is_none());
     }
 }
