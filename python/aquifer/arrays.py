@@ -5,12 +5,13 @@ import difflib
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, TypeVar
 
 from . import dtypes, memory
 from .errors import AquiferError
 from .values import TensorInfo
 
+T = TypeVar("T")
 Ranges = List[Tuple[int, int]]
 
 
@@ -141,7 +142,7 @@ def choose_dtype(name: str, placed: Placed, asked: Optional[str], tensor: Option
     return wanted
 
 
-def look_up(tensors: Dict[str, TensorInfo], name: str) -> TensorInfo:
+def look_up(tensors: Dict[str, T], name: str) -> T:
     if name in tensors:
         return tensors[name]
     close = difflib.get_close_matches(name, tensors, n=3)

@@ -14,6 +14,7 @@ from .errors import AquiferError, HydrationError, HydrationTimeout, RequestRefus
 from .gate import Gate
 from .link import CLOSED, Link, deadline_of, left
 from .registration import Registration
+from .table import Row, Table
 from .values import Progress, Release, TensorInfo, parse
 from .wire import PROTOCOL_VERSION, Message, Session, default_socket_path
 
@@ -65,7 +66,7 @@ class Engine:
         self._paused = False
         self._failure: Optional[HydrationError] = None
         self._progress: Optional[Progress] = None
-        self._manifest: Optional[Dict[str, TensorInfo]] = None
+        self._manifest: Optional[Table] = None
         self._link = Link(self.socket, self._greet, self._restore, self._handle, self._overhear, self._fail)
         self._link.open(connect_timeout)
 
@@ -91,28 +92,15 @@ class Engine:
         """
         framework = memory.choose_framework(framework)
         self._refuse_if_frozen()
-        chosen = _choose(self.tensors(timeout), names)
-        offsets, end = [], 0
-        for tensor in chosen:
-            offsets.append(memory.align(end))
-            end = offsets[-1] + tensor.bytes
-        mapping = memory.Mapping.new(end, fresh=True)
-        region = self._registration.region(mapping)
-        weights = {}
-        for tensor, offset in zip(chosen, offsets):
-            weights[tensor.name] = mapping.view(framework, offset, tensor.dtype, tensor.shape, tensor.bytes)
-            self._registration.add(
-                {
-                    "tensor": tensor.name,
-                    "dtype": tensor.dtype,
-                    "shape": list(tensor.shape),
-                    "region": region,
-                    "offset": offset,
-                }
-            )
+        table = self._tensors(timeout)
+        row = Row(table, table.choose(names))
+        mapping = memory.Mapping.new(row.bytes, fresh=True)
+        views = row.views(mapping, framework)
+        self._registration.add_row(row, self._registration.region(mapping))
         if hydrate:
             self.hydrate()
-        return weights
+        # While the agent is fetching.
+        return views()
 
     def bind(
         self,
@@ -196,14 +184,18 @@ class Engine:
 
     def tensors(self, timeout: Optional[float] = None) -> Dict[str, TensorInfo]:
         """The tensors of the channel's release, by name. Waits until there is one."""
+        return self._tensors(timeout).infos()
+
+    def _tensors(self, timeout: Optional[float] = None) -> Table:
         if self._manifest is None:
+            deadline = deadline_of(timeout)
+            what = f"release of channel {self.channel}"
             try:
-                reply = self._link.ask("manifest", timeout, f"release of channel {self.channel}")
+                table = Table.fetch(lambda number: self._link.ask("manifest", left(deadline), what, **{"from": number}))
             except TimeoutError as error:
-                raise HydrationTimeout(str(error)) from error
-            tensors = [parse(TensorInfo, t) for t in reply["tensors"]]
+                raise HydrationTimeout(f"no {what} within {timeout} s") from error
             with self._changed:
-                self._manifest = {t.name: t for t in tensors}
+                self._manifest = table
         return self._manifest
 
     # ---- serving
@@ -445,16 +437,6 @@ class Engine:
     def _refuse_if_frozen(self) -> None:
         if self._frozen:
             raise AquiferError("registration is complete (hydrate() was called): nothing can be added to this engine")
-
-
-def _choose(
-    tensors: Dict[str, TensorInfo], names: Union[None, Iterable[str], Callable[[str], bool]]
-) -> List[TensorInfo]:
-    if names is None:
-        return list(tensors.values())
-    if callable(names):
-        return [tensor for name, tensor in tensors.items() if names(name)]
-    return [arrays.look_up(tensors, name) for name in sorted(set(names))]
 
 
 def _checked(callback: Callback) -> Callback:

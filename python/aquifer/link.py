@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import time
-from typing import Callable, List, Optional
+from typing import Any, Callable, List, Optional
 
 from .errors import AgentUnavailable, AquiferError, RequestRefused, SessionLost
 from .wire import Message, Session
@@ -94,7 +94,7 @@ class Link:
         if error is not None:
             raise error
 
-    def ask(self, op: str, timeout: Optional[float], what: str) -> Message:
+    def ask(self, op: str, timeout: Optional[float], what: str, **fields: Any) -> Message:
         """Asks until there is an answer, by this agent or a later one; ``what`` is waited for, for people."""
         deadline = deadline_of(timeout)
         patience: Optional[float] = _SAY_WHY_AFTER_S
@@ -102,7 +102,7 @@ class Link:
             session = self._current(deadline)
             waits = [seconds for seconds in (left(deadline), patience) if seconds is not None]
             try:
-                return session.call(op, timeout=min(waits, default=None))
+                return session.call(op, timeout=min(waits, default=None), **fields)
             except SessionLost:
                 with self._changed:
                     self._changed.wait_for(lambda: self._session is not session, left(deadline))

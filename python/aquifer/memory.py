@@ -56,33 +56,42 @@ class Mapping(mmap.mmap):
 
     def view(self, framework: str, offset: int, dtype: str, shape: Sequence[int], length: int) -> Any:
         """The ``length`` bytes at ``offset`` as an array, tensor or memoryview of ``shape``."""
+        return self.views(framework, dtype, shape, length)(offset)
+
+    def views(self, framework: str, dtype: str, shape: Sequence[int], length: int) -> Callable[[int], Any]:
+        """What makes the ``length`` bytes at an offset an array, tensor or memoryview of ``shape``. All that can
+        be done once for many offsets is done here."""
         if dtypes.element_bytes(dtype) is None:
             dtype, shape = "U8", (length,)
-        views: Dict[str, Callable[..., Any]] = {
+        makers: Dict[str, Callable[..., Callable[[int], Any]]] = {
             "torch": self._as_torch,
             "numpy": self._as_numpy,
             "memoryview": self._as_memoryview,
         }
-        return views[framework](offset, dtype, tuple(shape), length)
+        return makers[framework](dtype, tuple(shape), length)
 
-    def _as_torch(self, offset: int, dtype: str, shape: Tuple[int, ...], length: int) -> Any:
+    def _as_torch(self, dtype: str, shape: Tuple[int, ...], length: int) -> Callable[[int], Any]:
         torch = importlib.import_module("torch")
         kind = getattr(torch, dtypes.torch_name(dtype, torch))
         if length == 0:  # frombuffer refuses.
-            return torch.empty(shape, dtype=kind)
+            return lambda _offset: torch.empty(shape, dtype=kind)
         count = length // (dtypes.element_bytes(dtype) or 1)
-        return torch.frombuffer(self, dtype=kind, count=count, offset=offset).reshape(shape)
+        of_buffer = torch.frombuffer
+        return lambda offset: of_buffer(self, dtype=kind, count=count, offset=offset).reshape(shape)
 
-    def _as_numpy(self, offset: int, dtype: str, shape: Tuple[int, ...], length: int) -> Any:
+    def _as_numpy(self, dtype: str, shape: Tuple[int, ...], length: int) -> Callable[[int], Any]:
         numpy = importlib.import_module("numpy")
-        buffer = self if length else b""
-        return numpy.ndarray(shape, dtypes.numpy_name(dtype), buffer=buffer, offset=offset if length else 0)
+        array, kind = numpy.ndarray, numpy.dtype(dtypes.numpy_name(dtype))
+        if length == 0:
+            return lambda _offset: array(shape, kind, buffer=b"")
+        return lambda offset: array(shape, kind, self, offset)
 
-    def _as_memoryview(self, offset: int, dtype: str, shape: Tuple[int, ...], length: int) -> Any:
-        flat = memoryview(self)[offset : offset + length]
+    def _as_memoryview(self, dtype: str, shape: Tuple[int, ...], length: int) -> Callable[[int], Any]:
         form: Any = dtypes.format_of(dtype)
-        # cast() knows no dimension of length 0.
-        return flat.cast(form, shape) if length else flat.cast(form)
+        flat = memoryview(self)
+        if length == 0:  # cast() knows no dimension of length 0.
+            return lambda offset: flat[offset:offset].cast(form)
+        return lambda offset: flat[offset : offset + length].cast(form, shape)
 
 
 class _Known:

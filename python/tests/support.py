@@ -64,11 +64,12 @@ class Peer:
         self.requests = queue.Queue()
         self.regions = {}
         self.bindings = []
+        self.rows = 0
         self._sending = threading.Lock()
         threading.Thread(target=self._read, daemon=True).start()
 
     def expect(self, op):
-        """The next request but for `hello`, `region` and `bind`; it must be `op`."""
+        """The next request but for `hello`, `region`, `bind`, `bind_row` and further pages; it must be `op`."""
         request = self.requests.get(timeout=PATIENCE)
         assert request["op"] == op, f"expected {op}, got {request}"
         return request
@@ -128,7 +129,7 @@ class Peer:
             ok = {"node": "00" * 32, "agent_name": "fake", "version": "0"}
             self.hello = request
         elif op == "manifest":
-            ok = self.agent.manifest_reply()
+            ok = self.agent.manifest_reply(request.get("from"))
             if ok is None:
                 self.requests.put(request)
                 return  # Waits, as the real one does.
@@ -138,12 +139,18 @@ class Peer:
             self.regions[request["region"]].fresh = request["fresh"]
         elif op == "bind":
             self.bindings += request["bindings"]
+        elif op == "bind_row":
+            if request["manifest"] != manifest(self.agent.seq):
+                self.send({"re": request["id"], "error": {"code": "unknown-manifest", "message": "not here"}})
+                return
+            self.rows += 1
+            self.bindings += self.agent.row(request)
         elif op == "status":
             ok = {"node": "fake", "engines": 1}
         self.send({"re": request["id"], "ok": ok})
         if op == "hello":
             self.agent.peers.put(self)
-        elif op not in ("region", "bind", "status"):
+        elif op not in ("region", "bind", "bind_row", "status") and not request.get("from"):
             self.requests.put(request)
 
 
@@ -155,6 +162,10 @@ class FakeAgent:
         self.path = os.path.join(self.directory.name, "agent.sock")
         #: Name -> (dtype, shape, bytes); None while there is no release.
         self.tensors = tensors
+        #: Of the release. What a later one does to a row is only seen in what is refused.
+        self.seq = 1
+        #: Tensors in a page; None for an agent from before there were pages.
+        self.page = 4
         #: Op -> message: refuses the next request of that kind.
         self.refuse = {}
         self.peers = queue.Queue()
@@ -187,14 +198,42 @@ class FakeAgent:
         self.crash()
         self.directory.cleanup()
 
-    def manifest_reply(self):
+    def manifest_reply(self, begin):
         if self.tensors is None:
             return None
+        if self.page is not None and begin is not None:
+            return self._page(begin)
         rows = [
             {"name": name, "dtype": dtype, "shape": list(shape), "bytes": len(data)}
             for name, (dtype, shape, data) in sorted(self.tensors.items())
         ]
-        return {"release": release(1), "tensors": rows}
+        return {"release": release(self.seq), "tensors": rows}
+
+    def _page(self, begin):
+        told = sorted(self.tensors.items())[begin : begin + self.page]
+        kinds = [{"dtype": d, "shape": list(shape), "bytes": len(data)} for _, (d, shape, data) in told]
+        return {
+            "release": release(self.seq),
+            "count": len(self.tensors),
+            "from": begin,
+            "names": [name for name, _ in told],
+            "kind_of": list(range(len(told))),
+            "kinds": kinds,
+        }
+
+    def row(self, request):
+        """The bindings that a `bind_row` stands for: the definition."""
+        tensors = sorted(self.tensors.items())
+        end, bindings = request.get("offset", 0), []
+        for begin, behind in request.get("tensors", [[0, len(tensors)]]):
+            for name, (dtype, shape, data) in tensors[begin:behind]:
+                offset = -(-end // request["align"]) * request["align"]
+                end = offset + len(data)
+                region = request["region"]
+                bindings.append(
+                    {"tensor": name, "dtype": dtype, "shape": list(shape), "region": region, "offset": offset}
+                )
+        return bindings
 
     def data(self):
         return {name: data for name, (_, _, data) in self.tensors.items()}

@@ -96,6 +96,43 @@ class Allocate(AgentTest):
         with self.assertRaisesRegex(aquifer.ArrayError, r"no tensor 'a.weigth'.*did you mean 'a.weight'"):
             engine.allocate("memoryview", names=["a.weigth"])
 
+    def test_a_row_is_said_at_once(self):
+        engine, peer = self.engine()
+        engine.allocate("memoryview", names=lambda name: name[0] not in "ch")
+        peer.expect("manifest")
+        self.hydrated(engine, peer)
+        self.assertEqual(peer.rows, 1)
+        self.assertEqual("".join(binding["tensor"][0] for binding in peer.bindings), "abdefgi")
+
+    def test_an_agent_that_knows_no_rows(self):
+        self.agent.page = None
+        weights = self.allocate("memoryview")
+        self.assertEqual(weights["i.f16"].tobytes(), TENSORS["i.f16"][2])
+
+    def test_tensors_are_told_in_pages(self):
+        for page in (1, 4, len(TENSORS)):
+            self.agent.page = page
+            engine, _ = self.engine()
+            tensors = engine.tensors()
+            self.assertEqual(list(tensors), sorted(TENSORS))
+            for name, tensor in tensors.items():
+                dtype, shape, data = TENSORS[name]
+                self.assertEqual(tensor, aquifer.TensorInfo(name, dtype, shape, len(data)))
+
+    def test_a_release_between_two_pages(self):
+        told = self.agent.manifest_reply
+
+        def reply(begin):
+            if begin == 4 and self.agent.seq == 1:
+                self.agent.seq = 2
+                del self.agent.tensors["a.weight"]
+            return told(begin)
+
+        self.agent.manifest_reply = reply
+        engine, peer = self.engine()
+        self.assertEqual(list(engine.allocate("memoryview")), sorted(TENSORS)[1:])
+        self.assertEqual(peer.rows, 1)
+
     def test_an_unknown_framework_is_refused(self):
         engine, _ = self.engine()
         with self.assertRaisesRegex(aquifer.AquiferError, "expected auto, torch"):
@@ -159,7 +196,7 @@ class Hydrate(AgentTest):
             engine.allocate("memoryview", timeout=0.01)
 
     def test_the_agent_refuses_what_is_registered(self):
-        self.agent.refuse["bind"] = "tensor 'a' is not what you think"
+        self.agent.refuse["bind_row"] = "tensor 'a' is not what you think"
         engine, _ = self.engine()
         with self.assertRaisesRegex(aquifer.RequestRefused, "not what you think"):
             engine.allocate("memoryview")

@@ -245,6 +245,20 @@ class Crashes(Updating):
         self.hydrated(engine, peer)
         self.assertEqual(set(weights["w"]), {1})
 
+    def test_to_an_agent_without_its_release_a_row_is_said_one_by_one(self):
+        engine, peer = self.engine()
+        weights = engine.allocate("memoryview")
+        peer.expect("manifest")
+        peer.expect("hydrate")
+        said = peer.bindings
+        self.agent.crash()
+        self.agent.seq = 2
+        self.agent.listen()
+        peer = self.agent.peer()
+        self.hydrated(engine, peer, seq=2)
+        self.assertEqual((peer.rows, peer.bindings), (0, said))
+        self.assertEqual(set(weights["w"]), {1})
+
     def test_while_waiting_for_a_release_it_asks_again(self):
         self.agent.tensors = None
         engine, peer = self.engine()
@@ -267,7 +281,7 @@ class Crashes(Updating):
         peer.expect("manifest")
         peer.expect("hydrate")
         self.agent.crash()
-        self.agent.refuse["bind"] = "tensor 'w' is unknown here"
+        self.agent.refuse["bind_row"] = "tensor 'w' is unknown here"
         self.agent.listen()
         self.agent.peer()
         with self.assertRaisesRegex(aquifer.HydrationError, "unknown here"):

@@ -3,12 +3,12 @@
 use super::jobs::Job;
 use super::pieces::Source;
 use super::{Agent, Hold};
-use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash};
+use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row, TensorEntry};
 use aquifer_engine::protocol::{
     ErrorReply, Event as EngineNews, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress, RegionSpec,
-    ReleaseInfo, Request, TensorInfo, Welcome, code,
+    ReleaseInfo, Request, RowSpec, TensorInfo, Welcome, code,
 };
-use aquifer_engine::{ConnId, EngineEvent};
+use aquifer_engine::{ConnId, EngineEvent, ManifestPage};
 use aquifer_memory::{Mapping, Span};
 use aquifer_proto::{EngineInput, EngineOutput, EngineSession, Input, Plan, Target, Tell};
 use serde_json::{Value, json};
@@ -20,8 +20,8 @@ use std::time::Instant;
 
 /// Most regions of one engine. Guess: one for each tensor of a large model would fit.
 const REGIONS_MAX: usize = 65_536;
-/// Most bindings of one engine. Guess: several for each tensor of a mixture of experts.
-const BINDINGS_MAX: usize = 1 << 20;
+/// Most bindings of one engine. Guess: two for each tensor of a mixture of experts with 1.5 million.
+const BINDINGS_MAX: usize = 3 << 20;
 
 #[derive(Debug)]
 pub(super) struct EngineConn {
@@ -35,12 +35,22 @@ pub(super) struct EngineConn {
     regions: Arc<BTreeMap<u32, Span>>,
     all_fresh: bool,
     bindings: Vec<Binding>,
-    /// Requests for a manifest that is not here yet.
-    waiting: Vec<u64>,
+    rows: Vec<Row>,
+    /// Requests for a manifest that is not here yet, and from which tensor on, if in pages.
+    waiting: Vec<(u64, Option<u32>)>,
     progress: Option<(Instant, u64)>,
 }
 
 impl EngineConn {
+    /// Whether there may be so many bindings more.
+    fn check_count(&self, more: usize) -> Result<(), ErrorReply> {
+        let count = self.bindings.len() + self.rows.iter().map(Row::len).sum::<usize>() + more;
+        match count > BINDINGS_MAX {
+            true => Err(ErrorReply::new("too-many-bindings", format!("more than {BINDINGS_MAX} bindings"))),
+            false => Ok(()),
+        }
+    }
+
     pub(super) fn region_slice(&self, region: u32, range: Range<u64>) -> Option<Span> {
         self.regions.get(&region)?.slice(range).ok()
     }
@@ -62,6 +72,7 @@ impl Agent {
                     regions: Arc::default(),
                     all_fresh: true,
                     bindings: Vec::new(),
+                    rows: Vec::new(),
                     waiting: Vec::new(),
                     progress: None,
                 };
@@ -94,8 +105,8 @@ impl Agent {
             _ if self.sessions.get(&conn).is_none_or(|c| c.channel.is_none()) => {
                 return Some(Err(ErrorReply::new(code::HELLO, "say hello first")));
             }
-            Request::Manifest => {
-                self.sessions.get_mut(&conn)?.waiting.push(id);
+            Request::Manifest { from } => {
+                self.sessions.get_mut(&conn)?.waiting.push((id, from));
                 let channel = self.sessions.get(&conn)?.channel.clone()?;
                 self.answer_waiting_engines(&channel);
                 return None;
@@ -105,6 +116,7 @@ impl Agent {
                 let bindings = bindings.into_iter().map(Binding::from).collect();
                 return Some(self.on_bind(conn, bindings));
             }
+            Request::BindRow(spec) => return Some(self.on_bind_row(conn, spec)),
             Request::Hydrate => self.on_hydrate(conn),
             Request::Paused { manifest } => self.about_target(conn, manifest, EngineInput::Paused),
             Request::Resumed { manifest } => self.about_target(conn, manifest, EngineInput::Resumed),
@@ -175,15 +187,35 @@ impl Agent {
         let current = self.sessions.get(&conn).and_then(|c| self.current_manifest(c.channel.as_ref()?));
         let loaded = current.and_then(|m| self.manifests.get(&m)).map(|l| (l.manifest.clone(), l.layout.clone()));
         let entry = self.registering(conn)?;
-        if entry.bindings.len() + bindings.len() > BINDINGS_MAX {
-            return Err(ErrorReply::new("too-many-bindings", format!("more than {BINDINGS_MAX} bindings")));
-        }
+        entry.check_count(bindings.len())?;
         if let Some((manifest, layout)) = loaded {
             // Told now rather than at hydration: the caller is at the line that is wrong.
-            Plan::of(&manifest, &layout, &bindings, &region_bytes(&entry.regions))
+            Plan::of(&manifest, &layout, &bindings, &[], &region_bytes(&entry.regions))
                 .map_err(|e| ErrorReply::new("bad-binding", e.to_string()))?;
         }
         entry.bindings.extend(bindings);
+        Ok(json!({}))
+    }
+
+    fn on_bind_row(&mut self, conn: ConnId, spec: RowSpec) -> Reply {
+        let bad = |text: String| ErrorReply::new("bad-binding", text);
+        let manifest = self.manifests.get(&spec.manifest).map(|loaded| loaded.manifest.clone());
+        let entry = self.registering(conn)?;
+        let manifest = manifest.ok_or_else(|| {
+            let text = format!("manifest {} is not here: bind its tensors one by one", spec.manifest.short());
+            ErrorReply::new(code::UNKNOWN_MANIFEST, text)
+        })?;
+        let region = entry.regions.get(&spec.region);
+        let region_bytes = region.ok_or_else(|| bad(format!("region {} was never registered", spec.region)))?.len();
+        let all = || vec![(0, u32::try_from(manifest.tensors().len()).unwrap_or(u32::MAX))];
+        let tensors = spec.tensors.unwrap_or_else(all).into_iter().map(|(from, to)| from..to).collect();
+        let row = Row::new(manifest, tensors, spec.region, spec.offset, spec.align).map_err(bad)?;
+        if row.end() > region_bytes {
+            let text = format!("reaches byte {} of region {}, which has {region_bytes}", row.end(), spec.region);
+            return Err(bad(text));
+        }
+        entry.check_count(row.len())?;
+        entry.rows.push(row);
         Ok(json!({}))
     }
 
@@ -236,7 +268,8 @@ impl Agent {
         let conns: Vec<ConnId> = self.sessions.iter().filter(|(_, c)| concerned(c)).map(|(id, _)| *id).collect();
         for conn in conns {
             let Some(entry) = self.sessions.get(&conn) else { continue };
-            let input = match Plan::of(&manifest, &layout, &entry.bindings, &region_bytes(&entry.regions)) {
+            let regions = region_bytes(&entry.regions);
+            let input = match Plan::of(&manifest, &layout, &entry.bindings, &entry.rows, &regions) {
                 Ok(plan) => {
                     EngineInput::Target(Target { manifest: current, plan: Arc::new(plan), layout: layout.clone() })
                 }
@@ -252,25 +285,24 @@ impl Agent {
     pub(super) fn answer_waiting_engines(&mut self, channel: &ChannelName) {
         let Some((release, publisher)) = self.channels.get(channel).and_then(|c| c.release.clone()) else { return };
         let Some(loaded) = self.manifests.get(&release.manifest).filter(|l| l.checked) else { return };
-        let tensors = loaded.manifest.tensors().iter().map(|t| TensorInfo {
+        let waiting = |c: &EngineConn| c.channel.as_ref() == Some(channel) && !c.waiting.is_empty();
+        let release = ReleaseInfo::new(&release, publisher);
+        let info = |t: &TensorEntry| TensorInfo {
             name: t.name.clone(),
             dtype: t.dtype.name().to_string(),
             shape: t.shape.clone(),
             bytes: t.bytes(),
-        });
-        let waiting = |c: &&mut EngineConn| c.channel.as_ref() == Some(channel) && !c.waiting.is_empty();
-        let mut asked: Vec<(ConnId, u64)> = Vec::new();
-        for (id, conn) in &mut self.sessions {
-            if waiting(&conn) {
-                asked.extend(conn.waiting.drain(..).map(|request| (*id, request)));
+        };
+        let all = || loaded.manifest.tensors().iter().map(info).collect();
+        let Some(engines) = &self.engines else { return };
+        for (conn, entry) in self.sessions.iter_mut().filter(|(_, c)| waiting(c)) {
+            for (id, from) in entry.waiting.drain(..) {
+                let release = release.clone();
+                match from {
+                    Some(from) => engines.reply_page(*conn, id, &ManifestPage::of(release, &loaded.manifest, from)),
+                    None => engines.reply_manifest(*conn, id, &ManifestReply { release, tensors: all() }),
+                }
             }
-        }
-        if asked.is_empty() {
-            return;
-        }
-        let reply = ManifestReply { release: ReleaseInfo::new(&release, publisher), tensors: tensors.collect() };
-        if let Some(engines) = &self.engines {
-            asked.into_iter().for_each(|(conn, id)| engines.reply_manifest(conn, id, &reply));
         }
     }
 
@@ -278,7 +310,7 @@ impl Agent {
     pub(super) fn refuse_waiting_engines(&mut self, channel: &ChannelName, problem: &str) {
         let Some(engines) = &self.engines else { return };
         for (id, conn) in self.sessions.iter_mut().filter(|(_, c)| c.channel.as_ref() == Some(channel)) {
-            for request in conn.waiting.drain(..) {
+            for (request, _) in conn.waiting.drain(..) {
                 engines.reply(*id, request, Err(ErrorReply::new("bad-release", problem)));
             }
         }

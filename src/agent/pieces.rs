@@ -157,7 +157,7 @@ mod tests {
             let (manifest, layout, _) = pack();
             let regions = BTreeMap::from([0, 1].map(|region| (region, Mapping::anonymous(64).unwrap().span())));
             let lens = regions.iter().map(|(region, span)| (*region, span.len())).collect();
-            let plan = Plan::of(&manifest, &layout, bindings, &lens).unwrap();
+            let plan = Plan::of(&manifest, &layout, bindings, &[], &lens).unwrap();
             Engine { plan, regions, chunk: layout.chunk(0) }
         }
 

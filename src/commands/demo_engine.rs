@@ -9,23 +9,24 @@ use crate::errors::reasons;
 use crate::output;
 use anyhow::{Context, Result};
 use aquifer_core::ChannelName;
-use aquifer_engine::{BindingSpec, ClientError, EngineClient, Failure, ReleaseInfo, Switch, TensorInfo, layout_for};
+use aquifer_engine::{ClientError, EngineClient, Failure, Kind, ReleaseInfo, Switch, TensorTable};
 use aquifer_memory::{Mapping, Span};
 use serde_json::{Map, Value, json};
 use std::io::BufRead;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 pub(crate) fn run(args: DemoEngine) -> Result<ExitCode> {
     let channel: ChannelName = args.channel.parse()?;
     let mut client = EngineClient::connect(&args.socket, &args.name, &channel)?;
-    let manifest = client.manifest()?;
-    let (bytes, bindings) = layout_for(&manifest.tensors, 0)?;
+    let tensors = Arc::new(client.tensors()?);
+    let bytes = tensors.region_bytes().context("the tensors do not fit 64 bits")?;
     let (mapping, fd) = Mapping::memfd("aquifer-demo-engine", bytes)?;
     client.register(0, fd, bytes, true)?;
-    client.bind(bindings.clone())?;
+    client.bind_row(tensors.clone(), 0)?;
     client.hydrate()?;
     let memory = mapping.span();
-    std::thread::spawn(move || answer(&memory, &manifest.tensors, &bindings));
+    std::thread::spawn(move || answer(&memory, &tensors));
     client.run(&mut Reporter)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -37,9 +38,9 @@ fn say(value: &Value) {
 
 /// Answers each line of input until the input ends, and then ends the process: whoever started
 /// this engine is gone.
-fn answer(memory: &Span, tensors: &[TensorInfo], bindings: &[BindingSpec]) {
+fn answer(memory: &Span, tensors: &TensorTable) {
     for _ in std::io::stdin().lock().lines().map_while(Result::ok) {
-        match hashes(memory, tensors, bindings) {
+        match hashes(memory, tensors) {
             Ok(tensors) => say(&json!({"event": "memory", "tensors": tensors})),
             Err(error) => say(&json!({"event": "error", "message": reasons(&error)})),
         }
@@ -47,12 +48,12 @@ fn answer(memory: &Span, tensors: &[TensorInfo], bindings: &[BindingSpec]) {
     std::process::exit(0);
 }
 
-fn hashes(memory: &Span, tensors: &[TensorInfo], bindings: &[BindingSpec]) -> Result<Map<String, Value>> {
-    let hash = |(tensor, binding): (&TensorInfo, &BindingSpec)| {
-        let bytes = memory.slice(binding.offset..binding.offset + tensor.bytes)?;
-        Ok((tensor.name.clone(), Value::from(bytes.hash().context("cannot read memory")?.to_string())))
+fn hashes(memory: &Span, tensors: &TensorTable) -> Result<Map<String, Value>> {
+    let hash = |(name, kind, offset): (&str, &Kind, u64)| {
+        let bytes = memory.slice(offset..offset + kind.bytes)?;
+        Ok((name.to_string(), Value::from(bytes.hash().context("cannot read memory")?.to_string())))
     };
-    tensors.iter().zip(bindings).map(hash).collect()
+    tensors.places().flatten().map(hash).collect()
 }
 
 struct Reporter;

@@ -68,23 +68,13 @@ impl Binding {
     /// Checks the binding against the tensor of a manifest and the length of its region.
     pub fn check(&self, tensor: &TensorEntry, region_bytes: u64) -> Result<CheckedBinding, BindingError> {
         let refuse = |reason: String| BindingError { tensor: self.tensor.clone(), reason };
-        if tensor.dtype != self.dtype || tensor.shape != self.shape {
-            return Err(refuse(format!(
-                "bound as {} {:?}, the release has {} {:?}",
-                self.dtype, self.shape, tensor.dtype, tensor.shape
-            )));
-        }
+        check_kind(tensor, &self.dtype, &self.shape)?;
         let dims = self.dims(tensor).map_err(refuse)?;
         let checked = self.collapse(tensor, dims).ok_or_else(|| refuse("its extent does not fit 64 bits".into()))?;
         if checked.overlaps_itself() {
             return Err(refuse(format!("strides {:?} put two elements in one place", self.strides)));
         }
-        if checked.region_end > region_bytes {
-            return Err(refuse(format!(
-                "reaches byte {} of region {}, which has {region_bytes}",
-                checked.region_end, self.region
-            )));
-        }
+        check_end(&self.tensor, self.region, checked.region_end, region_bytes)?;
         Ok(checked)
     }
 
@@ -161,7 +151,47 @@ impl Binding {
     }
 }
 
+fn check_kind(tensor: &TensorEntry, dtype: &Dtype, shape: &[u64]) -> Result<(), BindingError> {
+    if tensor.dtype == *dtype && tensor.shape == shape {
+        return Ok(());
+    }
+    let reason = format!("bound as {dtype} {shape:?}, the release has {} {:?}", tensor.dtype, tensor.shape);
+    Err(BindingError { tensor: tensor.name.clone(), reason })
+}
+
+fn check_end(tensor: &str, region: u32, end: u64, region_bytes: u64) -> Result<(), BindingError> {
+    if end <= region_bytes {
+        return Ok(());
+    }
+    let reason = format!("reaches byte {end} of region {region}, which has {region_bytes}");
+    Err(BindingError { tensor: tensor.into(), reason })
+}
+
 impl CheckedBinding {
+    /// All of `tensor`, packed, at an offset of a region of `region_bytes`, where the engine knows it as
+    /// what `bound` says.
+    pub fn whole(
+        tensor: &TensorEntry,
+        bound: &TensorEntry,
+        region: u32,
+        offset: u64,
+        region_bytes: u64,
+    ) -> Result<Self, BindingError> {
+        check_kind(tensor, &bound.dtype, &bound.shape)?;
+        let bytes = tensor.bytes();
+        let end = offset.saturating_add(bytes);
+        check_end(&tensor.name, region, end, region_bytes)?;
+        Ok(CheckedBinding {
+            region,
+            outer: Vec::new(),
+            runs: u64::from(bytes > 0),
+            run_bytes: bytes,
+            tensor_begin: 0,
+            region_begin: offset,
+            region_end: end,
+        })
+    }
+
     /// The pieces of `range` (bytes of the tensor) that are bound, in ascending order.
     pub fn runs(&self, range: Range<u64>) -> impl Iterator<Item = Run> + '_ {
         let first = self.first_reaching(range.start);
@@ -276,6 +306,19 @@ mod tests {
         let runs: Vec<_> = b.runs(10..40).collect();
         assert_eq!(runs, [Run { tensor_offset: 10, region_offset: 10, bytes: 30 }]);
         assert!(bind(&t).check(&t, 47).unwrap_err().reason.contains("reaches byte 48"));
+    }
+
+    #[test]
+    fn a_whole_tensor_is_bound_as_by_a_binding_that_says_so() {
+        for t in [tensor("F32", &[3, 4]), tensor("F32", &[0, 4]), tensor("F4", &[4, 4]), tensor("U8", &[])] {
+            let by_binding = Binding { offset: 8, ..bind(&t) }.check(&t, 56).unwrap();
+            assert_eq!(CheckedBinding::whole(&t, &t, 0, 8, 56).unwrap(), by_binding);
+        }
+        let t = tensor("F32", &[3, 4]);
+        let refused = |bound: &TensorEntry, at| CheckedBinding::whole(&t, bound, 0, at, 56).unwrap_err().reason;
+        assert!(refused(&t, 9).contains("reaches byte 57"));
+        assert!(refused(&t, u64::MAX).contains("reaches byte"));
+        assert!(refused(&tensor("F32", &[4, 3]), 0).contains("the release has"));
     }
 
     #[test]

@@ -9,8 +9,9 @@ use crate::frame::{self, FrameError};
 use crate::limits::{BINDINGS_PER_REQUEST, RECONNECT_WAIT_MAX, RECONNECT_WAIT_MIN, STATUS_WAIT, TENSOR_ALIGN_BYTES};
 use crate::protocol::{
     BindingSpec, ErrorReply, Event, Failure, FromAgent, Hello, ManifestReply, PROTOCOL_VERSION, Progress, Refusal,
-    RegionSpec, ReleaseInfo, Request, Stage, TensorInfo, Welcome,
+    RegionSpec, ReleaseInfo, Request, RowSpec, Stage, TensorInfo, Welcome, code,
 };
+use crate::table::{ManifestPage, TensorTable};
 use aquifer_core::{ChannelName, ManifestHash};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -75,6 +76,7 @@ pub struct EngineClient {
     stopper: Stopper,
     regions: Vec<Registered>,
     bindings: Vec<BindingSpec>,
+    rows: Vec<Row>,
     registered: bool,
     /// What memory holds, if it is known.
     serving: Option<ReleaseInfo>,
@@ -86,6 +88,13 @@ struct Registered {
     region: u32,
     fd: OwnedFd,
     bytes: u64,
+}
+
+/// All tensors of a release, in a region.
+#[derive(Clone, Debug)]
+struct Row {
+    tensors: Arc<TensorTable>,
+    region: u32,
 }
 
 impl EngineClient {
@@ -102,6 +111,7 @@ impl EngineClient {
             stopper,
             regions: Vec::new(),
             bindings: Vec::new(),
+            rows: Vec::new(),
             registered: false,
             serving: None,
             paused: false,
@@ -124,7 +134,27 @@ impl EngineClient {
 
     /// The channel's newest release and its tensors; waits until there is one.
     pub fn manifest(&mut self) -> Result<ManifestReply, ClientError> {
-        let answer = self.persist(|link| link.call(&Request::Manifest, None))?;
+        let answer = self.persist(|link| link.call(&Request::Manifest { from: None }, None))?;
+        parse("manifest", &answer)
+    }
+
+    /// The same, of a release of any size.
+    pub fn tensors(&mut self) -> Result<TensorTable, ClientError> {
+        let answer = |reason: String| ClientError::Answer { op: "manifest", reason };
+        let mut table = TensorTable::begin(self.page(0)?).map_err(answer)?;
+        while let Some(from) = table.next() {
+            let page = self.page(from)?;
+            match page.release.manifest == table.release.manifest {
+                true => table.add(page).map_err(answer)?,
+                // There is a newer release meanwhile.
+                false => table = TensorTable::begin(self.page(0)?).map_err(answer)?,
+            }
+        }
+        Ok(table)
+    }
+
+    fn page(&mut self, from: u32) -> Result<ManifestPage, ClientError> {
+        let answer = self.persist(|link| link.call(&Request::Manifest { from: Some(from) }, None))?;
         parse("manifest", &answer)
     }
 
@@ -140,6 +170,15 @@ impl EngineClient {
     pub fn bind(&mut self, bindings: Vec<BindingSpec>) -> Result<(), ClientError> {
         self.persist(|link| link.bind(&bindings))?;
         self.bindings.extend(bindings);
+        Ok(())
+    }
+
+    /// Binds all tensors of a release, where [`TensorTable::places`] says, in a region of
+    /// [`TensorTable::region_bytes`].
+    pub fn bind_row(&mut self, tensors: Arc<TensorTable>, region: u32) -> Result<(), ClientError> {
+        let row = Row { tensors, region };
+        self.persist(|link| link.bind_row(&row))?;
+        self.rows.push(row);
         Ok(())
     }
 
@@ -284,6 +323,7 @@ impl EngineClient {
             link.call(&request, Some(fd.as_fd()))?;
         }
         link.bind(&self.bindings)?;
+        self.rows.iter().try_for_each(|row| link.bind_row(row))?;
         if self.registered {
             link.call(&Request::Hydrate, None)?;
         }
@@ -426,6 +466,24 @@ impl Link {
             self.call(&Request::Bind { bindings: part.to_vec() }, None)?;
         }
         Ok(())
+    }
+
+    fn bind_row(&mut self, row: &Row) -> Result<(), ClientError> {
+        let Row { tensors, region } = row;
+        let spec = RowSpec {
+            manifest: tensors.release.manifest,
+            tensors: None,
+            region: *region,
+            offset: 0,
+            align: TENSOR_ALIGN_BYTES,
+        };
+        match self.call(&Request::BindRow(spec), None) {
+            // An agent that came later may have a newer release only.
+            Err(ClientError::Refused(error)) if error.code == code::UNKNOWN_MANIFEST => {
+                self.bind(&tensors.bindings(*region))
+            }
+            answered => answered.map(drop),
+        }
     }
 
     fn event(&mut self) -> Result<Event, ClientError> {

@@ -122,9 +122,10 @@ fn admit(
         Request::Hello(_) if *greeted => return Err(ErrorReply::new(code::HELLO, "'hello' was said already")),
         Request::Hello(_) => *greeted = true,
         Request::Status | Request::Drain => {}
-        Request::Manifest
+        Request::Manifest { .. }
         | Request::Region(_)
         | Request::Bind { .. }
+        | Request::BindRow(_)
         | Request::Hydrate
         | Request::Paused { .. }
         | Request::Resumed { .. }
@@ -138,8 +139,9 @@ fn admit(
             check_region(region, &fd)?;
             return Ok((request, Some(fd)));
         }
-        Request::Manifest
+        Request::Manifest { .. }
         | Request::Bind { .. }
+        | Request::BindRow(_)
         | Request::Hydrate
         | Request::Paused { .. }
         | Request::Resumed { .. }

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-/// Longest frame, in bytes. The reply to `manifest` is the longest message: 100 bytes of JSON for
-/// each tensor makes 64 MiB enough for 600,000 tensors.
+/// Longest frame, in bytes. The reply to `manifest` is the longest message where it is not asked for in
+/// pages: 100 bytes of JSON for each tensor makes 64 MiB enough for 600,000 tensors.
 pub const FRAME_BYTES_MAX: usize = 64 << 20;
+
+/// About how much a page of a manifest tells, in bytes. A character of a name can become six in JSON, so
+/// that an eighth of [`FRAME_BYTES_MAX`] fits a frame in any case.
+pub(crate) const PAGE_BYTES: usize = FRAME_BYTES_MAX / 8;
 
 /// A frame's buffer grows by at most this much before the bytes are there, so that a length alone
 /// reserves nothing. Linux's default socket buffer is 208 KiB.

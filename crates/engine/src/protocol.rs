@@ -27,14 +27,20 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub enum Request {
     /// First on every connection. Answered by [`Welcome`].
     Hello(Hello),
-    /// Waits until the channel has an accepted release whose manifest is loaded. Answered by
-    /// [`ManifestReply`].
-    Manifest,
+    /// Waits until the channel has an accepted release whose manifest is loaded. Answered by a
+    /// [`ManifestPage`](crate::table::ManifestPage) with tensors from that number on, and without one by
+    /// [`ManifestReply`], which not every release fits.
+    Manifest {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<u32>,
+    },
     /// Memory, as the descriptor of a memfd sealed with `F_SEAL_SHRINK` and `F_SEAL_GROW`.
     Region(RegionSpec),
     Bind {
         bindings: Vec<BindingSpec>,
     },
+    /// What very many bindings would say.
+    BindRow(RowSpec),
     /// Registration is complete: land the weights.
     Hydrate,
     /// Answers [`Event::Pause`]: nothing reads the weights until `applied` or `aborted`.
@@ -97,6 +103,22 @@ pub struct BindingSpec {
     /// In bytes, for each dimension.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub strides: Vec<u64>,
+}
+
+/// Tensors of a release, whole and packed, in the order of their names: each at the next multiple of `align`
+/// bytes of the region behind the one before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowSpec {
+    #[serde(with = "text")]
+    pub manifest: ManifestHash,
+    /// `[first, behind the last]` for each range of their numbers, ascending. Left out, it is all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensors: Option<Vec<(u32, u32)>>,
+    pub region: u32,
+    /// Where the first may begin, in bytes from the region's beginning.
+    #[serde(default)]
+    pub offset: u64,
+    pub align: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,6 +260,8 @@ pub mod code {
     pub const NOT_PERMITTED: &str = "not-permitted";
     /// The agent serves as many connections as it will.
     pub const BUSY: &str = "busy";
+    /// The agent has no such manifest, or not any more.
+    pub const UNKNOWN_MANIFEST: &str = "unknown-manifest";
     /// The answer does not fit a frame.
     pub const TOO_LARGE: &str = "too-large";
 }
@@ -336,6 +360,10 @@ impl Request {
 
     fn of_op(op: &str, content: &[u8]) -> Result<Request, ErrorReply> {
         #[derive(Deserialize)]
+        struct Page {
+            from: Option<u32>,
+        }
+        #[derive(Deserialize)]
         struct Bind {
             bindings: Vec<BindingSpec>,
         }
@@ -346,9 +374,10 @@ impl Request {
         }
         Ok(match op {
             "hello" => Request::Hello(fields(op, content)?),
-            "manifest" => Request::Manifest,
+            "manifest" => Request::Manifest { from: fields::<Page>(op, content)?.from },
             "region" => Request::Region(fields(op, content)?),
             "bind" => Request::Bind { bindings: fields::<Bind>(op, content)?.bindings },
+            "bind_row" => Request::BindRow(fields(op, content)?),
             "hydrate" => Request::Hydrate,
             "paused" => Request::Paused { manifest: fields::<About>(op, content)?.manifest },
             "resumed" => Request::Resumed { manifest: fields::<About>(op, content)?.manifest },
@@ -477,6 +506,7 @@ mod tests {
             offset: 8,
             strides: vec![16, 4],
         };
+        let row = RowSpec { manifest: manifest(), tensors: None, region: 1, offset: 0, align: 256 };
         vec![
             Request::Hello(Hello {
                 protocol: PROTOCOL_VERSION,
@@ -486,9 +516,12 @@ mod tests {
                 channel: "a/b".parse().unwrap(),
                 serving: Some(manifest()),
             }),
-            Request::Manifest,
+            Request::Manifest { from: None },
             Request::Region(RegionSpec { region: 1, bytes: 64, fresh: true }),
             Request::Bind { bindings: vec![binding] },
+            Request::Manifest { from: Some(0) },
+            Request::BindRow(row.clone()),
+            Request::BindRow(RowSpec { tensors: Some(vec![(0, 2), (4, 5)]), ..row }),
             Request::Hydrate,
             Request::Paused { manifest: manifest() },
             Request::Resumed { manifest: manifest() },

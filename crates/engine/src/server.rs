@@ -7,6 +7,7 @@ use crate::connection;
 use crate::limits::{ACCEPT_WAIT, CONNECTIONS_MAX, EVENTS_QUEUED_MAX, SOCKET_PATH_BYTES_MAX};
 use crate::outbox::{Kind, Outbox};
 use crate::protocol::{self, ErrorReply, Event, ManifestReply, Request, code};
+use crate::table::ManifestPage;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::process::geteuid;
 use serde_json::Value;
@@ -42,8 +43,8 @@ pub enum EngineEvent {
         pid: Option<i32>,
         uid: u32,
     },
-    /// Owes exactly one [`Engines::reply`] or [`Engines::reply_manifest`]. `fd` is there if and only if it is a `Region`, and is
-    /// then a memfd sealed against shrinking and growing that has at least the bytes it claims.
+    /// Owes exactly one reply ([`Engines::reply`], [`Engines::reply_manifest`] or [`Engines::reply_page`]).
+    /// `fd` is there if and only if it is a `Region`, and is then a memfd sealed against shrinking and growing that has at least the bytes it claims.
     Request {
         conn: ConnId,
         id: u64,
@@ -145,6 +146,11 @@ impl Engines {
     /// Answers a request for the manifest, like [`Engines::reply`].
     pub fn reply_manifest(&self, conn: ConnId, id: u64, manifest: &ManifestReply) {
         self.send(conn, Kind::Owed, || protocol::encode_answer(id, Ok(manifest)));
+    }
+
+    /// The same in pages.
+    pub fn reply_page(&self, conn: ConnId, id: u64, page: &ManifestPage<&str>) {
+        self.send(conn, Kind::Owed, || protocol::encode_answer(id, Ok(page)));
     }
 
     /// Sends an event. Of progress that was not read yet only the newest is kept.

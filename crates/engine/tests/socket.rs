@@ -229,7 +229,7 @@ impl Agent {
         let (conn, hello) = self.greet().await;
         assert_eq!((hello.name.as_str(), hello.pid, hello.serving), ("e", std::process::id(), None));
         let (_, id, request, _) = self.request().await;
-        assert_eq!(request, Request::Manifest);
+        assert_eq!(request, Request::Manifest { from: None });
         let reply = ManifestReply { release: release(1), tensors: vec![] };
         self.engines.reply(conn, id, Ok(serde_json::to_value(reply).unwrap()));
         (conn, self.registration(true).await)
@@ -361,7 +361,7 @@ async fn a_waiting_engine_finds_the_next_agent() {
     let engine = Engine::start(&path, memory(16), &[]);
     agent.greet().await;
     let (_, _, request, _) = agent.request().await;
-    assert_eq!(request, Request::Manifest);
+    assert_eq!(request, Request::Manifest { from: None });
     drop(agent);
     let bound = async {
         loop {

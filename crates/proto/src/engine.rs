@@ -583,7 +583,7 @@ mod tests {
     /// One tensor of two rows, bound whole; `content` names the chunks.
     fn target(content: [u8; 2]) -> Target {
         let (m, layout) = manifest(&[("a", &content)]);
-        let plan = Plan::of(&m, &layout, &[bind("a", 2, vec![], 0)], &BTreeMap::from([(0, 64)])).unwrap();
+        let plan = Plan::of(&m, &layout, &[bind("a", 2, vec![], 0)], &[], &BTreeMap::from([(0, 64)])).unwrap();
         Target { manifest: ManifestHash::of(&content), plan: Arc::new(plan), layout: Arc::new(layout) }
     }
 

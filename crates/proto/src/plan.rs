@@ -1,6 +1,6 @@
 //! What an engine needs of a manifest: its bindings, chunk by chunk.
 
-use aquifer_core::{Binding, BindingError, CheckedBinding, ChunkSet, Layout, Manifest, Run};
+use aquifer_core::{Binding, BindingError, CheckedBinding, ChunkSet, Extent, Layout, Manifest, Row, Run};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -49,41 +49,50 @@ impl Plan {
         manifest: &Manifest,
         layout: &Layout,
         bindings: &[Binding],
+        rows: &[Row],
         regions: &BTreeMap<u32, u64>,
     ) -> Result<Self, BindingError> {
         let mut plan = Plan { bindings: Vec::new(), homes: BTreeMap::new(), needs: ChunkSet::empty(layout.len()) };
-        let mut next = 0;
+        let mut finder = Finder { manifest, regions, next: 0 };
         for binding in bindings {
-            let refuse = |reason: String| BindingError { tensor: binding.tensor.clone(), reason };
-            // Most engines bind tensors in the order of the manifest.
-            let follows = manifest.tensors().get(next).is_some_and(|t| t.name == binding.tensor);
-            let tensor = if follows { Some(next) } else { manifest.tensor_index(&binding.tensor) };
-            let tensor = tensor.ok_or_else(|| refuse("the release has no such tensor".into()))?;
-            next = tensor + 1;
-            let region = regions
-                .get(&binding.region)
-                .ok_or_else(|| refuse(format!("region {} was never registered", binding.region)))?;
-            let checked = binding.check(&manifest.tensors()[tensor], *region)?;
-            for extent in &layout.tensors[tensor] {
-                let spot = Spot {
-                    chunk_begin: extent.begin,
-                    bytes: extent.len,
-                    binding: plan.bindings.len(),
-                    tensor_offset: extent.offset,
-                };
-                if checked.runs(spot.range()).next().is_some() {
-                    plan.homes.entry(extent.chunk).or_default().spots.push(spot);
-                    plan.needs.insert(extent.chunk);
-                }
-            }
-            plan.bindings.push(checked);
+            let (tensor, region_bytes) = finder.find(&binding.tensor, binding.region)?;
+            let checked = binding.check(&manifest.tensors()[tensor], region_bytes)?;
+            plan.bind(checked, &layout.tensors[tensor]);
         }
-        plan.check_apart(bindings)?;
+        for row in rows {
+            let same = row.is_of(manifest);
+            for (number, bound, at) in row.places() {
+                if same {
+                    finder.next = number as usize;
+                }
+                let (tensor, region_bytes) = finder.find(&bound.name, row.region())?;
+                let entry = &manifest.tensors()[tensor];
+                plan.bind(CheckedBinding::whole(entry, bound, row.region(), at, region_bytes)?, &layout.tensors[tensor]);
+            }
+        }
+        plan.check_apart(bindings, rows)?;
         let bindings = &plan.bindings;
         for (chunk, home) in &mut plan.homes {
             home.settle(layout.chunk(*chunk).len, bindings);
         }
         Ok(plan)
+    }
+
+    /// Adds a binding of the tensor that is made of `extents`.
+    fn bind(&mut self, binding: CheckedBinding, extents: &[Extent]) {
+        for extent in extents {
+            let spot = Spot {
+                chunk_begin: extent.begin,
+                bytes: extent.len,
+                binding: self.bindings.len(),
+                tensor_offset: extent.offset,
+            };
+            if binding.runs(spot.range()).next().is_some() {
+                self.homes.entry(extent.chunk).or_default().spots.push(spot);
+                self.needs.insert(extent.chunk);
+            }
+        }
+        self.bindings.push(binding);
     }
 
     pub fn needs(&self) -> &ChunkSet {
@@ -158,7 +167,7 @@ impl Plan {
     }
 
     /// Two tensors bound to the same dense bytes would overwrite each other.
-    fn check_apart(&self, bindings: &[Binding]) -> Result<(), BindingError> {
+    fn check_apart(&self, bindings: &[Binding], rows: &[Row]) -> Result<(), BindingError> {
         let mut dense: Vec<_> = self
             .bindings
             .iter()
@@ -170,11 +179,37 @@ impl Plan {
         for pair in dense.windows(2) {
             let ((region, _, end, a), (next_region, start, _, b)) = (pair[0], pair[1]);
             if region == next_region && start < end {
-                let reason = format!("overlaps '{}' in region {region}", bindings[a].tensor);
-                return Err(BindingError { tensor: bindings[b].tensor.clone(), reason });
+                let names = || {
+                    let in_rows = rows.iter().flat_map(Row::places).map(|(_, tensor, _)| &tensor.name);
+                    bindings.iter().map(|binding| &binding.tensor).chain(in_rows)
+                };
+                let name = |binding: usize| names().nth(binding).cloned().unwrap_or_default();
+                let reason = format!("overlaps '{}' in region {region}", name(a));
+                return Err(BindingError { tensor: name(b), reason });
             }
         }
         Ok(())
+    }
+}
+
+/// Finds tensors by name, and regions by number.
+struct Finder<'a> {
+    manifest: &'a Manifest,
+    regions: &'a BTreeMap<u32, u64>,
+    /// Where the next is looked for first: most engines bind tensors in the order of the manifest.
+    next: usize,
+}
+
+impl Finder<'_> {
+    /// The number of the tensor, and the length of the region in bytes.
+    fn find(&mut self, tensor: &str, region: u32) -> Result<(usize, u64), BindingError> {
+        let refuse = |reason: String| BindingError { tensor: tensor.into(), reason };
+        let follows = self.manifest.tensors().get(self.next).is_some_and(|t| t.name == tensor);
+        let found = if follows { Some(self.next) } else { self.manifest.tensor_index(tensor) };
+        let found = found.ok_or_else(|| refuse("the release has no such tensor".into()))?;
+        self.next = found + 1;
+        let bytes = self.regions.get(&region).ok_or_else(|| refuse(format!("region {region} was never registered")))?;
+        Ok((found, *bytes))
     }
 }
 
@@ -214,6 +249,7 @@ impl Home {
 pub(crate) mod tests {
     use super::*;
     use aquifer_core::{Chunk, ChunkHash, Content, Dtype, Packed, TensorEntry};
+    use std::sync::Arc;
 
     /// Tensors of eight-byte U8 chunks: `name -> the byte each chunk is named by`.
     pub(crate) fn manifest(tensors: &[(&str, &[u8])]) -> (Manifest, Layout) {
@@ -247,7 +283,7 @@ pub(crate) mod tests {
     #[test]
     fn a_slice_needs_its_own_chunks_only() {
         let (m, layout) = manifest(&[("a", &[1, 2, 3, 4]), ("b", &[5])]);
-        let plan = Plan::of(&m, &layout, &[bind("a", 4, vec![(1, 3), (0, 8)], 16)], &regions()).unwrap();
+        let plan = Plan::of(&m, &layout, &[bind("a", 4, vec![(1, 3), (0, 8)], 16)], &[], &regions()).unwrap();
         assert_eq!(plan.needs().iter().collect::<Vec<_>>(), [1, 2]);
         assert_eq!(plan.place(1), Some((0, 16..24)));
         assert_eq!(plan.place(2), Some((0, 24..32)));
@@ -257,7 +293,7 @@ pub(crate) mod tests {
     #[test]
     fn half_a_chunk_has_no_place() {
         let (m, layout) = manifest(&[("a", &[1, 2])]);
-        let plan = Plan::of(&m, &layout, &[bind("a", 2, vec![(0, 2), (0, 4)], 0)], &regions()).unwrap();
+        let plan = Plan::of(&m, &layout, &[bind("a", 2, vec![(0, 2), (0, 4)], 0)], &[], &regions()).unwrap();
         assert_eq!((plan.place(0), plan.covers(0, &plan.spots(0)[0])), (None, false));
         assert_eq!(plan.runs(&plan.spots(1)[0]).next().unwrap().1.region_offset, 4);
     }
@@ -266,7 +302,7 @@ pub(crate) mod tests {
     fn what_cannot_work_is_refused() {
         let (m, layout) = manifest(&[("a", &[1, 2]), ("b", &[3])]);
         let refused = |bindings: &[Binding], why: &str| {
-            let error = Plan::of(&m, &layout, bindings, &regions()).unwrap_err().to_string();
+            let error = Plan::of(&m, &layout, bindings, &[], &regions()).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         };
         refused(&[bind("x", 2, vec![], 0)], "no such tensor");
@@ -281,8 +317,8 @@ pub(crate) mod tests {
         let (m1, l1) = manifest(&[("a", &[1, 2]), ("b", &[3])]);
         let (m2, l2) = manifest(&[("a", &[1, 9]), ("b", &[2])]);
         let bindings = [bind("a", 2, vec![], 0), bind("b", 1, vec![], 32)];
-        let old = Plan::of(&m1, &l1, &bindings, &regions()).unwrap();
-        let new = Plan::of(&m2, &l2, &bindings, &regions()).unwrap();
+        let old = Plan::of(&m1, &l1, &bindings, &[], &regions()).unwrap();
+        let new = Plan::of(&m2, &l2, &bindings, &[], &regions()).unwrap();
         let kept = new.carried_over(&l2, &old, &l1, &ChunkSet::full(3));
         assert_eq!(kept.iter().collect::<Vec<_>>(), [0], "chunk 2 lies elsewhere now");
         assert!(new.carried_over(&l2, &old, &l1, &ChunkSet::empty(3)).is_empty());
@@ -308,7 +344,7 @@ pub(crate) mod tests {
     fn packed_plan(offsets: &[(&str, u64)]) -> Plan {
         let (m, layout) = packed(0);
         let bindings: Vec<Binding> = offsets.iter().map(|(name, at)| bind(name, 1, vec![], *at)).collect();
-        Plan::of(&m, &layout, &bindings, &regions()).unwrap()
+        Plan::of(&m, &layout, &bindings, &[], &regions()).unwrap()
     }
 
     #[test]
@@ -346,9 +382,43 @@ pub(crate) mod tests {
     fn an_unchanged_pack_is_carried_over() {
         let ((m1, l1), (m2, l2)) = (packed(0), packed(1));
         let bindings = [bind("b", 1, vec![], 8), bind("d", 1, vec![], 0)];
-        let old = Plan::of(&m1, &l1, &bindings, &regions()).unwrap();
-        let new = Plan::of(&m2, &l2, &bindings, &regions()).unwrap();
+        let old = Plan::of(&m1, &l1, &bindings, &[], &regions()).unwrap();
+        let new = Plan::of(&m2, &l2, &bindings, &[], &regions()).unwrap();
         assert_eq!(old.carried_over(&l1, &old, &l1, &ChunkSet::full(2)).iter().collect::<Vec<_>>(), [0, 1]);
         assert_eq!(new.carried_over(&l2, &old, &l1, &ChunkSet::full(2)).iter().collect::<Vec<_>>(), [1]);
+    }
+    #[test]
+    #[expect(clippy::single_range_in_vec_init)]
+    fn a_row_is_the_bindings_it_stands_for() {
+        let (m, layout) = packed(0);
+        let manifest = Arc::new(m);
+        let row = |tensors, begin| Row::new(manifest.clone(), tensors, 0, begin, 8).unwrap();
+        let plan_of = |bindings: &[Binding], rows: &[Row], m: &Manifest, layout: &Layout| {
+            Plan::of(m, layout, bindings, rows, &regions())
+        };
+        let bindings: Vec<Binding> =
+            ["a", "b", "c", "d"].iter().zip([32, 40, 48, 56]).map(|(name, at)| bind(name, 1, vec![], at)).collect();
+        let one_by_one = plan_of(&bindings, &[], &manifest, &layout).unwrap();
+        let first = [bindings[0].clone()];
+        for (bindings, rows) in [(&[][..], vec![row(vec![0..4], 32)]), (&first[..], vec![row(vec![1..4], 40)])] {
+            let plan = plan_of(bindings, &rows, &manifest, &layout).unwrap();
+            assert_eq!((plan.place(0), plan.place(1)), (one_by_one.place(0), one_by_one.place(1)));
+            assert_eq!(plan.spots(0), one_by_one.spots(0));
+            // Of another release, the tensors are found by name.
+            let (newer, newer_layout) = packed(1);
+            let newer = plan_of(bindings, &rows, &newer, &newer_layout).unwrap();
+            let kept = newer.carried_over(&newer_layout, &plan, &layout, &ChunkSet::full(2));
+            assert_eq!(kept.iter().collect::<Vec<_>>(), [1]);
+        }
+
+        let refused = |rows: &[Row], m: &Manifest, layout: &Layout, why: &str| {
+            let error = plan_of(&bindings[..1], rows, m, layout).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        };
+        refused(&[row(vec![1..4], 32)], &manifest, &layout, "tensor 'b': overlaps 'a'");
+        refused(&[row(vec![1..4], 240)], &manifest, &layout, "tensor 'd': reaches byte 264");
+        let (other, other_layout) = super::tests::manifest(&[("a", &[1]), ("b", &[2]), ("c", &[3, 4])]);
+        refused(&[row(vec![1..3], 40)], &other, &other_layout, "tensor 'c': bound as");
+        refused(&[row(vec![3..4], 40)], &other, &other_layout, "no such tensor");
     }
 }
