@@ -286,7 +286,7 @@ mod tests {
             into: Mapping::anonymous(1).expect("a byte").span(),
             stall: Duration::from_secs(5),
         };
-        Queued { op, retries }
+        Queued { op, retries, node: None }
     }
 
     #[test]
