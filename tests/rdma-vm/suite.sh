@@ -15,7 +15,7 @@ threads_of() {
     for task in "$process"/task/*; do
       echo "-- $(cat "$task/comm") ($task): waits in $(cat "$task/wchan"), system call $(cat "$task/syscall")"
       cat "$task/stack"
-    done
+    done 2>/dev/null # some end meanwhile
   done
 }
 
