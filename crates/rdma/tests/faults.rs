@@ -310,7 +310,9 @@ impl Grants for Fickle {
 fn a_lease_that_ends_closes_its_window_under_the_read() {
     let _turn = alone();
     const LEN: usize = 64 * MIB;
-    let grants = Fickle::new([(1, memory(LEN))]);
+    let source = memory(LEN);
+    source.write(LEN as u64 - MIB as u64, &noise(1, MIB)).expect("as long");
+    let grants = Fickle::new([(1, source)]);
     let holding = node(grants.clone(), Box::new(|_| {}), &["rxe0"]);
     let reading = Reading::start(on_one);
     let op = ReadOp {
@@ -334,7 +336,10 @@ fn a_lease_that_ends_closes_its_window_under_the_read() {
     let received = counted(&reading.node.transport, "received_bytes");
     assert!(received < LEN as u64, "the read went on to its end");
     grants.valid.store(true, Ordering::SeqCst);
-    reading.outcome(&ReadOp { id: 2, ..op }).expect("a lease that holds is served again");
+    let again = ReadOp { id: 2, ..op };
+    reading.outcome(&again).expect("a lease that holds is served again");
+    let end = again.into.slice(LEN as u64 - MIB as u64..LEN as u64).expect("inside");
+    assert!(content(&end) == noise(1, MIB), "other bytes have arrived");
 }
 
 /// The transport tells only in words what it counts.
