@@ -24,7 +24,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
             needs with apt, and needs no root: cargo xtask rdma-vm -- rdma link show.
             Options before `--` go to tests/rdma-vm/guest.sh
   rdma-tests
-            what CI runs in that guest, with the program as a release build left it";
+            what CI runs in that guest, after a release build of the program";
 
 fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {

@@ -17,6 +17,8 @@ pub struct RdmaConfig {
     pub windows: bool,
     /// Bytes of one READ at most.
     pub piece_bytes: u32,
+    /// Memory is registered in pieces of so many bytes, and the longest chunk.
+    pub region_bytes: u64,
     pub connect_timeout: Duration,
     pub handshake_timeout: Duration,
     /// A reader closes a connection unused for so long.
@@ -42,6 +44,7 @@ impl Default for RdmaConfig {
             },
             windows: true,
             piece_bytes: limits::PIECE_BYTES,
+            region_bytes: limits::REGION_BYTES,
             connect_timeout: limits::CONNECT_TIMEOUT,
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,
             idle_timeout: limits::IDLE_TIMEOUT,

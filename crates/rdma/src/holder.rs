@@ -4,14 +4,15 @@
 use crate::config::{Counters, RdmaConfig, count};
 use crate::error::RdmaError;
 use crate::limits::{
-    ACCEPT_BACKOFF, ACCEPTED_PER_PEER_MAX, SCOLDED_MAX, STAGING_PATIENCE, STAGING_RETRY, THREAD_STACK_BYTES,
-    WRITE_TIMEOUT,
+    ACCEPT_BACKOFF, ACCEPTED_PER_PEER_MAX, SCOLDED_MAX, SHOW_PATIENCE, SHOW_RETRY, THREAD_STACK_BYTES, WRITE_TIMEOUT,
 };
 use crate::rail::{Rail, nearest};
 use crate::serving::{Serving, Shown};
+use crate::verbs::Region;
 use crate::wire::{
     FRAME_BYTES, FromHolder, FromReader, OFFER_BYTES, Outcome, decode_offer, encode_no_port, encode_offer,
 };
+use crate::workers::Workers;
 use aquifer_core::NodeId;
 use aquifer_memory::{Span, StagingPool};
 use aquifer_transport::side::{Fault, examine};
@@ -22,6 +23,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -32,6 +34,7 @@ pub(crate) struct Holder {
     counters: Arc<Counters>,
     rails: Arc<Vec<Arc<Rail>>>,
     staging: StagingPool,
+    registering: Arc<Workers>,
     listener: TcpListener,
     state: Mutex<State>,
     ended: Condvar,
@@ -79,13 +82,14 @@ impl Holder {
         listener: TcpListener,
         config: RdmaConfig,
         rails: Arc<Vec<Arc<Rail>>>,
+        registering: Arc<Workers>,
         grants: Arc<dyn Grants>,
         counters: Arc<Counters>,
     ) -> io::Result<Arc<Self>> {
         let state = Mutex::new(State { threads: 1, ..State::default() });
         let staging = StagingPool::new(config.staging_bytes);
         let ended = Condvar::new();
-        let holder = Arc::new(Holder { config, grants, counters, rails, staging, listener, state, ended });
+        let holder = Arc::new(Holder { config, grants, counters, rails, staging, registering, listener, state, ended });
         let accepting = holder.clone();
         thread::Builder::new().name("aquifer-rdma-in".into()).stack_size(THREAD_STACK_BYTES).spawn(move || {
             accepting.accept_all();
@@ -155,7 +159,7 @@ impl Holder {
             state.connections.insert(id, stream.clone());
             id
         };
-        let seat = Seat { holder: self.clone(), id, peer: None, waiting: VecDeque::new() };
+        let seat = Seat { holder: self.clone(), id, peer: None, waiting: VecDeque::new(), answered: Instant::now() };
         let serving = move || {
             let mut seat = seat;
             if let Err(end) = seat.serve(&stream) {
@@ -198,8 +202,30 @@ struct Seat {
     id: u64,
     /// Known once it has shown a ticket.
     peer: Option<NodeId>,
-    /// Requests that wait for an answer, and since when: the first for staging memory.
-    waiting: VecDeque<(u32, Shown, Instant)>,
+    waiting: VecDeque<Waiting>,
+    answered: Instant,
+}
+
+/// A request without an answer: for want of staging memory, or while its memory is being registered.
+struct Waiting {
+    number: u32,
+    shown: Shown,
+    since: Instant,
+    preparing: Option<Preparing>,
+}
+
+/// What is to be shown, and the news of its registration.
+struct Preparing {
+    source: Span,
+    registered: Receiver<Result<Arc<Region>, RdmaError>>,
+}
+
+/// What became of a request.
+enum Step {
+    Answered(FromHolder),
+    /// There is no staging memory for it now, nor for those behind it.
+    Crowded,
+    Registering,
 }
 
 impl Drop for Seat {
@@ -253,7 +279,7 @@ impl Seat {
 
     /// How long the reader may be silent before there is something else to do.
     fn until_next(&self, serving: &Serving) -> Duration {
-        let retry = (!self.waiting.is_empty()).then_some(STAGING_RETRY);
+        let retry = (!self.waiting.is_empty()).then_some(SHOW_RETRY);
         let next = [retry, serving.until_review()].into_iter().flatten().min();
         next.unwrap_or(self.holder.config.accepted_idle_timeout)
     }
@@ -297,63 +323,111 @@ impl Seat {
     }
 
     fn on_request(&mut self, serving: &Serving, number: u32, shown: Shown) -> Result<(), End> {
-        let is_known = self.waiting.iter().any(|(waiting, _, _)| *waiting == number);
+        let is_known = self.waiting.iter().any(|waiting| waiting.number == number);
         if is_known || !serving.has_room_for(number, self.waiting.len()) {
             return Err(End::Misbehaved("it asks for more at a time than was agreed, or twice by one number"));
         }
-        self.waiting.push_back((number, shown, Instant::now()));
+        self.waiting.push_back(Waiting { number, shown, since: Instant::now(), preparing: None });
         Ok(())
     }
 
-    /// Answers requests in their order, up to one that has to wait for staging memory. The thread does not
-    /// wait: it may be this very reader that gives some back.
+    /// Answers requests in their order: those whose memory is being registered are passed by, and behind one
+    /// that finds no staging memory none takes any. The thread does not wait: it may be this very reader that
+    /// gives some back.
     fn answer_waiting(&mut self, stream: &TcpStream, serving: &mut Serving, peer: NodeId) -> Result<(), End> {
-        while let Some((number, shown, since)) = self.waiting.front().copied() {
-            let answer = match self.answer(serving, peer, number, shown)? {
-                Some(answer) => answer,
-                None if since.elapsed() < STAGING_PATIENCE => return Ok(()),
-                None => FromHolder::Unavailable { number },
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let mut crowded = false;
+        while let Some(mut request) = waiting.pop_front() {
+            let step = match crowded && request.preparing.is_none() {
+                true => Step::Crowded,
+                false => self.answer(serving, peer, &mut request)?,
             };
-            self.waiting.pop_front();
+            crowded |= matches!(step, Step::Crowded);
+            // As the reader sees it: any answer says that this node is not silent.
+            let patient = self.answered.max(request.since).elapsed() < SHOW_PATIENCE;
+            let answer = match step {
+                Step::Answered(answer) => answer,
+                Step::Crowded | Step::Registering if patient => {
+                    self.waiting.push_back(request);
+                    continue;
+                }
+                Step::Crowded | Step::Registering => FromHolder::Unavailable { number: request.number },
+            };
             say(stream, answer)?;
+            self.answered = Instant::now();
         }
         Ok(())
     }
 
-    /// The answer to a request; `None` while there is no room to stage the chunk.
-    fn answer(
-        &self,
-        serving: &mut Serving,
-        peer: NodeId,
-        number: u32,
-        shown: Shown,
-    ) -> Result<Option<FromHolder>, End> {
+    fn answer(&self, serving: &mut Serving, peer: NodeId, request: &mut Waiting) -> Result<Step, End> {
+        let (number, shown) = (request.number, request.shown);
+        let (source, registered) = match request.preparing.take() {
+            Some(preparing) => match preparing.registered.try_recv() {
+                Ok(registered) => (preparing.source, registered),
+                Err(TryRecvError::Empty) => {
+                    request.preparing = Some(preparing);
+                    return Ok(Step::Registering);
+                }
+                Err(TryRecvError::Disconnected) => {
+                    return Err(End::Own("a thread that registers memory panicked".into()));
+                }
+            },
+            None => {
+                let source = match self.source(serving, peer, shown)? {
+                    Ok(Some(source)) => source,
+                    Ok(None) => return Ok(Step::Crowded),
+                    Err(refusal) => return Ok(Step::Answered(FromHolder::Refused { number, refusal })),
+                };
+                match serving.rail().regions.registered(&source, serving.rail().serving_access()) {
+                    Some(region) => (source, Ok(region)),
+                    None => {
+                        request.preparing = Some(self.prepare(serving.rail(), source));
+                        return Ok(Step::Registering);
+                    }
+                }
+            }
+        };
+        let remote = registered.and_then(|region| serving.show(number, shown, source, region));
+        match remote {
+            Ok(remote) => Ok(Step::Answered(FromHolder::Granted { number, remote })),
+            Err(error) if serving.is_broken() => Err(End::Own(error.to_string())),
+            Err(error) => {
+                // Of too little memory that may be locked, whoever ran into it was told.
+                if !matches!(error, RdmaError::Memlock { .. }) {
+                    tracing::warn!("a chunk is not served over RDMA: {error}");
+                }
+                Ok(Step::Answered(FromHolder::Unavailable { number }))
+            }
+        }
+    }
+
+    /// The memory that a chunk is shown in; `None` while there is no room to stage it.
+    fn source(&self, serving: &Serving, peer: NodeId, shown: Shown) -> Result<Result<Option<Span>, Refusal>, End> {
         let span = match self.holder.grants.open(peer, shown.lease, shown.chunk).and_then(whole) {
             Ok(span) if span.len() != u64::from(shown.len) => {
                 return Err(End::Misbehaved("it asks for a chunk by the wrong length"));
             }
             Ok(span) => span,
-            Err(refusal) => return Ok(Some(FromHolder::Refused { number, refusal })),
+            Err(refusal) => return Ok(Err(refusal)),
         };
         // Memory around a chunk is nobody's business, and pages of a file cannot be registered: kernels
         // before 6.2 pin shared pages only where they may be written, and truncation leaves whoever pinned
         // them with bytes that are nobody's any more.
-        let source = match span.is_writable() && serving.shows_parts() {
-            true => span,
-            false => match self.staged(&span) {
-                Ok(Some(copy)) => copy,
-                Ok(None) => return Ok(None),
-                Err(_) => return Ok(Some(FromHolder::Refused { number, refusal: Refusal::Gone })),
-            },
-        };
-        match serving.show(number, shown, source) {
-            Ok(remote) => Ok(Some(FromHolder::Granted { number, remote })),
-            Err(error) if serving.is_broken() => Err(End::Own(error.to_string())),
-            Err(error) => {
-                tracing::warn!("a chunk is not served over RDMA: {error}");
-                Ok(Some(FromHolder::Unavailable { number }))
-            }
-        }
+        Ok(match span.is_writable() && serving.shows_parts() {
+            true => Ok(Some(span)),
+            false => self.staged(&span).map_err(|_| Refusal::Gone),
+        })
+    }
+
+    /// Has memory registered, on another thread: this one has leases to look at.
+    fn prepare(&self, rail: &Arc<Rail>, source: Span) -> Preparing {
+        let (news, registered) = channel();
+        let (rail, wanted) = (rail.clone(), source.clone());
+        self.holder.registering.give(move || {
+            // A connection that has ended has no use for it.
+            let _ = news.send(rail.regions.of(&wanted, rail.serving_access()));
+        });
+        Preparing { source, registered }
     }
 
     /// A copy of a chunk that cannot be shown where it lies; `None` while there is no room for one.

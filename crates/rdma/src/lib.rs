@@ -20,6 +20,7 @@ mod reader;
 mod regions;
 mod serving;
 mod survey;
+mod topology;
 mod transport;
 mod wire;
 mod workers;

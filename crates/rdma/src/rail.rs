@@ -4,11 +4,13 @@ use crate::config::RdmaConfig;
 use crate::error::RdmaError;
 use crate::limits::{DEPTH, PORTS_MAX};
 use crate::regions::Regions;
+use crate::topology::{SYSFS, device_node};
 use crate::verbs::{
     Access, Address, CompletionQueue, Device, Gid, LinkLayer, Port, ProtectionDomain, QueuePair, QueuePairConfig,
     device_names,
 };
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 /// A usable port.
@@ -19,6 +21,7 @@ pub(crate) struct Rail {
     config: QueuePairConfig,
     /// Whether others read through windows; if not, by the keys of staging memory.
     windows: bool,
+    numa_node: Option<u32>,
     pub(crate) domain: Arc<ProtectionDomain>,
     pub(crate) regions: Regions,
 }
@@ -71,10 +74,11 @@ impl Rail {
 
     fn new(device: Arc<Device>, port: u8, config: &RdmaConfig) -> Result<Self, RdmaError> {
         let domain = ProtectionDomain::new(&device)?;
-        let regions = Regions::new(domain.clone());
+        let regions = Regions::new(domain.clone(), config.region_bytes);
         let windows = config.windows && device.limits().windows;
-        let queue_pair = config.queue_pair;
-        Ok(Rail { device, port, gid_index: config.gid_index, config: queue_pair, windows, domain, regions })
+        let numa_node = device_node(Path::new(SYSFS), device.name());
+        let (gid_index, config) = (config.gid_index, config.queue_pair);
+        Ok(Rail { device, port, gid_index, config, windows, numa_node, domain, regions })
     }
 
     pub(crate) fn device(&self) -> &Arc<Device> {
@@ -85,7 +89,13 @@ impl Rail {
     pub(crate) fn describe(&self) -> String {
         let address = self.look().map_or_else(|error| error.to_string(), |(_, gid)| gid.to_string());
         let shown = if self.windows { "chunks shown in place" } else { "chunks shown from copies" };
-        format!("{self}, {address}, {shown}")
+        let node = self.numa_node.map_or(String::new(), |node| format!(", NUMA node {node}"));
+        format!("{self}, {address}{node}, {shown}")
+    }
+
+    /// The NUMA node its device is attached to, where that is known.
+    pub(crate) fn numa_node(&self) -> Option<u32> {
+        self.numa_node
     }
 
     pub(crate) fn has_windows(&self) -> bool {

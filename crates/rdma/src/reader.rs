@@ -8,13 +8,14 @@ mod peer;
 
 use crate::config::{Counters, RdmaConfig};
 use crate::error::RdmaError;
-use crate::limits::{COMPLETIONS_MAX, THREAD_STACK_BYTES};
+use crate::limits::{COMPLETIONS_MAX, HASHING_THREADS_MAX, THREAD_STACK_BYTES};
 use crate::rail::Rail;
+use crate::topology::Nearness;
 use crate::verbs::{CompletionQueue, Region};
 use crate::workers::Workers;
 use aquifer_core::{Access, ChunkHash, NodeId};
 use aquifer_transport::{Completion, OpId, ReadError, ReadOp};
-use driver::Driver;
+use driver::{Driver, World};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::fmt;
@@ -118,15 +119,20 @@ impl Reader {
     pub(crate) fn start(
         config: RdmaConfig,
         rails: Arc<Vec<Arc<Rail>>>,
+        nearness: Nearness,
+        registering: Arc<Workers>,
         completions: Completions,
         counters: Arc<Counters>,
     ) -> Result<Self, RdmaError> {
         let inbox = Arc::new(Inbox::new().map_err(RdmaError::system("eventfd"))?);
         let completions = Arc::new(completions);
-        let workers = Workers::start().map_err(RdmaError::system("starting a thread"))?;
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let hashing = Workers::start("hash", cores.clamp(2, HASHING_THREADS_MAX));
+        let hashing = hashing.map_err(RdmaError::system("starting a thread"))?;
         let queues: Result<Vec<_>, RdmaError> =
             rails.iter().map(|rail| CompletionQueue::new(rail.device(), COMPLETIONS_MAX).map(Arc::new)).collect();
-        let mut driver = Driver::new(config, rails, queues?, inbox.clone(), completions.clone(), counters, workers);
+        let world = World { config, rails, queues: queues?, nearness, hashing, registering };
+        let mut driver = Driver::new(world, inbox.clone(), completions.clone(), counters);
         let spawned = thread::Builder::new().name("aquifer-rdma".into()).stack_size(THREAD_STACK_BYTES);
         let thread = spawned.spawn(move || driver.run()).map_err(RdmaError::system("starting a thread"))?;
         Ok(Reader { inbox, completions, thread: Mutex::new(Some(thread)) })

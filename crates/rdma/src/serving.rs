@@ -79,9 +79,19 @@ impl Serving {
         self.rail.has_windows()
     }
 
-    /// Lets the reader read `source`; where parts cannot be shown, all that it is a part of.
-    pub(crate) fn show(&mut self, number: u32, shown: Shown, source: Span) -> Result<RemoteRegion, RdmaError> {
-        let region = self.rail.regions.of(&source, self.rail.serving_access())?;
+    /// The port that the reader reads by.
+    pub(crate) fn rail(&self) -> &Arc<Rail> {
+        &self.rail
+    }
+
+    /// Lets the reader read `source`, a part of `region`; where parts cannot be shown, all of that.
+    pub(crate) fn show(
+        &mut self,
+        number: u32,
+        shown: Shown,
+        source: Span,
+        region: Arc<Region>,
+    ) -> Result<RemoteRegion, RdmaError> {
         let (remote, window) = match self.rail.has_windows() {
             true => {
                 let (remote, window) = self.open_window(&region, &source)?;

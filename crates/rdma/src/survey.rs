@@ -3,6 +3,7 @@
 use crate::config::RdmaConfig;
 use crate::error::RdmaError;
 use crate::rail::usable;
+use crate::topology::{SYSFS, device_node, line};
 use crate::verbs::{Device, DeviceLimits, Gid, Port, device_names};
 use rustix::process::{Resource, getrlimit};
 use std::fs;
@@ -44,7 +45,7 @@ pub struct PortSurvey {
 pub fn survey(config: &RdmaConfig) -> Survey {
     let look = |name: String| {
         let found = look_at(&name, config);
-        let numa_node = read(&class(&name).join("device/numa_node")).parse().ok();
+        let numa_node = device_node(Path::new(SYSFS), &name);
         DeviceSurvey { name, found, numa_node }
     };
     Survey {
@@ -61,8 +62,8 @@ fn look_at(name: &str, config: &RdmaConfig) -> Result<Found, RdmaError> {
             let dir = class(name).join("ports").join(number.to_string());
             let gid = port.best_gid().map_or(0, |gid| gid.index);
             Ok(PortSurvey {
-                rate: read(&dir.join("rate")),
-                interface: read(&dir.join("gid_attrs/ndevs").join(gid.to_string())),
+                rate: line(&dir.join("rate")),
+                interface: line(&dir.join("gid_attrs/ndevs").join(gid.to_string())),
                 choice: usable(&port, config.gid_index),
                 port,
             })
@@ -84,10 +85,5 @@ fn memory_lock_bytes() -> Option<u64> {
 }
 
 fn class(device: &str) -> PathBuf {
-    Path::new("/sys/class/infiniband").join(device)
-}
-
-/// A line of sysfs; empty where there is none.
-fn read(path: &Path) -> String {
-    fs::read_to_string(path).map(|text| text.trim().to_string()).unwrap_or_default()
+    Path::new(SYSFS).join("class/infiniband").join(device)
 }

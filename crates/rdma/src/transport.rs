@@ -3,12 +3,17 @@
 use crate::config::{Counters, RdmaConfig, RdmaStats};
 use crate::error::RdmaError;
 use crate::holder::Holder;
+use crate::limits::{REGISTERING_THREADS_MAX, REGISTERING_THREADS_MIN};
 use crate::rail::Rail;
 use crate::reader::Reader;
+use crate::topology::{Nearness, SYSFS, Topology};
+use crate::workers::Workers;
 use aquifer_transport::{Completion, Grants, Operation, Transport};
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
 /// See the crate. Dropping it ends every read and closes every connection.
 pub struct RdmaTransport {
@@ -34,8 +39,21 @@ impl RdmaTransport {
         let listener = TcpListener::bind(listen).map_err(RdmaError::system("listening for side connections"))?;
         let local = listener.local_addr().map_err(RdmaError::system("getsockname"))?;
         let counters = Arc::new(Counters::default());
-        let reader = Reader::start(config.clone(), rails.clone(), Box::new(completions), counters.clone())?;
-        let holder = Holder::start(listener, config, rails.clone(), grants, counters.clone())
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / 4).clamp(REGISTERING_THREADS_MIN, REGISTERING_THREADS_MAX);
+        let registering = Workers::start("register", threads);
+        let registering = Arc::new(registering.map_err(RdmaError::system("starting a thread"))?);
+        let ports = rails.iter().map(|rail| rail.numa_node()).collect();
+        let nearness = Nearness::new(Topology::read(Path::new(SYSFS)), ports);
+        let reader = Reader::start(
+            config.clone(),
+            rails.clone(),
+            nearness,
+            registering.clone(),
+            Box::new(completions),
+            counters.clone(),
+        )?;
+        let holder = Holder::start(listener, config, rails.clone(), registering, grants, counters.clone())
             .map_err(RdmaError::system("starting a thread"))?;
         Ok(Arc::new(RdmaTransport { local, rails, counters, reader, holder }))
     }

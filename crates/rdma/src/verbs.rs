@@ -9,4 +9,6 @@ mod region;
 pub use completion::{Completion, CompletionQueue, WorkError};
 pub use device::{Device, DeviceLimits, Gid, GidKind, LinkLayer, Port, device_names};
 pub use queue_pair::{Address, QueuePair, QueuePairConfig};
+#[cfg(feature = "device-tests")]
+pub use region::REGISTERING_LASTS;
 pub use region::{Access, ProtectionDomain, Region, RemoteRegion, Window};

@@ -1,6 +1,6 @@
-//! A few threads for what takes long: hashing what has landed, registering memory.
+//! A few threads for what takes long.
 
-use crate::limits::{THREAD_STACK_BYTES, WORKERS_MAX};
+use crate::limits::THREAD_STACK_BYTES;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -9,7 +9,8 @@ use std::thread::{self, JoinHandle};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Dropping it lets the threads end when the jobs given so far are done.
+/// Dropping it lets the threads end when the jobs given so far are done, and waits for them: no job may
+/// own it.
 pub(crate) struct Workers {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
@@ -28,12 +29,11 @@ struct Jobs {
 }
 
 impl Workers {
-    pub(crate) fn start() -> io::Result<Self> {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
+    pub(crate) fn start(what: &str, threads: usize) -> io::Result<Self> {
         let mut workers = Workers { queue: Arc::default(), threads: Vec::new() };
-        for at in 0..cores.clamp(2, WORKERS_MAX) {
+        for at in 0..threads {
             let queue = workers.queue.clone();
-            let name = format!("aquifer-rdma-{at}");
+            let name = format!("aquifer-{what}-{at}");
             let work = move || {
                 while let Some(job) = queue.next() {
                     job();

@@ -5,15 +5,15 @@
 use aquifer_core::{NodeId, NodeSecret};
 use aquifer_memory::Span;
 use aquifer_rdma::verbs::{
-    Access, Address, Completion, CompletionQueue, Device, ProtectionDomain, QueuePair, QueuePairConfig, Region,
-    RemoteRegion, Window, WorkError,
+    Access, Address, Completion, CompletionQueue, Device, ProtectionDomain, QueuePair, QueuePairConfig,
+    REGISTERING_LASTS, Region, RemoteRegion, Window, WorkError,
 };
 use aquifer_rdma::{RdmaConfig, RdmaTransport};
 use aquifer_transport::conformance::{Book, HOLDER, OnCompletion, Reading, access, content, holder, memory, noise};
 use aquifer_transport::conformance::{Holding, Node};
 use aquifer_transport::{Endpoint, Grants, Operation, ReadError, ReadOp, Refusal, Transport};
 use rustix::event::{PollFd, PollFlags, poll};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -31,18 +31,27 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn node(grants: Arc<dyn Grants>, completions: OnCompletion, devices: &[&str]) -> Node {
+    start(grants, completions, devices, RdmaConfig::default())
+}
+
+fn start(grants: Arc<dyn Grants>, completions: OnCompletion, devices: &[&str], config: RdmaConfig) -> Node {
     // What a device says of a failure is seen nowhere else.
     let filter = tracing_subscriber::EnvFilter::from_default_env();
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     let devices = Some(devices.iter().map(|d| (*d).to_string()).collect());
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let config = RdmaConfig { devices, ..RdmaConfig::default() };
+    let config = RdmaConfig { devices, ..config };
     let transport = RdmaTransport::start(listen, grants, completions, config).expect("the devices are here");
     Node { endpoints: vec![Endpoint::Rdma(transport.local_addr())], transport }
 }
 
 fn on_one(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
     node(grants, completions, &["rxe0"])
+}
+
+fn in_pieces(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
+    let config = RdmaConfig { region_bytes: MIB as u64, ..RdmaConfig::default() };
+    start(grants, completions, &["rxe0", "rxe1"], config)
 }
 
 fn on_both(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) -> Node {
@@ -265,8 +274,20 @@ fn too_little_memory_may_be_locked() {
 /// Grants everything, until it takes it all back.
 #[derive(Debug)]
 struct Fickle {
-    span: Span,
+    spans: BTreeMap<u32, Span>,
     valid: AtomicBool,
+    asked: Mutex<BTreeSet<u32>>,
+}
+
+impl Fickle {
+    fn new(spans: impl IntoIterator<Item = (u32, Span)>) -> Arc<Self> {
+        let spans = spans.into_iter().collect();
+        Arc::new(Fickle { spans, valid: AtomicBool::new(true), asked: Mutex::default() })
+    }
+
+    fn was_asked(&self, chunk: u32) -> bool {
+        self.asked.lock().expect("nobody panics with it").contains(&chunk)
+    }
 }
 
 impl Grants for Fickle {
@@ -274,8 +295,9 @@ impl Grants for Fickle {
         (ticket == access().ticket).then_some((NodeId([9; 32]), access().secret))
     }
 
-    fn open(&self, _: NodeId, _: u64, _: u32) -> Result<Span, Refusal> {
-        Ok(self.span.clone())
+    fn open(&self, _: NodeId, _: u64, chunk: u32) -> Result<Span, Refusal> {
+        self.asked.lock().expect("nobody panics with it").insert(chunk);
+        self.spans.get(&chunk).cloned().ok_or(Refusal::Unknown)
     }
 
     fn still_valid(&self, _: NodeId, _: u64, _: u32) -> bool {
@@ -289,8 +311,9 @@ impl Grants for Fickle {
 fn a_lease_that_ends_closes_its_window_under_the_read() {
     let _turn = alone();
     const LEN: usize = 64 * MIB;
-    let span = memory(LEN);
-    let grants = Arc::new(Fickle { span, valid: AtomicBool::new(true) });
+    let source = memory(LEN);
+    source.write(LEN as u64 - MIB as u64, &noise(1, MIB)).expect("as long");
+    let grants = Fickle::new([(1, source)]);
     let holding = node(grants.clone(), Box::new(|_| {}), &["rxe0"]);
     let reading = Reading::start(on_one);
     let op = ReadOp {
@@ -312,17 +335,20 @@ fn a_lease_that_ends_closes_its_window_under_the_read() {
     grants.valid.store(false, Ordering::SeqCst);
     assert_eq!(reading.next(), (1, Err(ReadError::Revoked)));
     // 64 MiB take more than a second here: what came is what came before the window was closed.
-    assert_eq!(received(&reading.node.transport), None, "the read went on to its end");
+    let received = counted(&reading.node.transport, "received_bytes");
+    assert!(received < LEN as u64, "the read went on to its end");
     grants.valid.store(true, Ordering::SeqCst);
-    reading.outcome(&ReadOp { id: 2, ..op }).expect("a lease that holds is served again");
+    let again = ReadOp { id: 2, ..op };
+    reading.outcome(&again).expect("a lease that holds is served again");
+    let end = again.into.slice(LEN as u64 - MIB as u64..LEN as u64).expect("inside");
+    assert!(content(&end) == noise(1, MIB), "other bytes have arrived");
 }
 
-/// The transport tells only in words what it received; `None` if that is less than all.
-fn received(transport: &Arc<dyn Transport>) -> Option<u64> {
+/// The transport tells only in words what it counts.
+fn counted(transport: &Arc<dyn Transport>, what: &str) -> u64 {
     let said = format!("{transport:?}");
-    let (_, rest) = said.split_once("received_bytes: ").expect("it counts");
-    let bytes = rest.split(',').next().and_then(|n| n.parse::<u64>().ok()).expect("a number");
-    (bytes >= 64 << 20).then_some(bytes)
+    let (_, rest) = said.split_once(&format!(" {what}: ")).expect("it counts");
+    rest.split([',', ' ']).next().and_then(|n| n.parse().ok()).expect("a number")
 }
 
 /// Two queue pairs of this process, connected with each other.
@@ -430,6 +456,7 @@ fn a_key_opens_what_it_was_given_for_and_to_whom() {
 #[test]
 fn whoever_comes_and_goes_leaves_nothing_behind() {
     let _turn = alone();
+    await_that("what other tests left is gone", || run("rdma resource").lines().all(|line| line.contains("ctx 0")));
     let before = run("rdma resource");
     let said = run(&format!("{} cycles rxe0 200", peer().display()));
     let lines: Vec<&str> = said.lines().collect();
@@ -460,6 +487,136 @@ fn cancelled_reads_leave_their_memory_alone() {
     reading.outcome(&after).expect("the connection is still good");
     assert_right(&after);
     assert!(content(&op.into).iter().all(|byte| *byte == 0), "written to after the completion");
+}
+
+/// No registration comes to its end until this is dropped.
+struct Slow;
+
+impl Slow {
+    fn registering() -> Self {
+        REGISTERING_LASTS.store(true, Ordering::SeqCst);
+        Slow
+    }
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        REGISTERING_LASTS.store(false, Ordering::SeqCst);
+    }
+}
+
+/// A holder that registers for longer than its reader waits says so in time; a reader that does waits for
+/// nobody but itself.
+#[test]
+fn registering_for_long_is_no_stall() {
+    let _turn = alone();
+    let holding = Holding::start(on_one, HOLDER);
+    for chunk in [1, 2] {
+        holding.book.put(chunk, &noise(u64::from(chunk), MIB));
+    }
+    let reading = Reading::start(on_one);
+    let landing = memory(MIB);
+    let first = ReadOp { into: landing.clone(), ..holding.read(1, MIB) };
+    reading.outcome(&first).expect("nothing is slow yet");
+
+    let slow = Slow::registering();
+    let second = ReadOp { into: landing, ..holding.read(2, MIB) };
+    let result = reading.outcome(&second);
+    assert!(matches!(result, Err(ReadError::Unreachable(_))), "the holder registers: {result:?}");
+    drop(slow);
+    // The registration comes to its end, though nobody waits for it.
+    await_that("what is registered at last is read", || reading.outcome(&second).is_ok());
+    assert_right(&second);
+
+    let slow = Slow::registering();
+    let third = ReadOp { stall: Duration::from_secs(1), ..holding.read(2, MIB) };
+    reading.read(&third);
+    let early = reading.completions.recv_timeout(3 * third.stall);
+    assert!(early.is_err(), "its own registration may take as long as it does: {early:?}");
+    drop(slow);
+    reading.next().1.expect("now it is registered");
+    assert_right(&third);
+}
+
+/// A connection's other reads go on while memory is being registered for one, and their leases are looked at.
+#[test]
+fn registering_for_long_keeps_nobody_else_waiting() {
+    let _turn = alone();
+    const LEN: usize = 64 * MIB;
+    let grants = Fickle::new([(1, memory(LEN)), (2, memory(MIB))]);
+    let holding = node(grants.clone(), Box::new(|_| {}), &["rxe0"]);
+    let reading = Reading::start(on_one);
+    let op = |chunk: u32, into| ReadOp {
+        id: u64::from(chunk),
+        peer: holder(),
+        endpoints: holding.endpoints.clone(),
+        access: access(),
+        lease: 1,
+        chunk,
+        into,
+        stall: Duration::from_secs(60),
+    };
+    let long = op(1, memory(LEN));
+    reading.outcome(&long).expect("now both sides have registered it");
+    let before = counted(&reading.node.transport, "received_bytes");
+
+    let slow = Slow::registering();
+    reading.read(&op(2, memory(MIB)));
+    await_that("the holder is asked for the other", || grants.was_asked(2));
+    let begun = packets("rxe0");
+    reading.read(&long);
+    await_that("bytes flow", || packets("rxe0") >= begun + 100);
+    grants.valid.store(false, Ordering::SeqCst);
+    let mut results = BTreeMap::from([reading.next(), reading.next()]);
+    drop(slow);
+    assert_eq!(results.remove(&1), Some(Err(ReadError::Revoked)));
+    assert!(matches!(results.remove(&2), Some(Err(ReadError::Unreachable(_)))), "it was registered first");
+    let received = counted(&reading.node.transport, "received_bytes") - before;
+    assert!(received < LEN as u64, "the read went on to its end");
+}
+
+/// However long memory is, what is registered of it are pieces around what is read; and when nobody keeps it
+/// any more, no port does.
+#[test]
+fn long_memory_is_registered_in_pieces_and_given_back() {
+    let _turn = alone();
+    const LEN: usize = 1 << 30; // hardly any of which is ever touched
+    let holding = Holding::start(in_pieces, HOLDER);
+    let reading = Reading::start(in_pieces);
+    let (from, into) = (memory(LEN), memory(LEN));
+    // At either end of it, and enough of them for two ports.
+    let begins = (0..16).map(|at| at << 18).flat_map(|at| [at, LEN as u64 - (5 << 20) + at]);
+    let mut ops: Vec<ReadOp> = Vec::new();
+    for (chunk, begin) in (0..).zip(begins) {
+        let part = |of: &Span| of.slice(begin..begin + (1 << 18)).expect("inside");
+        part(&from).write(0, &noise(u64::from(chunk), 1 << 18)).expect("as long");
+        holding.book.put_span(chunk, Ok(part(&from)));
+        ops.push(ReadOp { into: part(&into), ..holding.read(chunk, 1 << 18) });
+    }
+    ops.iter().for_each(|op| reading.read(op));
+    for _ in &ops {
+        reading.next().1.expect("nothing is broken");
+    }
+    ops.iter().for_each(assert_right);
+    for node in [&holding.node, &reading.node] {
+        let registered = counted(&node.transport, "registered_bytes");
+        // Each port has nine pieces at most, of 17 MiB and what is left to the end.
+        assert!(0 < registered && registered <= 2 * 9 * (17 << 20), "{registered} bytes are registered");
+    }
+    (0..32).for_each(|chunk| holding.book.put_span(chunk, Err(Refusal::Gone)));
+    drop((from, into, ops));
+    for node in [&holding.node, &reading.node] {
+        await_that("what nobody keeps is given back", || counted(&node.transport, "regions") == 0);
+    }
+}
+
+/// Waits for something that others bring about.
+fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{what}: not within two minutes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Why chunks of files are copied first. Where a newer kernel in the guest makes this fail, think again.

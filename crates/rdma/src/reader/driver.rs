@@ -12,6 +12,7 @@ use crate::config::{Counters, RdmaConfig, count};
 use crate::error::RdmaError;
 use crate::limits::RETRIES_MAX;
 use crate::rail::Rail;
+use crate::topology::Nearness;
 use crate::verbs::{Completion as Work, CompletionQueue, Region, RemoteRegion, WorkError};
 use crate::wire::{FromHolder, FromReader, Outcome};
 use crate::workers::Workers;
@@ -22,15 +23,23 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(super) struct Driver {
-    config: RdmaConfig,
-    rails: Arc<Vec<Arc<Rail>>>,
+/// What a driver drives, and who does for it what takes long.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) config: RdmaConfig,
+    pub(super) rails: Arc<Vec<Arc<Rail>>>,
     /// One for each rail.
-    queues: Vec<Arc<CompletionQueue>>,
+    pub(super) queues: Vec<Arc<CompletionQueue>>,
+    pub(super) nearness: Nearness,
+    pub(super) hashing: Workers,
+    pub(super) registering: Arc<Workers>,
+}
+
+pub(super) struct Driver {
+    world: World,
     inbox: Arc<Inbox>,
     completions: Arc<Completions>,
     counters: Arc<Counters>,
-    workers: Workers,
     peers: BTreeMap<NodeId, Peer>,
     links: BTreeMap<LinkId, Link>,
     /// Whose read each is that is not completed.
@@ -49,23 +58,12 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(
-        config: RdmaConfig,
-        rails: Arc<Vec<Arc<Rail>>>,
-        queues: Vec<Arc<CompletionQueue>>,
-        inbox: Arc<Inbox>,
-        completions: Arc<Completions>,
-        counters: Arc<Counters>,
-        workers: Workers,
-    ) -> Self {
+    pub(super) fn new(world: World, inbox: Arc<Inbox>, completions: Arc<Completions>, counters: Arc<Counters>) -> Self {
         Driver {
-            config,
-            rails,
-            queues,
+            world,
             inbox,
             completions,
             counters,
-            workers,
             peers: BTreeMap::new(),
             links: BTreeMap::new(),
             ops: BTreeMap::new(),
@@ -133,7 +131,8 @@ impl Driver {
         self.ops.insert(op.id, peer);
         let entry = self.peers.entry(peer).or_default();
         entry.way = Some((op.access.clone(), op.endpoints.clone()));
-        entry.queue.push_back(Queued { op, retries: 0 });
+        entry.node = self.world.nearness.node_of(&op.into);
+        entry.queue.push_back(Queued { node: entry.node, op, retries: 0 });
         self.dirty.insert(peer);
     }
 
@@ -184,7 +183,7 @@ impl Driver {
     /// Posts READs for as long as the queue pair takes any.
     fn post(&mut self, link: LinkId) {
         let Some(l) = self.links.get_mut(&link) else { return };
-        while let Some(piece) = l.next_piece(self.config.piece_bytes) {
+        while let Some(piece) = l.next_piece(self.world.config.piece_bytes) {
             self.next_work += 1;
             if let Err(error) = l.post(self.next_work, &piece) {
                 return self.end_link(link, Loss::Broken(error.to_string()), Instant::now());
@@ -194,7 +193,7 @@ impl Driver {
     }
 
     fn on_completions(&mut self, rail: usize) {
-        let queue = self.queues[rail].clone();
+        let queue = self.world.queues[rail].clone();
         let mut works: Vec<Work> = Vec::new();
         let drained = queue.rearm().and_then(|()| {
             while queue.poll(&mut works)? {}
@@ -204,7 +203,7 @@ impl Driver {
             self.on_work(&work);
         }
         if let Err(error) = drained {
-            tracing::error!("{error}; the connections over {} are closed", self.rails[rail]);
+            tracing::error!("{error}; the connections over {} are closed", self.world.rails[rail]);
             self.end_rail(rail, &error.to_string());
         }
     }
@@ -237,7 +236,7 @@ impl Driver {
                     flight.told = true;
                     l.say(FromReader::Done { number, outcome: Outcome::Failed });
                 }
-                let reason = format!("reading over {}: {error}", self.rails[l.rail]);
+                let reason = format!("reading over {}: {error}", self.world.rails[l.rail]);
                 let (peer, rail) = (l.peer, l.rail);
                 if *error != WorkError::Access
                     && let Some(entry) = self.peers.get_mut(&peer)
@@ -258,7 +257,7 @@ impl Driver {
         let Some(into) = flight.read.as_ref().map(|read| read.op.into.clone()) else { return };
         l.say(FromReader::Done { number, outcome: Outcome::Read });
         let inbox = self.inbox.clone();
-        self.workers.give(move || {
+        self.world.hashing.give(move || {
             let result = into.hash();
             drop(into);
             inbox.put(Command::Hashed { link, number, result });
@@ -420,7 +419,7 @@ impl Driver {
 
     fn end_link(&mut self, link: LinkId, why: Loss, now: Instant) {
         let Some(l) = self.links.get_mut(&link) else { return };
-        tracing::debug!("the RDMA connection to {} over {} ends: {why:?}", l.peer.short(), self.rails[l.rail]);
+        tracing::debug!("the RDMA connection to {} over {} ends: {why:?}", l.peer.short(), self.world.rails[l.rail]);
         l.end(why, now);
         if let Some(entry) = self.peers.get_mut(&l.peer)
             && entry.links.remove(&link).is_some()

@@ -287,7 +287,7 @@ mod tests {
             adopts: false,
             stall: Duration::from_secs(5),
         };
-        Queued { op, retries }
+        Queued { op, retries, node: None }
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::time::Instant;
 pub(super) struct Queued {
     pub(super) op: ReadOp,
     pub(super) retries: u8,
+    /// The NUMA node it lands on, where that makes a difference.
+    pub(super) node: Option<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -29,6 +31,8 @@ pub(super) struct Peer {
     paused: BTreeMap<usize, Instant>,
     /// The way in of the latest read.
     pub(super) way: Option<(Access, Vec<Endpoint>)>,
+    /// The NUMA node that the latest read lands on.
+    pub(super) node: Option<u32>,
 }
 
 impl Peer {
@@ -45,22 +49,25 @@ impl Peer {
     }
 
     /// The port to connect by next, of so many, if another connection is of use: one for each port,
-    /// as long as there is enough to read.
-    pub(super) fn next_rail(&self, rails: usize, under_way: usize, now: Instant) -> Option<usize> {
+    /// the nearest first, as long as there is enough to read.
+    pub(super) fn next_rail(
+        &self,
+        rails: usize,
+        under_way: usize,
+        now: Instant,
+        distance: impl Fn(usize) -> u32,
+    ) -> Option<usize> {
         let connected = self.links.len() + self.joining.len();
         if self.queue.is_empty() && (connected == 0 || under_way <= connected * (ASKED_AHEAD_MAX / 4)) {
             return None;
         }
         let free = |rail: &usize| !self.links.values().chain(self.joining.values()).any(|used| used == rail);
         let is_paused = |rail: &usize| self.paused.get(rail).is_some_and(|until| *until > now);
-        let mut candidates = (0..rails).filter(free);
+        let rested = (0..rails).filter(|rail| free(rail) && !is_paused(rail)).min_by_key(|rail| distance(*rail));
         match connected {
             // There must be one: if all are paused, the one that has been for longest.
-            0 => {
-                let rested = (0..rails).find(|rail| !is_paused(rail));
-                rested.or_else(|| (0..rails).min_by_key(|rail| self.paused.get(rail).copied()))
-            }
-            _ => candidates.find(|rail| !is_paused(rail)),
+            0 => rested.or_else(|| (0..rails).min_by_key(|rail| self.paused.get(rail).copied())),
+            _ => rested,
         }
     }
 
@@ -83,12 +90,28 @@ mod tests {
     fn ports_are_taken_one_after_another_and_rest_after_a_failure() {
         let now = Instant::now();
         let mut peer = Peer::default();
-        assert_eq!(peer.next_rail(2, 0, now), None, "nothing is to be read");
-        assert_eq!(peer.next_rail(2, 1, now), None, "nothing waits");
+        let next = |peer: &Peer, under_way, now| peer.next_rail(2, under_way, now, |_| 10);
+        assert_eq!(next(&peer, 0, now), None, "nothing is to be read");
+        assert_eq!(next(&peer, 1, now), None, "nothing waits");
         peer.links.insert(1, 0);
-        assert_eq!(peer.next_rail(2, 5, now), Some(1), "the first has enough to do");
+        assert_eq!(next(&peer, 5, now), Some(1), "the first has enough to do");
         peer.pause(1, now);
-        assert_eq!(peer.next_rail(2, 5, now), None);
-        assert_eq!(peer.next_rail(2, 5, now + PORT_PAUSE), Some(1));
+        assert_eq!(next(&peer, 5, now), None);
+        assert_eq!(next(&peer, 5, now + PORT_PAUSE), Some(1));
+    }
+
+    #[test]
+    fn near_ports_are_taken_before_far_ones() {
+        let now = Instant::now();
+        let mut peer = Peer::default();
+        peer.links.insert(0, 3);
+        let mut taken = Vec::new();
+        for link in 1.. {
+            let next = peer.next_rail(4, 100, now, |rail| [32, 10, 32, 10][rail]);
+            let Some(rail) = next else { break };
+            peer.links.insert(link, rail);
+            taken.push(rail);
+        }
+        assert_eq!(taken, [1, 0, 2]);
     }
 }

@@ -70,6 +70,10 @@ pub enum Access {
     Windows,
 }
 
+/// For tests of what goes on meanwhile: as long as this is set, no registration comes to its end.
+#[cfg(feature = "device-tests")]
+pub static REGISTERING_LASTS: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
 /// Registered memory: pinned, and mapped, until this is dropped.
 pub struct Region {
     domain: Arc<ProtectionDomain>,
@@ -101,6 +105,10 @@ impl Region {
             Access::Windows if span.is_writable() => IBV_ACCESS_MW_BIND | IBV_ACCESS_LOCAL_WRITE,
             Access::Windows => IBV_ACCESS_MW_BIND,
         };
+        #[cfg(feature = "device-tests")]
+        while REGISTERING_LASTS.load(std::sync::atomic::Ordering::Relaxed) {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         let device = &domain.device;
         let len = usize::try_from(span.len()).unwrap_or(usize::MAX); // never longer than the address space
         let address = span.as_ptr().cast_mut().cast();

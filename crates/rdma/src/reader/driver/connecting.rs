@@ -22,10 +22,14 @@ impl Driver {
             let links = entry.links.keys().filter_map(|id| Some((*id, self.links.get(id)?.flights.len())));
             let counts: Vec<(LinkId, usize)> = links.collect();
             under_way = counts.iter().map(|(_, count)| count).sum::<usize>().max(under_way);
-            let roomy = counts.iter().filter(|(id, _)| self.links.get(id).is_some_and(Link::has_room));
-            let Some((id, _)) = roomy.min_by_key(|(_, count)| *count).copied() else { break };
+            let Some(node) = entry.queue.front().map(|read| read.node) else { break };
+            let roomy = counts.iter().filter_map(|(id, count)| {
+                let link = self.links.get(id).filter(|link| link.has_room())?;
+                Some((self.world.nearness.distance(node, link.rail), *count, *id))
+            });
+            let Some((_, _, id)) = roomy.min() else { break };
             let (Some(link), Some(read)) = (self.links.get_mut(&id), entry.queue.pop_front()) else { break };
-            let (rail, into) = (self.rails[link.rail].clone(), read.op.into.clone());
+            let (rail, into) = (self.world.rails[link.rail].clone(), read.op.into.clone());
             let number = link.ask(read, now);
             let access = rail.landing_access();
             if let Some(region) = rail.regions.registered(&into, access) {
@@ -35,7 +39,7 @@ impl Driver {
                 continue;
             }
             let inbox = self.inbox.clone();
-            self.workers.give(move || {
+            self.world.registering.give(move || {
                 let result = rail.regions.of(&into, access);
                 drop(into);
                 // A driver that has ended has no use for it.
@@ -45,7 +49,10 @@ impl Driver {
         if self.closing {
             return;
         }
-        if let Some(rail) = entry.next_rail(self.rails.len(), under_way + entry.queue.len(), now) {
+        let (node, nearness) = (entry.node, &self.world.nearness);
+        let distance = |rail| nearness.distance(node, rail);
+        let under_way = under_way + entry.queue.len();
+        if let Some(rail) = entry.next_rail(self.world.rails.len(), under_way, now, distance) {
             self.connect(peer, rail);
         } else if entry.is_idle() {
             self.peers.remove(&peer);
@@ -63,9 +70,9 @@ impl Driver {
             peer,
             access: access.clone(),
             endpoints,
-            config: self.config.clone(),
-            rail: self.rails[rail].clone(),
-            completions: self.queues[rail].clone(),
+            config: self.world.config.clone(),
+            rail: self.world.rails[rail].clone(),
+            completions: self.world.queues[rail].clone(),
             inbox: self.inbox.clone(),
         };
         let name = format!("aquifer-join-{link}");

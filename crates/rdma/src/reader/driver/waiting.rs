@@ -3,7 +3,8 @@
 use super::super::LinkId;
 use super::super::link::{Link, Loss};
 use super::Driver;
-use crate::limits::{SWEEP_INTERVAL, TICK};
+use crate::limits::{IDLE_SWEEP_INTERVAL, SWEEP_INTERVAL, TICK};
+use crate::regions::sweep;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::time::{Duration, Instant};
 
@@ -30,12 +31,12 @@ impl Driver {
         let links: Vec<(LinkId, &Link)> =
             self.links.iter().filter(|(_, l)| !l.is_deaf()).map(|(id, l)| (*id, l)).collect();
         let mut fds = vec![PollFd::new(&self.inbox.wake, PollFlags::IN)];
-        fds.extend(self.queues.iter().map(|queue| PollFd::new(&**queue, PollFlags::IN)));
+        fds.extend(self.world.queues.iter().map(|queue| PollFd::new(&**queue, PollFlags::IN)));
         fds.extend(links.iter().map(|(_, l)| {
             let writing = if l.has_words() { PollFlags::OUT } else { PollFlags::empty() };
             PollFd::new(&l.stream, PollFlags::IN | writing)
         }));
-        let timeout = self.until_tick().and_then(|left| Timespec::try_from(left).ok());
+        let timeout = Timespec::try_from(self.until_tick()).ok();
         if let Err(errno) = poll(&mut fds, timeout.as_ref())
             && errno != rustix::io::Errno::INTR
         {
@@ -47,21 +48,21 @@ impl Driver {
             // Nothing to read means that somebody else's wake was taken with an earlier one.
             let _ = rustix::io::read(&self.inbox.wake, &mut count);
         }
-        let (rails, sockets) = fds[1..].split_at(self.queues.len());
+        let (rails, sockets) = fds[1..].split_at(self.world.queues.len());
         Ready {
             rails: (0..).zip(rails).filter(|(_, fd)| is_ready(fd)).map(|(rail, _)| rail).collect(),
             links: links.iter().zip(sockets).filter(|(_, fd)| is_ready(fd)).map(|((id, _), _)| *id).collect(),
         }
     }
 
-    /// How long nothing has to be looked at; `None` for as long as nothing happens.
-    pub(super) fn until_tick(&self) -> Option<Duration> {
+    /// How long nothing has to be looked at.
+    pub(super) fn until_tick(&self) -> Duration {
         let busy = self.links.values().any(|l| l.ending.is_some() || !l.flights.is_empty());
         if busy {
-            return Some(TICK.saturating_sub(self.ticked.elapsed()));
+            return TICK.saturating_sub(self.ticked.elapsed());
         }
-        let resting = !self.links.is_empty() || self.rails.iter().any(|rail| rail.regions.totals().0 > 0);
-        resting.then_some(SWEEP_INTERVAL)
+        let resting = !self.links.is_empty() || self.world.rails.iter().any(|rail| rail.regions.totals().0 > 0);
+        if resting { SWEEP_INTERVAL } else { IDLE_SWEEP_INTERVAL }
     }
 
     pub(super) fn tick(&mut self) {
@@ -73,7 +74,7 @@ impl Driver {
         let ids: Vec<LinkId> = self.links.keys().copied().collect();
         for id in ids {
             let Some(link) = self.links.get(&id) else { continue };
-            let idle = link.flights.is_empty() && now.duration_since(link.progress) >= self.config.idle_timeout;
+            let idle = link.flights.is_empty() && now.duration_since(link.progress) >= self.world.config.idle_timeout;
             if link.ending.is_some() {
                 self.end_if_over(id, now);
             } else if let Some(number) = link.stalled(now) {
@@ -86,8 +87,8 @@ impl Driver {
         }
         if now.duration_since(self.swept) >= SWEEP_INTERVAL {
             self.swept = now;
-            let rails = self.rails.clone();
-            self.workers.give(move || rails.iter().for_each(|rail| rail.regions.sweep()));
+            let rails = self.world.rails.clone();
+            self.world.registering.give(move || sweep(rails.iter().map(|rail| &rail.regions)));
         }
     }
 }
