@@ -37,8 +37,7 @@ impl<'a> ManifestPage<&'a str> {
     pub fn of(release: ReleaseInfo, manifest: &'a Manifest, from: u32) -> Self {
         let tensors = manifest.tensors();
         let count = u32::try_from(tensors.len()).unwrap_or(u32::MAX);
-        let mut page =
-            ManifestPage { release, count, from, names: Vec::new(), kind_of: Vec::new(), kinds: Vec::new() };
+        let mut page = ManifestPage { release, count, from, names: Vec::new(), kind_of: Vec::new(), kinds: Vec::new() };
         let mut numbers: BTreeMap<Kind, u32> = BTreeMap::new();
         let mut bytes = 0;
         let mut before: Option<(&TensorEntry, u32)> = None;
@@ -134,9 +133,8 @@ impl TensorTable {
 
     /// How long that region is. Memory of no bytes cannot be mapped, so it has some in any case.
     pub fn region_bytes(&self) -> Option<u64> {
-        let ends = |end: Option<u64>, place: Option<(&str, &Kind, u64)>| {
-            end.and(place).map(|(_, kind, at)| at + kind.bytes)
-        };
+        let ends =
+            |end: Option<u64>, place: Option<(&str, &Kind, u64)>| end.and(place).map(|(_, kind, at)| at + kind.bytes);
         self.places().fold(Some(0), ends).map(|end| end.max(TENSOR_ALIGN_BYTES))
     }
 
@@ -183,7 +181,7 @@ mod tests {
 
     fn manifest(count: u32, name: impl Fn(u32) -> String) -> Manifest {
         let entry = |i: u32| {
-            let len = if i.is_multiple_of(3) { 4 } else { 300 };
+            let len: u32 = if i.is_multiple_of(3) { 4 } else { 300 };
             TensorEntry {
                 name: name(i),
                 dtype: Dtype::new("U8"),

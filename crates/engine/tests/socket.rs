@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -634,4 +635,43 @@ fn tensors_are_laid_out_in_order_and_aligned() {
     assert_eq!(bytes, 256 + 257);
     assert_eq!(layout_for(&[], 0).unwrap().0, 256);
     assert!(layout_for(&[tensor("a", u64::MAX), tensor("b", 1)], 0).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_is_said_one_by_one_to_an_agent_without_its_release() {
+    let (_directory, path) = place();
+    let mut agent = Agent::start(&path);
+    let (socket, fd) = (path.clone(), memory(16));
+    let engine = std::thread::spawn(move || {
+        let mut client = EngineClient::connect(&socket, "e", &"a/b".parse().unwrap()).unwrap();
+        let tensors = Arc::new(client.tensors().unwrap());
+        client.register(3, fd, 16, true).unwrap();
+        client.bind_row(tensors, 3).unwrap();
+    });
+    agent.greet().await;
+    let kind = Kind { dtype: "U8".into(), shape: vec![8], bytes: 8 };
+    // The release changes while its tensors are told.
+    for (from, seq, names) in [(0, 1, ["x"]), (1, 2, ["b"]), (0, 2, ["a"]), (1, 2, ["b"])] {
+        let (conn, id, request, _) = agent.request().await;
+        assert_eq!(request, Request::Manifest { from: Some(from) });
+        let (kind_of, kinds) = (vec![0], vec![kind.clone()]);
+        let page = ManifestPage { release: release(seq), count: 2, from, names: names.to_vec(), kind_of, kinds };
+        agent.engines.reply_page(conn, id, &page);
+    }
+    agent.expect(Request::Region(RegionSpec { region: 3, bytes: 16, fresh: true })).await;
+    let (conn, id, request, _) = agent.request().await;
+    let manifest = release(2).manifest;
+    assert_eq!(request, Request::BindRow(RowSpec { manifest, tensors: None, region: 3, offset: 0, align: 256 }));
+    agent.engines.reply(conn, id, Err(ErrorReply::new(code::UNKNOWN_MANIFEST, "not here")));
+    let bind = |tensor: &str, offset| BindingSpec {
+        tensor: tensor.into(),
+        dtype: "U8".into(),
+        shape: vec![8],
+        index: vec![],
+        region: 3,
+        offset,
+        strides: vec![],
+    };
+    agent.expect(Request::Bind { bindings: vec![bind("a", 0), bind("b", 256)] }).await;
+    engine.join().unwrap();
 }

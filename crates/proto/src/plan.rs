@@ -67,7 +67,10 @@ impl Plan {
                 }
                 let (tensor, region_bytes) = finder.find(&bound.name, row.region())?;
                 let entry = &manifest.tensors()[tensor];
-                plan.bind(CheckedBinding::whole(entry, bound, row.region(), at, region_bytes)?, &layout.tensors[tensor]);
+                plan.bind(
+                    CheckedBinding::whole(entry, bound, row.region(), at, region_bytes)?,
+                    &layout.tensors[tensor],
+                );
             }
         }
         plan.check_apart(bindings, rows)?;
