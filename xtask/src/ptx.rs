@@ -9,7 +9,7 @@ use std::process::Command;
 const NVRTC: &str = "nvidia-cuda-nvrtc-cu12==12.0.140";
 /// The oldest cards it runs on: Ampere. PTX for compute_90 has nothing more to offer these kernels.
 const OPTIONS: [&str; 2] = ["--gpu-architecture=compute_80", "-std=c++17"];
-const KERNELS: [&str; 1] = ["blake3"];
+const KERNELS: [&str; 2] = ["blake3", "copy"];
 
 /// Makes the PTX anew.
 pub(crate) fn generate() -> Result<()> {

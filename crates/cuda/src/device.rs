@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// One GPU, or its twin in host memory.
-pub trait Device: Clone + Send + Sync + 'static {
+pub trait Device: fmt::Debug + Clone + Send + Sync + 'static {
     type Stream: Stream;
 
     fn uuid(&self) -> DeviceUuid;
@@ -31,14 +31,22 @@ pub trait Device: Clone + Send + Sync + 'static {
 
 /// A queue of work for a device, done in the order in which it was queued. All calls return at once, but those that
 /// say that they wait. Spans are kept as long as queued work needs them.
-pub trait Stream: Send {
+pub trait Stream: fmt::Debug + Send {
     /// A point in the queue.
-    type Mark: Clone + Send;
+    type Mark: fmt::Debug + Clone + Send;
     /// Digests that are to come.
     type Hashing: Send;
 
     fn upload(&mut self, from: &HostSpan, to: &DeviceSpan) -> Result<(), DeviceError>;
+    /// Many of them, in any order.
+    fn upload_all(&mut self, pairs: &[(HostSpan, DeviceSpan)]) -> Result<(), DeviceError> {
+        pairs.iter().try_for_each(|(from, to)| self.upload(from, to))
+    }
     fn copy(&mut self, from: &DeviceSpan, to: &DeviceSpan) -> Result<(), DeviceError>;
+    /// Many of them, in any order. No target may lie in another's source or target.
+    fn copy_all(&mut self, pairs: &[(DeviceSpan, DeviceSpan)]) -> Result<(), DeviceError> {
+        pairs.iter().try_for_each(|(from, to)| self.copy(from, to))
+    }
     fn download(&mut self, from: &DeviceSpan, to: &HostSpan) -> Result<(), DeviceError>;
     /// The BLAKE3 hashes of many spans, of any lengths.
     fn hash(&mut self, spans: &[DeviceSpan]) -> Result<Self::Hashing, DeviceError>;

@@ -12,18 +12,26 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::sync::{Arc, Mutex, Weak};
 
-const PTX: &CStr = match CStr::from_bytes_with_nul(concat!(include_str!("../kernels/blake3.ptx"), "\0").as_bytes()) {
-    Ok(ptx) => ptx,
-    Err(_) => panic!("PTX is text"),
-};
+const BLAKE3: &CStr = text(concat!(include_str!("../kernels/blake3.ptx"), "\0"));
+const COPY: &CStr = text(concat!(include_str!("../kernels/copy.ptx"), "\0"));
+
+const fn text(ptx: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(ptx.as_bytes()) {
+        Ok(ptx) => ptx,
+        Err(_) => panic!("PTX is text"),
+    }
+}
 
 /// The primary context of one device, which all of this process shares, and the kernels in it.
 pub(crate) struct Context {
     device: sys::CUdevice,
     raw: sys::CUcontext,
-    module: sys::CUmodule,
+    modules: Vec<sys::CUmodule>,
+    /// As `cuDriverGetVersion` says it: 12080 is CUDA 12.8.
+    pub(crate) version: c_int,
     pub(crate) hash_tiles: sys::CUfunction,
     pub(crate) join_tiles: sys::CUfunction,
+    pub(crate) copy_spans: sys::CUfunction,
     pub(crate) uuid: DeviceUuid,
     pub(crate) name: String,
     /// Other processes' memory that is open here, by handle.
@@ -65,19 +73,21 @@ impl Context {
             device,
             // SAFETY: written by the call above, which succeeded.
             raw: unsafe { raw.assume_init() },
-            module: std::ptr::null_mut(),
+            modules: Vec::new(),
+            version: driver_version()?,
             hash_tiles: std::ptr::null_mut(),
             join_tiles: std::ptr::null_mut(),
+            copy_spans: std::ptr::null_mut(),
             uuid,
             name: name.clone(),
             opened: Mutex::default(),
         };
         context.enter()?;
-        // SAFETY: the PTX is text that ends with a zero; the module is unloaded on drop.
-        let code = unsafe { sys::cuModuleLoadData(&raw mut context.module, PTX.as_ptr().cast()) };
-        check(code, "cuModuleLoadData", || format!("the BLAKE3 kernel on {name}"))?;
-        context.hash_tiles = context.function(c"hash_tiles")?;
-        context.join_tiles = context.function(c"join_tiles")?;
+        let blake3 = context.load(BLAKE3)?;
+        context.hash_tiles = context.function(blake3, c"hash_tiles")?;
+        context.join_tiles = context.function(blake3, c"join_tiles")?;
+        let copy = context.load(COPY)?;
+        context.copy_spans = context.function(copy, c"copy_spans")?;
         Ok(Arc::new(context))
     }
 
@@ -97,10 +107,19 @@ impl Context {
         Ok((free as u64, total as u64))
     }
 
-    fn function(&self, name: &CStr) -> Result<sys::CUfunction, DeviceError> {
+    fn load(&mut self, ptx: &CStr) -> Result<sys::CUmodule, DeviceError> {
+        let mut module = std::ptr::null_mut();
+        // SAFETY: the PTX is text that ends with a zero; the module is unloaded on drop.
+        let code = unsafe { sys::cuModuleLoadData(&raw mut module, ptx.as_ptr().cast()) };
+        check(code, "cuModuleLoadData", || format!("the kernels on {}", self.name))?;
+        self.modules.push(module);
+        Ok(module)
+    }
+
+    fn function(&self, module: sys::CUmodule, name: &CStr) -> Result<sys::CUfunction, DeviceError> {
         let mut function = std::ptr::null_mut();
         // SAFETY: the module is loaded, and lives as long as `self`.
-        let code = unsafe { sys::cuModuleGetFunction(&raw mut function, self.module, name.as_ptr()) };
+        let code = unsafe { sys::cuModuleGetFunction(&raw mut function, module, name.as_ptr()) };
         check(code, "cuModuleGetFunction", || name.to_string_lossy().into_owned())?;
         Ok(function)
     }
@@ -111,9 +130,9 @@ impl Drop for Context {
         if self.enter().is_err() {
             return;
         }
-        if !self.module.is_null() {
-            // SAFETY: loaded by `of`, and nothing that uses it is left: streams hold this context.
-            let _ = unsafe { sys::cuModuleUnload(self.module) };
+        for module in &self.modules {
+            // SAFETY: loaded by `load`, and nothing that uses it is left: streams hold this context.
+            let _ = unsafe { sys::cuModuleUnload(*module) };
         }
         // SAFETY: retained once by `of`.
         let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
@@ -146,15 +165,20 @@ fn initialized() -> Result<(), DeviceError> {
     if !unsafe { sys::is_culib_present() } {
         return Err(DeviceError::NoDriver);
     }
-    let mut version: c_int = 0;
-    // SAFETY: every libcuda has these two; the version is live.
-    check(unsafe { sys::cuDriverGetVersion(&raw mut version) }, "cuDriverGetVersion", || "the driver".into())?;
+    let version = driver_version()?;
     if version < DRIVER_VERSION_MIN {
         let dotted = |version: c_int| format!("{}.{}", version / 1000, version % 1000 / 10);
         return Err(DeviceError::OldDriver { found: dotted(version), needed: dotted(DRIVER_VERSION_MIN) });
     }
     // SAFETY: may be called any number of times, from any thread.
     check(unsafe { sys::cuInit(0) }, "cuInit", || "the driver (is a GPU visible to this process?)".into())
+}
+
+fn driver_version() -> Result<c_int, DeviceError> {
+    let mut version = 0;
+    // SAFETY: every libcuda has this one, and the one that names errors; the version is live.
+    check(unsafe { sys::cuDriverGetVersion(&raw mut version) }, "cuDriverGetVersion", || "the driver".into())?;
+    Ok(version)
 }
 
 fn raw_devices() -> Result<Vec<sys::CUdevice>, DeviceError> {
@@ -195,7 +219,7 @@ fn name_of(device: sys::CUdevice) -> Result<String, DeviceError> {
 pub(crate) unsafe fn launch(
     context: &Context,
     function: sys::CUfunction,
-    grid: u32,
+    grid: (u32, u32),
     block: u32,
     stream: sys::CUstream,
     arguments: &mut [*mut c_void],
@@ -203,7 +227,7 @@ pub(crate) unsafe fn launch(
     // SAFETY: as this function demands; the argument list is read before the call returns.
     let code = unsafe {
         let (extra, shared) = (std::ptr::null_mut(), 0);
-        sys::cuLaunchKernel(function, grid, 1, 1, block, 1, 1, shared, stream, arguments.as_mut_ptr(), extra)
+        sys::cuLaunchKernel(function, grid.0, grid.1, 1, block, 1, 1, shared, stream, arguments.as_mut_ptr(), extra)
     };
-    check(code, "cuLaunchKernel", || format!("BLAKE3 on {}", context.name))
+    check(code, "cuLaunchKernel", || format!("a kernel on {}", context.name))
 }

@@ -4,7 +4,7 @@ use crate::device::{Device, DeviceSpan, HostSpan, Stream};
 use crate::driver::{Context, check, launch, sys};
 use crate::error::DeviceError;
 use crate::hashing::{DIGEST_BYTES, JOINERS, Plan, TILE_LEAVES};
-use crate::limits::SCRATCH_KEPT_MAX;
+use crate::limits::{COPY_BYTES, COPY_SLICES, DRIVER_VERSION_BATCHES, SCRATCH_KEPT_MAX};
 use crate::region::{self, RegionHandle};
 use crate::registered;
 use crate::uuid::DeviceUuid;
@@ -14,6 +14,9 @@ use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::fmt;
 use std::sync::Arc;
+
+/// Threads of one block of `copy_spans`.
+const COPY_THREADS: u32 = 256;
 
 /// One GPU of this machine. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -120,7 +123,12 @@ unsafe impl Send for GpuStream {}
 #[allow(dead_code, reason = "held for its drop")]
 enum Held {
     Device(DeviceSpan),
+    Devices(Arc<[DeviceSpan]>),
     Host(HostSpan),
+    Hosts(Vec<(HostSpan, DeviceSpan)>),
+    Pairs(Vec<(DeviceSpan, DeviceSpan)>),
+    /// Used again afterwards.
+    Scratch(Scratch),
 }
 
 /// A point in a GPU's stream.
@@ -185,7 +193,7 @@ pub struct PreparedHash {
     stream: sys::CUstream,
     plan: Plan,
     scratch: Option<Scratch>,
-    spans: Vec<DeviceSpan>,
+    spans: Arc<[DeviceSpan]>,
 }
 
 // SAFETY: the stream is only compared.
@@ -213,13 +221,13 @@ impl GpuStream {
         spans.iter().try_for_each(|span| span.check_device(uuid))?;
         let plan = Plan::new(spans)?;
         if plan.chunks == 0 {
-            return Ok(PreparedHash { stream: self.raw, plan, scratch: None, spans: Vec::new() });
+            return Ok(PreparedHash { stream: self.raw, plan, scratch: None, spans: Arc::default() });
         }
         let scratch = self.scratch_of(plan.device_bytes())?;
         let arguments = 0..plan.values_at();
         scratch.host.span().write(0, &plan.arguments)?;
         self.upload(&scratch.host.slice(arguments.clone())?, &scratch.device.slice(arguments)?)?;
-        Ok(PreparedHash { stream: self.raw, plan, scratch: Some(scratch), spans: spans.to_vec() })
+        Ok(PreparedHash { stream: self.raw, plan, scratch: Some(scratch), spans: spans.into() })
     }
 
     /// Queues the hashing of what was prepared on this stream; a panic on any other.
@@ -227,7 +235,7 @@ impl GpuStream {
         let (Some(scratch), plan) = (&prepared.scratch, &prepared.plan) else { return Ok(()) };
         assert_eq!(prepared.stream, self.raw, "what one stream was told is launched on that one");
         self.queued += 1;
-        self.held.extend(prepared.spans.iter().map(|span| (self.queued, Held::Device(span.clone()))));
+        self.held.push_back((self.queued, Held::Devices(prepared.spans.clone())));
         self.held.push_back((self.queued, Held::Device(scratch.device.clone())));
         let context = &self.gpu.context;
         context.enter()?;
@@ -243,11 +251,11 @@ impl GpuStream {
         let mut all = [chunks, argument(&mut tiles), values, digests, one];
         // SAFETY: four addresses and a 32-bit number are what `hash_tiles` declares. The arguments' memory has the layout
         // that `Plan` and the kernel share, and it and the chunks' are held until this work is done.
-        unsafe { launch(context, context.hash_tiles, plan.tiles, TILE_LEAVES, self.raw, &mut all)? };
+        unsafe { launch(context, context.hash_tiles, (plan.tiles, 1), TILE_LEAVES, self.raw, &mut all)? };
         if plan.joins {
             let mut all = [chunks, values, digests, one];
             // SAFETY: as above, and `join_tiles` declares three addresses and a 32-bit number.
-            unsafe { launch(context, context.join_tiles, plan.chunks, JOINERS, self.raw, &mut all)? };
+            unsafe { launch(context, context.join_tiles, (plan.chunks, 1), JOINERS, self.raw, &mut all)? };
         }
         Ok(())
     }
@@ -285,8 +293,84 @@ impl GpuStream {
 
     fn release(&mut self, done: u64) {
         while self.held.front().is_some_and(|(queued, _)| *queued <= done) {
-            self.held.pop_front();
+            if let Some((_, Held::Scratch(scratch))) = self.held.pop_front() {
+                self.keep(scratch);
+            }
         }
+    }
+
+    fn keep(&mut self, scratch: Scratch) {
+        if self.scratch.len() < SCRATCH_KEPT_MAX {
+            self.scratch.push(scratch);
+        }
+    }
+
+    /// Copies by one kernel.
+    fn copy_many(&mut self, pairs: &[(DeviceSpan, DeviceSpan)]) -> Result<(), DeviceError> {
+        let (mut arguments, mut count) = (Vec::new(), 0u32);
+        for (from, to) in pairs {
+            let mut at = 0;
+            while at < from.len() {
+                let len = COPY_BYTES.min(from.len() - at);
+                arguments.extend([from.address() + at, to.address() + at, len].map(u64::to_le_bytes).as_flattened());
+                count += 1;
+                at += len;
+            }
+        }
+        if count == 0 {
+            return Ok(());
+        }
+        let scratch = self.scratch_of(arguments.len() as u64)?;
+        let range = 0..arguments.len() as u64;
+        scratch.host.span().write(0, &arguments)?;
+        self.upload(&scratch.host.slice(range.clone())?, &scratch.device.slice(range)?)?;
+        self.queued += 1;
+        let mut address = scratch.device.address();
+        self.held.push_back((self.queued, Held::Pairs(pairs.to_vec())));
+        self.held.push_back((self.queued, Held::Scratch(scratch)));
+        let context = &self.gpu.context;
+        let mut all = [std::ptr::from_mut(&mut address).cast()];
+        // SAFETY: one address is what `copy_spans` declares, of as many copies as the grid is wide. They and the memory they
+        // name are held until this work is done.
+        unsafe { launch(context, context.copy_spans, (count, COPY_SLICES), COPY_THREADS, self.raw, &mut all) }
+    }
+
+    /// Copies that the driver is told of at once.
+    fn upload_batch(&mut self, pairs: &[(HostSpan, DeviceSpan)]) -> Result<(), DeviceError> {
+        let (mut targets, mut sources, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+        for (from, to) in pairs {
+            for range in pieces(from) {
+                sources.push(from.span().as_ptr() as u64 + range.start);
+                targets.push(to.address() + range.start);
+                sizes.push(size(&range));
+            }
+        }
+        if sizes.is_empty() {
+            return Ok(());
+        }
+        self.queued += 1;
+        self.held.push_back((self.queued, Held::Hosts(pairs.to_vec())));
+        self.gpu.context.enter()?;
+        // SAFETY: numbers and enumerations, of which zero is a value.
+        let mut attributes: sys::CUmemcpyAttributes = unsafe { std::mem::zeroed() };
+        attributes.srcAccessOrder = sys::CUmemcpySrcAccessOrder::CU_MEMCPY_SRC_ACCESS_ORDER_STREAM;
+        let (mut first, mut failed) = (0, 0);
+        // SAFETY: the three lists are equally long, and read before the call returns; every range lies in a span that is
+        // held until this is done.
+        let code = unsafe {
+            sys::cuMemcpyBatchAsync(
+                targets.as_mut_ptr(),
+                sources.as_mut_ptr(),
+                sizes.as_mut_ptr(),
+                sizes.len(),
+                &raw mut attributes,
+                &raw mut first,
+                1,
+                &raw mut failed,
+                self.raw,
+            )
+        };
+        check(code, "cuMemcpyBatchAsync", || self.name())
     }
 
     fn name(&self) -> String {
@@ -310,6 +394,31 @@ impl Stream for GpuStream {
             check(code, "cuMemcpyHtoDAsync", || self.name())?;
         }
         Ok(())
+    }
+
+    fn upload_all(&mut self, pairs: &[(HostSpan, DeviceSpan)]) -> Result<(), DeviceError> {
+        for (from, to) in pairs {
+            same_length(from.len(), to.len())?;
+            to.check_device(self.gpu.uuid())?;
+        }
+        match pairs {
+            [_, _, ..] if self.gpu.context.version >= DRIVER_VERSION_BATCHES && all_registered(pairs) => {
+                self.upload_batch(pairs)
+            }
+            _ => pairs.iter().try_for_each(|(from, to)| self.upload(from, to)),
+        }
+    }
+
+    fn copy_all(&mut self, pairs: &[(DeviceSpan, DeviceSpan)]) -> Result<(), DeviceError> {
+        for (from, to) in pairs {
+            same_length(from.len(), to.len())?;
+            from.check_device(self.gpu.uuid())?;
+            to.check_device(self.gpu.uuid())?;
+        }
+        match pairs {
+            [(from, to)] => self.copy(from, to),
+            _ => self.copy_many(pairs),
+        }
     }
 
     fn copy(&mut self, from: &DeviceSpan, to: &DeviceSpan) -> Result<(), DeviceError> {
@@ -351,9 +460,7 @@ impl Stream for GpuStream {
             Ok(ChunkHash(Hash(bytes)))
         };
         let digests = (0..plan.chunks).map(digest).collect();
-        if self.scratch.len() < SCRATCH_KEPT_MAX {
-            self.scratch.push(scratch);
-        }
+        self.keep(scratch);
         digests
     }
 
@@ -398,6 +505,10 @@ impl Drop for GpuStream {
 
 fn same_length(from: u64, to: u64) -> Result<(), DeviceError> {
     if from == to { Ok(()) } else { Err(DeviceError::Lengths { from, to }) }
+}
+
+fn all_registered(pairs: &[(HostSpan, DeviceSpan)]) -> bool {
+    pairs.iter().all(|(from, _)| from.is_registered())
 }
 
 /// No copy may cross from one registered piece to the next.

@@ -12,6 +12,7 @@ pub(crate) const DIGEST_BYTES: u64 = 32;
 
 const TILE_BYTES: u64 = TILE_LEAVES as u64 * 1024;
 const CHUNK_ARGUMENT_BYTES: u64 = 24;
+const TILE_ARGUMENT_BYTES: u64 = 8;
 
 /// The arguments of one launch. Everything lies in one piece of memory: the chunks, the tiles, then room for the
 /// chaining values of the tiles and for the digests.
@@ -37,7 +38,8 @@ impl Plan {
         if total > TILES_MAX {
             return Err(DeviceError::TooLong { len: spans.iter().map(DeviceSpan::len).sum(), max: TILES_MAX });
         }
-        let mut arguments = Vec::new();
+        let bytes = spans.len() as u64 * CHUNK_ARGUMENT_BYTES + total * TILE_ARGUMENT_BYTES;
+        let mut arguments = Vec::with_capacity(usize::try_from(bytes).expect("this is for machines of 64 bits"));
         let mut first: u32 = 0;
         for span in spans {
             let tiles = u32::try_from(tiles_of(span.len())).expect("all of them are fewer than 2^31");

@@ -27,34 +27,57 @@ pub struct Landed {
     pub wrong: Vec<usize>,
 }
 
-/// Copies all chunks and hashes them on the device. Ends when all are there and hashed, or at the first error of the
-/// device; a chunk with a wrong hash is not one.
-pub fn land<D: Device>(device: &D, chunks: &[Placement]) -> Result<Landed, DeviceError> {
-    let batches = Mutex::new(batches(chunks));
-    let workers = match chunks.iter().all(|chunk| chunk.from.is_registered()) {
-        true => WORKERS,
-        false => STAGING_WORKERS,
-    };
-    let results: Vec<Result<Landed, DeviceError>> = std::thread::scope(|scope| {
-        let work = || {
-            let mut worker = Worker::new(device, chunks)?;
-            loop {
-                let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                let Some(batch) = batch else { return worker.finish() };
-                worker.send(batch)?;
-            }
-        };
-        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().map(|thread| thread.join().expect("landing does not panic")).collect()
-    });
-    let mut landed = Landed::default();
-    for result in results {
-        let Landed { bytes, wrong } = result?;
-        landed.bytes += bytes;
-        landed.wrong.extend(wrong);
+/// Streams and buffers for landing, which every load uses again.
+#[derive(Debug)]
+pub struct Landing<D: Device> {
+    device: D,
+    idle: Vec<Lane<D>>,
+}
+
+impl<D: Device> Landing<D> {
+    pub fn new(device: D) -> Self {
+        Landing { device, idle: Vec::new() }
     }
-    landed.wrong.sort_unstable();
-    Ok(landed)
+
+    /// Copies all chunks and hashes them on the device. Ends when all are there and hashed, or at the first error of
+    /// the device; a chunk with a wrong hash is not one.
+    pub fn land(&mut self, chunks: &[Placement]) -> Result<Landed, DeviceError> {
+        let batches = Mutex::new(batches(chunks));
+        let lanes = self.lanes(chunks)?;
+        let results: Vec<Result<(Lane<D>, Landed), DeviceError>> = std::thread::scope(|scope| {
+            let work = |lane| {
+                let mut worker = Worker { chunks, lane, under_way: VecDeque::new(), landed: Landed::default() };
+                loop {
+                    let batch = batches.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let Some(batch) = batch else { return worker.finish() };
+                    worker.send(batch)?;
+                }
+            };
+            let threads: Vec<_> = lanes.into_iter().map(|lane| scope.spawn(move || work(lane))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("landing does not panic")).collect()
+        });
+        let mut landed = Landed::default();
+        for result in results {
+            let (lane, Landed { bytes, wrong }) = result?;
+            self.idle.push(lane);
+            landed.bytes += bytes;
+            landed.wrong.extend(wrong);
+        }
+        landed.wrong.sort_unstable();
+        Ok(landed)
+    }
+
+    /// One for each thread.
+    fn lanes(&mut self, chunks: &[Placement]) -> Result<Vec<Lane<D>>, DeviceError> {
+        let count = match chunks.iter().all(|chunk| chunk.from.is_registered()) {
+            true => WORKERS,
+            false => STAGING_WORKERS,
+        };
+        while self.idle.len() < count {
+            self.idle.push(Lane::new(&self.device)?);
+        }
+        Ok(self.idle.split_off(self.idle.len() - count))
+    }
 }
 
 /// Runs of chunks of [`BATCH_BYTES`] or a little more.
@@ -71,12 +94,24 @@ fn batches(chunks: &[Placement]) -> VecDeque<Range<usize>> {
     batches
 }
 
-/// Copies on one stream, and hashes what has arrived on another.
-struct Worker<'a, D: Device> {
-    chunks: &'a [Placement],
+/// What one thread needs: copies go to one stream, the hashing of what has arrived to another.
+#[derive(Debug)]
+struct Lane<D: Device> {
     copies: D::Stream,
     hashes: D::Stream,
     staging: Staging<D>,
+}
+
+impl<D: Device> Lane<D> {
+    fn new(device: &D) -> Result<Self, DeviceError> {
+        let staging = Staging { device: device.clone(), buffers: VecDeque::new() };
+        Ok(Lane { copies: device.stream()?, hashes: device.stream()?, staging })
+    }
+}
+
+struct Worker<'a, D: Device> {
+    chunks: &'a [Placement],
+    lane: Lane<D>,
     under_way: VecDeque<Batch<D>>,
     landed: Landed,
 }
@@ -87,31 +122,20 @@ struct Batch<D: Device> {
     hashing: <D::Stream as Stream>::Hashing,
 }
 
-impl<'a, D: Device> Worker<'a, D> {
-    fn new(device: &D, chunks: &'a [Placement]) -> Result<Self, DeviceError> {
-        Ok(Worker {
-            chunks,
-            copies: device.stream()?,
-            hashes: device.stream()?,
-            staging: Staging { device: device.clone(), buffers: VecDeque::new() },
-            under_way: VecDeque::new(),
-            landed: Landed::default(),
-        })
-    }
-
+impl<D: Device> Worker<'_, D> {
     fn send(&mut self, batch: Range<usize>) -> Result<(), DeviceError> {
         let chunks = &self.chunks[batch.clone()];
         let pairs = chunks.iter().map(|chunk| (chunk.from.clone(), chunk.to.clone()));
-        for (from, to) in runs(pairs, HostSpan::joined) {
-            match from.is_registered() {
-                true => self.copies.upload(&from, &to)?,
-                false => self.staging.upload(&mut self.copies, &from, &to)?,
-            }
+        let (registered, others): (Vec<_>, Vec<_>) =
+            runs(pairs, HostSpan::joined).into_iter().partition(|(from, _)| from.is_registered());
+        self.lane.copies.upload_all(&registered)?;
+        for (from, to) in others {
+            self.lane.staging.upload(&mut self.lane.copies, &from, &to)?;
         }
-        let copied = self.copies.mark()?;
-        self.hashes.after(&copied)?;
+        let copied = self.lane.copies.mark()?;
+        self.lane.hashes.after(&copied)?;
         let places: Vec<_> = chunks.iter().map(|chunk| chunk.to.clone()).collect();
-        let hashing = self.hashes.hash(&places)?;
+        let hashing = self.lane.hashes.hash(&places)?;
         self.under_way.push_back(Batch { chunks: batch, copied, hashing });
         match self.under_way.len() > BATCHES_AHEAD {
             true => self.settle(),
@@ -122,9 +146,9 @@ impl<'a, D: Device> Worker<'a, D> {
     /// Waits for the oldest batch.
     fn settle(&mut self) -> Result<(), DeviceError> {
         let Some(Batch { chunks, copied, hashing }) = self.under_way.pop_front() else { return Ok(()) };
-        let digests = self.hashes.digests(hashing)?;
+        let digests = self.lane.hashes.digests(hashing)?;
         // Long done: this lets go of the spans.
-        self.copies.wait(&copied)?;
+        self.lane.copies.wait(&copied)?;
         for (at, digest) in chunks.zip(digests) {
             let chunk = &self.chunks[at];
             self.landed.bytes += chunk.to.len();
@@ -135,15 +159,16 @@ impl<'a, D: Device> Worker<'a, D> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Landed, DeviceError> {
+    fn finish(mut self) -> Result<(Lane<D>, Landed), DeviceError> {
         while !self.under_way.is_empty() {
             self.settle()?;
         }
-        Ok(self.landed)
+        Ok((self.lane, self.landed))
     }
 }
 
 /// Registered buffers for what is not: filled and copied from in turn.
+#[derive(Debug)]
 struct Staging<D: Device> {
     device: D,
     /// The one to use next is first, with the mark after which it may be filled.

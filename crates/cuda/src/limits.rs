@@ -1,5 +1,13 @@
 //! Every bound of this crate, with its unit in its name and where it comes from.
 
+/// The driver that has `cuMemcpyBatchAsync`: CUDA 12.8.
+pub const DRIVER_VERSION_BATCHES: i32 = 12_080;
+
+/// The longest copy that the kernel for many copies is told of; longer ones are split. With 16 blocks each, a
+/// copy of some of them keeps all multiprocessors of a large GPU busy.
+pub const COPY_BYTES: u64 = 4 << 20;
+pub const COPY_SLICES: u32 = 16;
+
 /// The oldest driver: CUDA 12.0, which is what the committed PTX needs (ISA 8.0, `cargo xtask ptx`).
 pub const DRIVER_VERSION_MIN: i32 = 12_000;
 

@@ -5,7 +5,7 @@
 mod common;
 
 use aquifer_core::ChunkHash;
-use aquifer_cuda::landing::{Placement, land};
+use aquifer_cuda::landing::{Landing, Placement};
 use aquifer_cuda::{Device, DeviceError, DeviceUuid, Gpu, HandleError, RegionHandle};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -72,7 +72,7 @@ fn chunks_land_in_an_engines_tensor() {
     let memory = gpu.open(&region).unwrap();
     let bytes = common::random(7, 1_000_003);
     let chunk = Placement { from: common::registered(&gpu, &bytes), to: memory.clone(), hash: ChunkHash::of(&bytes) };
-    assert!(land(&gpu, &[chunk]).unwrap().wrong.is_empty());
+    assert!(Landing::new(gpu.clone()).land(&[chunk]).unwrap().wrong.is_empty());
     assert_eq!(engine.ask("sum"), bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>().to_string());
     // The same allocation, open already.
     assert!(common::downloaded(&gpu, &gpu.open(&region).unwrap()) == bytes);
@@ -88,7 +88,7 @@ fn an_engine_that_dies_takes_nothing_along() {
     // Open memory outlives its engine, or reading it fails: either way this process goes on.
     let bytes = common::random(8, 100_000);
     let chunk = Placement { from: common::registered(&gpu, &bytes), to: memory, hash: ChunkHash::of(&bytes) };
-    println!("landing in a dead engine's memory: {:?}", land(&gpu, &[chunk]));
+    eprintln!("landing in a dead engine's memory: {:?}", Landing::new(gpu.clone()).land(&[chunk]));
     let error = gpu.open(&region).map(|_| "opened").unwrap_err();
     assert!(matches!(error, DeviceError::Handle(HandleError::Dead { .. })), "{error}");
     common::refuses_what_is_wrong(&gpu);
@@ -165,7 +165,7 @@ impl Engine {
         let words: Vec<_> = line.split(' ').collect();
         let byte = |at: usize| u8::from_str_radix(&words[1][at..at + 2], 16).unwrap();
         let handle: Vec<u8> = (0..words[1].len()).step_by(2).map(byte).collect();
-        println!("a handle of {} bytes begins with {:?}", handle.len(), &handle[..2]);
+        eprintln!("a handle of {} bytes begins with {:?}", handle.len(), &handle[..2]);
         Line { uuid: words[0].into(), handle, offset: words[2].parse().unwrap() }
     }
 

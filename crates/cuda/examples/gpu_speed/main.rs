@@ -10,7 +10,7 @@ mod table;
 
 use aquifer_core::ChunkHash;
 use aquifer_cuda::apply::{apply, apply_from_host};
-use aquifer_cuda::landing::{Placement, land};
+use aquifer_cuda::landing::{Landing, Placement};
 use aquifer_cuda::{Device, DeviceError, DeviceSpan, Gpu, HostSpan, Stream};
 use aquifer_memory::{Mapping, Span};
 use rand::rngs::SmallRng;
@@ -188,10 +188,11 @@ fn loads(gpu: &Gpu, all: &[u64], memory: &HostSpan, region: &DeviceSpan, limit: 
         let mut chunks = placed(all, shuffled, from, region)?;
         let bytes = chunks.iter().map(|chunk| chunk.to.len()).sum();
         hash(&mut chunks)?;
+        let mut landing = Landing::new(gpu.clone());
         // The first round allocates what the others find.
-        let mut wrong = land(gpu, &chunks)?.wrong;
+        let mut wrong = landing.land(&chunks)?.wrong;
         let rounds = timed(ROUNDS, || {
-            wrong.extend(land(gpu, &chunks)?.wrong);
+            wrong.extend(landing.land(&chunks)?.wrong);
             Ok(())
         })?;
         assert!(wrong.is_empty(), "wrong chunks: {wrong:?}");
@@ -200,7 +201,7 @@ fn loads(gpu: &Gpu, all: &[u64], memory: &HostSpan, region: &DeviceSpan, limit: 
         let mut bit = [0];
         chunks[1234].from.span().read(77, &mut bit)?;
         chunks[1234].from.span().write(77, &[bit[0] ^ 4])?;
-        assert_eq!(land(gpu, &chunks)?.wrong, [1234], "a flipped bit is found");
+        assert_eq!(landing.land(&chunks)?.wrong, [1234], "a flipped bit is found");
         chunks[1234].from.span().write(77, &bit)?;
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use aquifer_core::{ChunkHash, Hash};
 use aquifer_cuda::apply::{apply, apply_from_host};
-use aquifer_cuda::landing::{Landed, Placement, land};
+use aquifer_cuda::landing::{Landed, Landing, Placement};
 use aquifer_cuda::limits::{BATCH_BYTES, STAGING_BUFFER_BYTES};
 use aquifer_cuda::{Device, DeviceError, DeviceSpan, HostSpan, Stream};
 use aquifer_memory::{Mapping, Span};
@@ -99,6 +99,7 @@ pub fn lands_and_verifies<D: Device>(device: &D) {
     lens.extend(std::iter::repeat_n(piece, batch / piece + 3));
     let total: usize = lens.iter().sum();
     let bytes = random(4, total);
+    let mut landing = Landing::new(device.clone());
     for kinds in [[true, true], [false, false], [true, false]] {
         let sources = kinds.map(|is_registered| match is_registered {
             true => registered(device, &bytes),
@@ -115,7 +116,7 @@ pub fn lands_and_verifies<D: Device>(device: &D) {
                 Placement { from, to: slice(&memory, range.start, *len), hash: ChunkHash::of(&bytes[range]) }
             })
             .collect();
-        let right = land(device, &chunks).unwrap();
+        let right = landing.land(&chunks).unwrap();
         assert_eq!(right, Landed { bytes: total as u64, wrong: Vec::new() });
         assert!(downloaded(device, &memory) == bytes, "what landed is what was sent");
 
@@ -123,9 +124,9 @@ pub fn lands_and_verifies<D: Device>(device: &D) {
         for wrong in [0, 5, last] {
             chunks[wrong].hash = ChunkHash(Hash([0; 32]));
         }
-        assert_eq!(land(device, &chunks).unwrap().wrong, [0, 5, last]);
+        assert_eq!(landing.land(&chunks).unwrap().wrong, [0, 5, last]);
     }
-    assert_eq!(land(device, &[]).unwrap(), Landed::default());
+    assert_eq!(landing.land(&[]).unwrap(), Landed::default());
 }
 
 /// From shadow memory, and from the host: what is neighbours on both sides, and what is not.
