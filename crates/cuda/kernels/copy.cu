@@ -8,6 +8,9 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define THREADS 256u
+// Blocks for each copy, a slice each: neighbours in the grid are neighbours in memory.
+#define SLICES 16u
+#define PUT_WORDS 240u
 
 struct Copy {
     u64 from;
@@ -15,11 +18,10 @@ struct Copy {
     u64 len;
 };
 
-// Every copy is shared by the blocks of one column of the grid, a slice each.
 extern "C" __global__ void __launch_bounds__(THREADS) copy_spans(const Copy *copies) {
-    Copy copy = copies[blockIdx.x];
-    u64 slice = (copy.len / gridDim.y + 16) & ~15ull;
-    u64 begin = slice * blockIdx.y;
+    Copy copy = copies[blockIdx.x / SLICES];
+    u64 slice = (copy.len / SLICES + 16) & ~15ull;
+    u64 begin = slice * (blockIdx.x % SLICES);
     if (begin >= copy.len) return;
     u64 len = copy.len - begin < slice ? copy.len - begin : slice;
     u64 from = copy.from + begin, to = copy.to + begin;
@@ -43,4 +45,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) copy_spans(const Copy *cop
     for (u64 tail = head + words * 16 + threadIdx.x; tail < len; tail += THREADS) {
         ((u8 *)to)[tail] = ((const u8 *)from)[tail];
     }
+}
+
+struct Words {
+    uint4 words[PUT_WORDS];
+};
+
+// Writes what it is launched with: arguments of other kernels, past the copy engine, which copies chunks meanwhile and
+// takes tens of microseconds to change over to another stream's copy and back.
+extern "C" __global__ void __launch_bounds__(THREADS) put(uint4 *to, u32 count, const __grid_constant__ Words from) {
+    if (threadIdx.x < count) to[threadIdx.x] = from.words[threadIdx.x];
 }

@@ -32,6 +32,7 @@ pub(crate) struct Context {
     pub(crate) hash_tiles: sys::CUfunction,
     pub(crate) join_tiles: sys::CUfunction,
     pub(crate) copy_spans: sys::CUfunction,
+    pub(crate) put: sys::CUfunction,
     pub(crate) uuid: DeviceUuid,
     pub(crate) name: String,
     /// Other processes' memory that is open here, by handle.
@@ -78,6 +79,7 @@ impl Context {
             hash_tiles: std::ptr::null_mut(),
             join_tiles: std::ptr::null_mut(),
             copy_spans: std::ptr::null_mut(),
+            put: std::ptr::null_mut(),
             uuid,
             name: name.clone(),
             opened: Mutex::default(),
@@ -88,6 +90,7 @@ impl Context {
         context.join_tiles = context.function(blake3, c"join_tiles")?;
         let copy = context.load(COPY)?;
         context.copy_spans = context.function(copy, c"copy_spans")?;
+        context.put = context.function(copy, c"put")?;
         Ok(Arc::new(context))
     }
 
@@ -219,7 +222,7 @@ fn name_of(device: sys::CUdevice) -> Result<String, DeviceError> {
 pub(crate) unsafe fn launch(
     context: &Context,
     function: sys::CUfunction,
-    grid: (u32, u32),
+    grid: u32,
     block: u32,
     stream: sys::CUstream,
     arguments: &mut [*mut c_void],
@@ -227,7 +230,7 @@ pub(crate) unsafe fn launch(
     // SAFETY: as this function demands; the argument list is read before the call returns.
     let code = unsafe {
         let (extra, shared) = (std::ptr::null_mut(), 0);
-        sys::cuLaunchKernel(function, grid.0, grid.1, 1, block, 1, 1, shared, stream, arguments.as_mut_ptr(), extra)
+        sys::cuLaunchKernel(function, grid, 1, 1, block, 1, 1, shared, stream, arguments.as_mut_ptr(), extra)
     };
     check(code, "cuLaunchKernel", || format!("a kernel on {}", context.name))
 }

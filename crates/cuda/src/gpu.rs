@@ -4,7 +4,7 @@ use crate::device::{Device, DeviceSpan, HostSpan, Stream};
 use crate::driver::{Context, check, launch, sys};
 use crate::error::DeviceError;
 use crate::hashing::{DIGEST_BYTES, JOINERS, Plan, TILE_LEAVES};
-use crate::limits::{COPY_BYTES, COPY_SLICES, DRIVER_VERSION_BATCHES, SCRATCH_KEPT_MAX};
+use crate::limits::{COPY_BYTES, DRIVER_VERSION_BATCHES, PUT_BYTES_MAX, SCRATCH_KEPT_MAX};
 use crate::region::{self, RegionHandle};
 use crate::registered;
 use crate::uuid::DeviceUuid;
@@ -15,8 +15,12 @@ use std::ffi::c_void;
 use std::fmt;
 use std::sync::Arc;
 
-/// Threads of one block of `copy_spans`.
+/// Threads of one block of `copy_spans` and of `put`; blocks for each copy; bytes that one `put` carries.
 const COPY_THREADS: u32 = 256;
+const COPY_SLICES: u32 = 16;
+const PUT_BYTES: usize = 240 * 16;
+/// Scratch memory is never shorter, so that it serves most batches.
+const SCRATCH_BYTES_MIN: u64 = 64 << 10;
 
 /// One GPU of this machine. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -224,9 +228,7 @@ impl GpuStream {
             return Ok(PreparedHash { stream: self.raw, plan, scratch: None, spans: Arc::default() });
         }
         let scratch = self.scratch_of(plan.device_bytes())?;
-        let arguments = 0..plan.values_at();
-        scratch.host.span().write(0, &plan.arguments)?;
-        self.upload(&scratch.host.slice(arguments.clone())?, &scratch.device.slice(arguments)?)?;
+        self.put(&plan.arguments, &scratch)?;
         Ok(PreparedHash { stream: self.raw, plan, scratch: Some(scratch), spans: spans.into() })
     }
 
@@ -243,19 +245,16 @@ impl GpuStream {
         let (mut chunks, mut tiles) = (base, base + plan.tiles_at());
         let (mut values, mut digests) = (base + plan.values_at(), base + plan.digests_at());
         let mut one: u32 = 1;
-        fn argument<T>(value: &mut T) -> *mut c_void {
-            std::ptr::from_mut(value).cast()
-        }
         let (chunks, values, digests, one) =
             (argument(&mut chunks), argument(&mut values), argument(&mut digests), argument(&mut one));
         let mut all = [chunks, argument(&mut tiles), values, digests, one];
         // SAFETY: four addresses and a 32-bit number are what `hash_tiles` declares. The arguments' memory has the layout
         // that `Plan` and the kernel share, and it and the chunks' are held until this work is done.
-        unsafe { launch(context, context.hash_tiles, (plan.tiles, 1), TILE_LEAVES, self.raw, &mut all)? };
+        unsafe { launch(context, context.hash_tiles, plan.tiles, TILE_LEAVES, self.raw, &mut all)? };
         if plan.joins {
             let mut all = [chunks, values, digests, one];
             // SAFETY: as above, and `join_tiles` declares three addresses and a 32-bit number.
-            unsafe { launch(context, context.join_tiles, (plan.chunks, 1), JOINERS, self.raw, &mut all)? };
+            unsafe { launch(context, context.join_tiles, plan.chunks, JOINERS, self.raw, &mut all)? };
         }
         Ok(())
     }
@@ -271,12 +270,39 @@ impl GpuStream {
         Ok(GpuHashing { mark: self.mark()?, prepared })
     }
 
+    /// Queues the way of arguments to the GPU.
+    fn put(&mut self, arguments: &[u8], scratch: &Scratch) -> Result<(), DeviceError> {
+        if arguments.len() > PUT_BYTES_MAX {
+            let range = 0..arguments.len() as u64;
+            scratch.host.span().write(0, arguments)?;
+            return self.upload(&scratch.host.slice(range.clone())?, &scratch.device.slice(range)?);
+        }
+        let context = &self.gpu.context;
+        context.enter()?;
+        self.queued += 1;
+        self.held.push_back((self.queued, Held::Device(scratch.device.clone())));
+        let mut to = scratch.device.address();
+        for part in arguments.chunks(PUT_BYTES) {
+            let mut words = [0u8; PUT_BYTES];
+            words[..part.len()].copy_from_slice(part);
+            // Zeros after the last byte go where results will.
+            let mut count = u32::try_from(part.len().div_ceil(16)).expect("at most 240");
+            let mut all = [argument(&mut to), argument(&mut count), argument(&mut words)];
+            // SAFETY: an address, a 32-bit number and 240 words of 16 bytes are what `put` declares; they are copied by this
+            // call. What is written lies in the scratch memory, whose length is a power of two and so a multiple of 16
+            // from the arguments' length on; it is held until this is done.
+            unsafe { launch(context, context.put, 1, COPY_THREADS, self.raw, &mut all)? };
+            to += PUT_BYTES as u64;
+        }
+        Ok(())
+    }
+
     fn scratch_of(&mut self, len: u64) -> Result<Scratch, DeviceError> {
         if let Some(at) = self.scratch.iter().position(|scratch| scratch.device.len() >= len) {
             return Ok(self.scratch.swap_remove(at));
         }
         // Rounded up, so that the next batch finds it long enough.
-        let len = len.next_power_of_two();
+        let len = len.max(SCRATCH_BYTES_MIN).next_power_of_two();
         let host = Mapping::anonymous(len)?.span();
         host.prefault();
         Ok(Scratch { device: self.gpu.allocate(len)?, host: self.gpu.register(&host)? })
@@ -321,18 +347,16 @@ impl GpuStream {
             return Ok(());
         }
         let scratch = self.scratch_of(arguments.len() as u64)?;
-        let range = 0..arguments.len() as u64;
-        scratch.host.span().write(0, &arguments)?;
-        self.upload(&scratch.host.slice(range.clone())?, &scratch.device.slice(range)?)?;
+        self.put(&arguments, &scratch)?;
         self.queued += 1;
         let mut address = scratch.device.address();
         self.held.push_back((self.queued, Held::Pairs(pairs.to_vec())));
         self.held.push_back((self.queued, Held::Scratch(scratch)));
         let context = &self.gpu.context;
-        let mut all = [std::ptr::from_mut(&mut address).cast()];
+        let mut all = [argument(&mut address)];
         // SAFETY: one address is what `copy_spans` declares, of as many copies as the grid is wide. They and the memory they
         // name are held until this work is done.
-        unsafe { launch(context, context.copy_spans, (count, COPY_SLICES), COPY_THREADS, self.raw, &mut all) }
+        unsafe { launch(context, context.copy_spans, count * COPY_SLICES, COPY_THREADS, self.raw, &mut all) }
     }
 
     /// Copies that the driver is told of at once.
@@ -454,14 +478,10 @@ impl Stream for GpuStream {
         self.wait(&hashing.mark)?;
         let GpuHashing { prepared: PreparedHash { plan, scratch, .. }, .. } = hashing;
         let Some(scratch) = scratch else { return Ok(Vec::new()) };
-        let digest = |at: u32| {
-            let mut bytes = [0; 32];
-            scratch.host.span().read(plan.digests_at() + u64::from(at) * DIGEST_BYTES, &mut bytes)?;
-            Ok(ChunkHash(Hash(bytes)))
-        };
-        let digests = (0..plan.chunks).map(digest).collect();
+        let mut digests = vec![[0; DIGEST_BYTES]; plan.chunks as usize];
+        scratch.host.span().read(plan.digests_at(), digests.as_flattened_mut())?;
         self.keep(scratch);
-        digests
+        Ok(digests.into_iter().map(|digest| ChunkHash(Hash(digest))).collect())
     }
 
     fn mark(&mut self) -> Result<GpuMark, DeviceError> {
@@ -501,6 +521,11 @@ impl Drop for GpuStream {
         // SAFETY: as above.
         let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
     }
+}
+
+/// As a launch takes it: the value behind it is copied.
+fn argument<T>(value: &mut T) -> *mut c_void {
+    std::ptr::from_mut(value).cast()
 }
 
 fn same_length(from: u64, to: u64) -> Result<(), DeviceError> {

@@ -8,7 +8,7 @@ use crate::limits::{CHUNK_BYTES_MAX, TILES_MAX};
 pub(crate) const TILE_LEAVES: u32 = 256;
 /// Threads of one block of `join_tiles`.
 pub(crate) const JOINERS: u32 = 128;
-pub(crate) const DIGEST_BYTES: u64 = 32;
+pub(crate) const DIGEST_BYTES: usize = 32;
 
 const TILE_BYTES: u64 = TILE_LEAVES as u64 * 1024;
 const CHUNK_ARGUMENT_BYTES: u64 = 24;
@@ -71,11 +71,11 @@ impl Plan {
 
     /// Offset of the digests.
     pub(crate) fn digests_at(&self) -> u64 {
-        self.values_at() + u64::from(self.tiles) * DIGEST_BYTES
+        self.values_at() + u64::from(self.tiles) * DIGEST_BYTES as u64
     }
 
     pub(crate) fn digests_bytes(&self) -> u64 {
-        u64::from(self.chunks) * DIGEST_BYTES
+        u64::from(self.chunks) * DIGEST_BYTES as u64
     }
 
     pub(crate) fn device_bytes(&self) -> u64 {

@@ -6,7 +6,10 @@ pub const DRIVER_VERSION_BATCHES: i32 = 12_080;
 /// The longest copy that the kernel for many copies is told of; longer ones are split. With 16 blocks each, a
 /// copy of some of them keeps all multiprocessors of a large GPU busy.
 pub const COPY_BYTES: u64 = 4 << 20;
-pub const COPY_SLICES: u32 = 16;
+
+/// Arguments up to this length go to the GPU with launches, 3,840 bytes each; longer ones are copied. A batch of
+/// chunks of 4 MiB needs 2.4 KB.
+pub const PUT_BYTES_MAX: usize = 16 << 10;
 
 /// The oldest driver: CUDA 12.0, which is what the committed PTX needs (ISA 8.0, `cargo xtask ptx`).
 pub const DRIVER_VERSION_MIN: i32 = 12_000;

@@ -1,8 +1,8 @@
 //! What a GPU does with chunks, measured: the BLAKE3 kernel, copies from the host, loads that are verified, the
 //! registration of host memory, and updates applied from shadow memory.
 //!
-//! `gpu_speed [JSON [GPU-UUID]]`: prints a table, and writes it as JSON to a file. Needs 34 GB of GPU memory and 17 GB
-//! of host memory. docs/measured/gpu.md has the results.
+//! `gpu_speed [--json FILE] [--gpu UUID] [--only kernel|loads|updates]`: prints a table, and writes it as JSON to a file.
+//! Needs 34 GB of GPU memory and 17 GB of host memory. docs/measured/gpu.md has the results.
 #![allow(clippy::print_stdout, reason = "it prints what it measures")]
 
 mod shapes;
@@ -33,7 +33,9 @@ type Outcome<T> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome<()> {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    let uuid = match arguments.get(1) {
+    let option = |name: &str| arguments.iter().skip_while(|word| *word != name).nth(1);
+    let wanted = |part: &str| option("--only").is_none_or(|only| only == part);
+    let uuid = match option("--gpu") {
         Some(text) => text.parse()?,
         None => Gpu::list()?.first().ok_or("no GPU is visible")?.0,
     };
@@ -42,27 +44,34 @@ fn main() -> Outcome<()> {
     let mut table = Table::default();
     table.note("GPU", format!("{} {}", gpu.name(), gpu.uuid()));
     table.add("opening the device, with its kernels", vec![started.elapsed().as_secs_f64()], None);
-    let memory = registration(&gpu, &mut table)?;
+    let memory = registration(&gpu, wanted("registration"), &mut table)?;
     fill(memory.span());
     let region = gpu.allocate(BYTES)?;
     let limit = copy_limit(&gpu, &memory, &region, &mut table)?;
-    kernel(&gpu, &memory, &region, &mut table)?;
     let all = shapes::chunks();
-    loads(&gpu, &all, &memory, &region, limit, &mut table)?;
-    updates(&gpu, &all, &memory, &region, &mut table)?;
-    if let Some(path) = arguments.first() {
+    if wanted("kernel") {
+        kernel(&gpu, &memory, &region, &mut table)?;
+    }
+    if wanted("loads") {
+        loads(&gpu, &all, &memory, &region, limit, &mut table)?;
+    }
+    if wanted("updates") {
+        updates(&gpu, &all, &memory, &region, &mut table)?;
+    }
+    if let Some(path) = option("--json") {
         std::fs::write(path, table.json())?;
     }
     Ok(())
 }
 
-/// A memfd of 16 GiB, ready to be served to a GPU: with pages of 4 KiB, and with large ones. Answers the latter.
-fn registration(gpu: &Gpu, table: &mut Table) -> Outcome<HostSpan> {
+/// A memfd of 16 GiB, ready to be served to a GPU: with large pages, and before that, where it is wanted, with those of
+/// 4 KiB. Answers one with large pages.
+fn registration(gpu: &Gpu, wanted: bool, table: &mut Table) -> Outcome<HostSpan> {
     let mut last = None;
-    for large in [false, true] {
+    for large in [false, true].into_iter().skip(usize::from(!wanted)) {
         let pages = if large { "2 MiB" } else { "4 KiB" };
         let (mut touched, mut registered) = (Vec::new(), Vec::new());
-        for _ in 0..3 {
+        for _ in 0..if wanted { 5 } else { 1 } {
             drop(last.take());
             let span = Mapping::memfd("gpu_speed", BYTES)?.0.span();
             let started = Instant::now();
