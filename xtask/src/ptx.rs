@@ -91,3 +91,16 @@ fn fetch() -> Result<PathBuf> {
         _ => bail!("{NVRTC} could not be fetched with python3 -m pip"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_committed_ptx_is_of_the_committed_source() {
+        for kernel in KERNELS {
+            let ptx = std::fs::read_to_string(committed(kernel)).unwrap();
+            assert!(ptx.starts_with(&first_line(kernel).unwrap()), "{kernel}: run `cargo xtask ptx`");
+        }
+    }
+}

@@ -22,8 +22,9 @@ pub const BATCH_BYTES: u64 = 64 << 20;
 /// queued: two would do, four ride out a thread that is not scheduled for some milliseconds.
 pub const BATCHES_AHEAD: usize = 4;
 
-/// Threads that land registered memory, each with its own stream: while one waits, the other's copies run.
-pub const WORKERS: usize = 2;
+/// Threads that land registered memory, each with its own stream. One keeps the copy engine full, with
+/// [`BATCHES_AHEAD`]; with two, the engine changes between streams, and a load took 0.6 % longer (docs/measured/gpu.md).
+pub const WORKERS: usize = 1;
 
 /// Threads that copy what is not registered into staging memory: one core copies 5 to 10 GB/s, a PCIe 5 link
 /// takes 55. Guess.

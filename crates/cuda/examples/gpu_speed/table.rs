@@ -9,7 +9,7 @@ pub(crate) struct Table {
 
 impl Table {
     /// Prints and keeps the median of `rounds` (in seconds), and the rate where `bytes` are what took so long.
-    pub(crate) fn add(&mut self, what: &str, mut rounds: Vec<f64>, bytes: Option<u64>) -> f64 {
+    pub(crate) fn add(&mut self, what: &str, mut rounds: Vec<f64>, bytes: Option<u64>) {
         rounds.sort_by(f64::total_cmp);
         let median = rounds[rounds.len() / 2];
         let rate = bytes.map(|bytes| gigabytes(bytes) / median);
@@ -17,7 +17,6 @@ impl Table {
         let (low, high) = (rounds[0] * 1e3, rounds[rounds.len() - 1] * 1e3);
         println!("{what:<68} {:10.2} ms ({low:.2} to {high:.2}) {shown}", median * 1e3);
         self.figures.insert(what.into(), json!({ "seconds": rounds, "median": median, "gb_per_s": rate }));
-        rate.unwrap_or(median)
     }
 
     pub(crate) fn note(&mut self, what: &str, value: impl Into<Value>) {
