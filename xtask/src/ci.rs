@@ -2,7 +2,7 @@
 
 use crate::fixtures::{self, Fixtures};
 use crate::run::{Totals, cargo, count_cargo, count_unittest, program, root, show};
-use crate::{crates, netns, rdma_vm};
+use crate::{crates, netns, ptx, rdma_vm};
 use anyhow::Result;
 use std::process::Command;
 
@@ -10,7 +10,8 @@ use std::process::Command;
 pub(crate) fn run() -> Result<bool> {
     let mut ci = Ci { totals: Totals::default() };
     ci.step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
-    ci.edges();
+    ci.check("crate edges", crates::check);
+    ci.check("PTX", ptx::check);
     let deny_warnings = ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];
     ci.step("clippy", &mut cargo(&deny_warnings))?;
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
@@ -43,9 +44,10 @@ impl Ci {
         Ok(ok)
     }
 
-    fn edges(&mut self) {
-        println!("\n== crate edges");
-        let result = crates::check();
+    /// A check made in this process.
+    fn check(&mut self, what: &str, check: fn() -> Result<()>) {
+        println!("\n== {what}");
+        let result = check();
         if let Err(error) = &result {
             println!("{error:#}");
         }

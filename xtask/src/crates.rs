@@ -51,6 +51,12 @@ const ROOMS: &[Room] = &[
         may_unsafe: true,
     },
     Room {
+        name: "aquifer-cuda",
+        purpose: "GPU memory: copies, regions of engines, the BLAKE3 kernel",
+        may_know: &["aquifer-core", "aquifer-memory"],
+        may_unsafe: true,
+    },
+    Room {
         name: "aquifer-engine",
         purpose: "the protocol between an engine and its agent",
         may_know: &["aquifer-core"],

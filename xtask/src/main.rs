@@ -7,6 +7,7 @@ mod ci;
 mod crates;
 mod fixtures;
 mod netns;
+mod ptx;
 mod rdma_vm;
 mod run;
 
@@ -20,6 +21,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   netns     how long a release takes over shaped links, in network namespaces; needs root.
             Options, such as --nodes 8 --mbit 50 --mib 64 --runs 5 --kill 2, go to
             tests/netns/swarm.py (--help lists them)
+  ptx       make the GPU kernels' PTX anew from their CUDA source; fetches NVRTC with pip, and needs
+            no GPU and no CUDA toolkit
   rdma-vm   run a command in a throw-away guest with software RDMA devices; fetches what that
             needs with apt, and needs no root: cargo xtask rdma-vm -- rdma link show.
             Options before `--` go to tests/rdma-vm/guest.sh
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Some("crates") => crates::table().map(|t| println!("{t}")).map(|()| true),
         Some("fixtures") => fixtures::prepare().map(|f| println!("{f:#?}")).map(|()| true),
         Some("netns") => netns::run(std::env::args().skip(2)),
+        Some("ptx") => ptx::generate().map(|()| true),
         Some("rdma-tests") => rdma_vm::tests().map(|totals| totals.is_some_and(|totals| totals.failed == 0)),
         Some("rdma-vm") => rdma_vm::run(std::env::args().skip(2)),
         _ => {
