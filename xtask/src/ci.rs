@@ -21,6 +21,7 @@ pub(crate) fn run() -> Result<bool> {
     ci.simulations()?;
     ci.netns()?;
     ci.rdma();
+    ci.gpu()?;
     let fixtures = fixtures::prepare()?;
     ci.python(&fixtures)?;
     ci.demos(&fixtures)?;
@@ -100,6 +101,27 @@ impl Ci {
             "\n== RDMA, in the guest: skipped, since on a busy machine a run may not end; `cargo xtask rdma-tests` runs it"
         );
         self.totals.skipped += 1;
+    }
+
+    /// What the twin in host memory cannot show.
+    fn gpu(&mut self) -> Result<()> {
+        if std::path::Path::new("/dev/nvidiactl").exists() {
+            return self.tests(&[
+                "test",
+                "--locked",
+                "--package",
+                "aquifer-cuda",
+                "--features",
+                "gpu-tests",
+                "--test",
+                "gpu",
+            ]);
+        }
+        println!(
+            "\n== GPU: skipped, no NVIDIA driver is here; `cargo test -p aquifer-cuda --features gpu-tests` runs it"
+        );
+        self.totals.skipped += 1;
+        Ok(())
     }
 
     fn python(&mut self, fixtures: &Fixtures) -> Result<()> {
