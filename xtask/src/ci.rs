@@ -20,7 +20,12 @@ pub(crate) fn run() -> Result<bool> {
     ci.step("release build", &mut cargo(&["build", "--release", "--locked"]))?;
     ci.simulations()?;
     ci.netns()?;
+<<<<<<< HEAD
     ci.rdma()?;
+=======
+    ci.rdma();
+    ci.gpu()?;
+>>>>>>> h-g
     let fixtures = fixtures::prepare()?;
     ci.python(&fixtures)?;
     ci.demos(&fixtures)?;
@@ -99,6 +104,27 @@ impl Ci {
             Some(totals) => self.totals.add(totals),
             None => self.totals.skipped += 1,
         }
+        Ok(())
+    }
+
+    /// What the twin in host memory cannot show.
+    fn gpu(&mut self) -> Result<()> {
+        if std::path::Path::new("/dev/nvidiactl").exists() {
+            return self.tests(&[
+                "test",
+                "--locked",
+                "--package",
+                "aquifer-cuda",
+                "--features",
+                "gpu-tests",
+                "--test",
+                "gpu",
+            ]);
+        }
+        println!(
+            "\n== GPU: skipped, no NVIDIA driver is here; `cargo test -p aquifer-cuda --features gpu-tests` runs it"
+        );
+        self.totals.skipped += 1;
         Ok(())
     }
 

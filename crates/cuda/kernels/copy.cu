@@ -33,13 +33,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) copy_spans(const Copy *cop
     const uint4 *source = (const uint4 *)(from + head);
     uint4 *target = (uint4 *)(to + head);
     u64 at = threadIdx.x;
-    // Eight loads are under way before the first is waited for.
-    for (; at + 7 * THREADS < words; at += 8 * THREADS) {
-        uint4 held[8];
+    // Four loads are under way before the first is waited for. With eight, and past the caches, it was 7 % slower.
+    for (; at + 3 * THREADS < words; at += 4 * THREADS) {
+        uint4 held[4];
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) held[i] = __ldcs(source + at + i * THREADS);
+        for (u32 i = 0; i < 4; i++) held[i] = source[at + i * THREADS];
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) __stcs(target + at + i * THREADS, held[i]);
+        for (u32 i = 0; i < 4; i++) target[at + i * THREADS] = held[i];
     }
     for (; at < words; at += THREADS) target[at] = source[at];
     for (u64 tail = head + words * 16 + threadIdx.x; tail < len; tail += THREADS) {

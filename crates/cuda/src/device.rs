@@ -158,6 +158,16 @@ impl HostSpan {
         Ok(HostSpan { span: self.span.slice(range)?, registration: self.registration.clone() })
     }
 
+    /// The same bytes; `guard` is dropped with the last span made from this one, and when no copy needs it any more.
+    pub fn guarded(self, guard: Guard) -> Self {
+        HostSpan { span: self.span.guarded(guard), ..self }
+    }
+
+    /// The same bytes, which keep all of `parts` and their guards.
+    pub(crate) fn keeping(self, parts: Vec<HostSpan>) -> Self {
+        if parts.len() > 1 { self.guarded(Arc::new(parts)) } else { self }
+    }
+
     pub(crate) fn registration(&self) -> Option<&Registration> {
         self.registration.as_deref()
     }

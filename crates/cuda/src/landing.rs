@@ -127,7 +127,7 @@ impl<D: Device> Worker<'_, D> {
         let chunks = &self.chunks[batch.clone()];
         let pairs = chunks.iter().map(|chunk| (chunk.from.clone(), chunk.to.clone()));
         let (registered, others): (Vec<_>, Vec<_>) =
-            runs(pairs, HostSpan::joined).into_iter().partition(|(from, _)| from.is_registered());
+            runs(pairs, HostSpan::joined, HostSpan::keeping).into_iter().partition(|(from, _)| from.is_registered());
         self.lane.copies.upload_all(&registered)?;
         for (from, to) in others {
             self.lane.staging.upload(&mut self.lane.copies, &from, &to)?;

@@ -15,7 +15,7 @@ pub(crate) struct Registration {
     /// Keeps the memory mapped while it is registered.
     span: Span,
     context: Option<Arc<Context>>,
-    /// Those that are registered, by where they begin.
+    /// Those that are registered, by the address where they begin.
     pieces: Vec<u64>,
 }
 
@@ -24,7 +24,7 @@ pub(crate) fn register(context: &Arc<Context>, span: &Span) -> Result<HostSpan, 
     if span.as_mut_ptr().is_none() {
         return Err(DeviceError::NotMemory);
     }
-    let count = span.len().div_ceil(REGISTER_PIECE_BYTES);
+    let count = (span.as_ptr() as u64 - origin(span) + span.len()).div_ceil(REGISTER_PIECE_BYTES);
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64).min(count);
     let outcomes: Vec<(Vec<u64>, Result<(), DeviceError>)> = std::thread::scope(|scope| {
@@ -35,8 +35,8 @@ pub(crate) fn register(context: &Arc<Context>, span: &Span) -> Result<HostSpan, 
                 if piece >= count {
                     return (done, Ok(()));
                 }
-                match register_piece(context, span, piece * REGISTER_PIECE_BYTES) {
-                    Ok(()) => done.push(piece * REGISTER_PIECE_BYTES),
+                match register_piece(context, span, piece) {
+                    Ok(begin) => done.push(begin),
                     Err(error) => return (done, Err(error)),
                 }
             }
@@ -65,7 +65,7 @@ impl Registration {
     /// Splits the range of `len` bytes at `address`, which lies in this one, where two registered pieces meet: no
     /// copy may cross that. Answers offsets into the range.
     pub(crate) fn pieces_of(&self, address: u64, len: u64) -> impl Iterator<Item = Range<u64>> {
-        let begin = address - self.span.as_ptr() as u64;
+        let begin = address - origin(&self.span);
         let mut at = 0;
         std::iter::from_fn(move || {
             let from = at;
@@ -79,11 +79,10 @@ impl Drop for Registration {
     fn drop(&mut self) {
         let Some(context) = &self.context else { return };
         for piece in &self.pieces {
-            let at = self.span.as_ptr() as u64 + piece;
             let undone = context.enter().and_then(|()| {
                 // SAFETY: this address was registered by `register_piece`, and is unregistered only here. Queued copies
                 // keep their spans, and so this, until they are done.
-                let code = unsafe { sys::cuMemHostUnregister(at as *mut _) };
+                let code = unsafe { sys::cuMemHostUnregister(*piece as *mut _) };
                 check(code, "cuMemHostUnregister", || "host memory".into())
             });
             if let Err(error) = undone {
@@ -93,20 +92,31 @@ impl Drop for Registration {
     }
 }
 
-fn register_piece(context: &Context, span: &Span, at: u64) -> Result<(), DeviceError> {
-    let len = REGISTER_PIECE_BYTES.min(span.len() - at);
+/// From where pieces are counted: two of them never share a page.
+fn origin(span: &Span) -> u64 {
+    const PAGE_BYTES: u64 = 4096;
+    let address = span.as_ptr() as u64;
+    address - address % PAGE_BYTES
+}
+
+/// Answers the address where it begins.
+fn register_piece(context: &Context, span: &Span, piece: u64) -> Result<u64, DeviceError> {
+    let (address, from) = (span.as_ptr() as u64, origin(span) + piece * REGISTER_PIECE_BYTES);
+    let begin = from.max(address);
+    let len = (from + REGISTER_PIECE_BYTES).min(address + span.len()) - begin;
     context.enter()?;
     // SAFETY: the range lies in `span`, which the registration keeps mapped until it is undone.
     let code = unsafe {
         sys::cuMemHostRegister_v2(
-            (span.as_ptr() as u64 + at) as *mut _,
+            begin as *mut _,
             usize::try_from(len).expect("a mapping fits the address space"),
             sys::CU_MEMHOSTREGISTER_PORTABLE,
         )
     };
     check(code, "cuMemHostRegister", || {
         format!("{len} bytes of host memory (is memory locking limited? ulimit -l, LimitMEMLOCK= in the unit)")
-    })
+    })?;
+    Ok(begin)
 }
 
 #[cfg(test)]
@@ -123,6 +133,9 @@ mod tests {
             host.registration().unwrap().pieces_of(span.as_ptr() as u64 + from, len).collect()
         };
         assert_eq!(split(0, 0), []);
+        let (sub, address) = (pretend(&span.slice(100..2 * REGISTER_PIECE_BYTES).unwrap()), span.as_ptr() as u64);
+        let mut cut = sub.registration().unwrap().pieces_of(address + 100, REGISTER_PIECE_BYTES);
+        assert_eq!(cut.next(), Some(0..REGISTER_PIECE_BYTES - 100));
         assert_eq!(split(0, REGISTER_PIECE_BYTES).len(), 1);
         assert_eq!(split(REGISTER_PIECE_BYTES - 1, 2), [0..1, 1..2]);
         assert_eq!(
