@@ -20,12 +20,8 @@ pub(crate) fn run() -> Result<bool> {
     ci.step("release build", &mut cargo(&["build", "--release", "--locked"]))?;
     ci.simulations()?;
     ci.netns()?;
-<<<<<<< HEAD
     ci.rdma()?;
-=======
-    ci.rdma();
     ci.gpu()?;
->>>>>>> h-g
     let fixtures = fixtures::prepare()?;
     ci.python(&fixtures)?;
     ci.demos(&fixtures)?;
