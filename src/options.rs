@@ -122,6 +122,13 @@ pub(crate) struct AgentOptions {
     /// What to hold: `all` of every channel, or what `engines` here need [default: all with --store, else engines]
     #[arg(long, env = "AQUIFER_HOLD", value_name = "WHAT")]
     pub(crate) hold: Option<String>,
+    /// Where an update of GPU memory waits to be applied: `shadow`, beside it on the GPU where that has room
+    /// (a pause of milliseconds), or `host` [default: shadow]
+    #[arg(long, env = "AQUIFER_LANDING", value_name = "WHERE")]
+    pub(crate) landing: Option<String>,
+    /// Take host memory for that of a GPU of this UUID, to try without one what is done with GPUs
+    #[arg(long, hide = true, value_name = "UUID")]
+    pub(crate) twin_gpu: Option<String>,
     /// Keep a record of all that this node is told and decides in this file, without secrets; an
     /// earlier one is kept as PATH.old. `simulations replay` replays it
     #[arg(long, env = "AQUIFER_RECORD", value_name = "PATH")]
@@ -311,6 +318,8 @@ impl NodeOptions {
             labels,
             channels,
             hold: Hold::Own,
+            shadow: true,
+            twin_gpu: None,
             store: None,
             store_bytes: None,
             memory_bytes: 4 << 30,
@@ -393,6 +402,8 @@ impl AgentOptions {
             store_limit: self.store_limit.or(file.store_limit),
             memory_limit: self.memory_limit.or(file.memory_limit),
             hold: self.hold.or(file.hold),
+            landing: self.landing.or(file.landing),
+            twin_gpu: self.twin_gpu.or(file.twin_gpu),
             record: self.record.or(file.record),
         }
     }
@@ -413,6 +424,12 @@ impl AgentOptions {
         config.store = self.store.clone();
         config.store_bytes = size("--store-limit", self.store_limit.as_deref())?;
         config.memory_bytes = size("--memory-limit", self.memory_limit.as_deref())?.unwrap_or(4 << 30);
+        config.shadow = match self.landing.as_deref() {
+            None | Some("shadow") => true,
+            Some("host") => false,
+            Some(other) => bail!("--landing '{other}': it is 'shadow' or 'host'"),
+        };
+        config.twin_gpu = self.twin_gpu.as_deref().map(str::parse).transpose().context("--twin-gpu")?;
         config.record = self.record.clone();
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));
         Ok(())

@@ -1,15 +1,17 @@
 //! Engines of this node: their registrations, and carrying out what their sessions decide.
 
 use super::jobs::Job;
-use super::pieces::Source;
+use super::pieces::{Memory, Source, Staged};
+use super::regions::{Region, Regions};
 use super::{Agent, Hold};
+use crate::errors::reasons;
 use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row, TensorEntry};
 use aquifer_engine::protocol::{
     ErrorReply, Event as EngineNews, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress, RegionSpec,
     ReleaseInfo, Request, RowSpec, TensorInfo, Welcome, code,
 };
 use aquifer_engine::{ConnId, EngineEvent, ManifestPage};
-use aquifer_memory::{Mapping, Span};
+use aquifer_memory::Span;
 use aquifer_proto::{EngineInput, EngineOutput, EngineSession, Input, Plan, Target, Tell};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -31,8 +33,13 @@ pub(super) struct EngineConn {
     pub(super) channel: Option<ChannelName>,
     pub(super) session: EngineSession,
     said_serving: Option<ManifestHash>,
-    /// Shared with the jobs that write to them, of which there may be one for each chunk.
-    regions: Arc<BTreeMap<u32, Span>>,
+    /// Shared with the jobs that write to them.
+    regions: Arc<Regions>,
+    /// Chunks that are to be copied to a GPU, when those before them are: together they take less time.
+    pub(super) to_copy: Vec<(u32, Source)>,
+    pub(super) copying: bool,
+    /// What lies on GPUs of a release that is about to be applied.
+    pub(super) staged: Option<(ManifestHash, Arc<Staged>)>,
     all_fresh: bool,
     bindings: Vec<Binding>,
     rows: Vec<Row>,
@@ -52,7 +59,16 @@ impl EngineConn {
     }
 
     pub(super) fn region_slice(&self, region: u32, range: Range<u64>) -> Option<Span> {
-        self.regions.get(&region)?.slice(range).ok()
+        self.regions.get(&region)?.host()?.slice(range).ok()
+    }
+
+    pub(super) fn memory(&self, target: &Target) -> Memory {
+        let (plan, layout) = (target.plan.clone(), target.layout.clone());
+        Memory { plan, layout, regions: self.regions.clone() }
+    }
+
+    pub(super) fn has_gpu(&self) -> bool {
+        self.regions.values().any(|region| region.host().is_none())
     }
 }
 
@@ -70,6 +86,9 @@ impl Agent {
                     session: EngineSession::default(),
                     said_serving: None,
                     regions: Arc::default(),
+                    to_copy: Vec::new(),
+                    copying: false,
+                    staged: None,
                     all_fresh: true,
                     bindings: Vec::new(),
                     rows: Vec::new(),
@@ -111,7 +130,13 @@ impl Agent {
                 self.answer_waiting_engines(&channel);
                 return None;
             }
-            Request::Region(spec) => return Some(self.on_region(conn, &spec, fd)),
+            Request::Region(spec) => {
+                if let Err(refusal) = self.check_region(conn, &spec) {
+                    return Some(Err(refusal));
+                }
+                self.job(Job::OpenRegion { conn, request: id, spec, fd, gpus: self.gpus.clone() });
+                return None;
+            }
             Request::Bind { bindings } => {
                 let bindings = bindings.into_iter().map(Binding::from).collect();
                 return Some(self.on_bind(conn, bindings));
@@ -167,20 +192,37 @@ impl Agent {
         serde_json::to_value(welcome).map_err(|e| ErrorReply::new(code::TOO_LARGE, e.to_string()))
     }
 
-    fn on_region(&mut self, conn: ConnId, spec: &RegionSpec, fd: Option<OwnedFd>) -> Reply {
-        let bad = |text: String| ErrorReply::new(code::BAD_REGION, text);
+    fn check_region(&mut self, conn: ConnId, spec: &RegionSpec) -> Result<(), ErrorReply> {
+        let bad = |text: String| Err(ErrorReply::new(code::BAD_REGION, text));
         let entry = self.registering(conn)?;
         if entry.regions.contains_key(&spec.region) {
-            return Err(bad(format!("region {} is registered already", spec.region)));
+            return bad(format!("region {} is registered already", spec.region));
         }
-        if entry.regions.len() >= REGIONS_MAX {
-            return Err(bad(format!("more than {REGIONS_MAX} regions: put several tensors into one")));
+        match entry.regions.len() < REGIONS_MAX {
+            true => Ok(()),
+            false => bad(format!("more than {REGIONS_MAX} regions: put several tensors into one")),
         }
-        let fd = fd.ok_or_else(|| bad(format!("region {} came without its memfd", spec.region)))?;
-        let mapping = Mapping::from_memfd(fd, spec.bytes).map_err(|e| bad(format!("region {}: {e}", spec.region)))?;
-        Arc::make_mut(&mut entry.regions).insert(spec.region, mapping.span());
-        entry.all_fresh &= spec.fresh;
-        Ok(json!({}))
+    }
+
+    pub(super) fn on_region_opened(
+        &mut self,
+        conn: ConnId,
+        request: u64,
+        spec: &RegionSpec,
+        result: anyhow::Result<Region>,
+    ) {
+        // It may have gone on without waiting for the answer.
+        let reply = self.check_region(conn, spec).and_then(|()| {
+            let refused = |error: &_| format!("region {}: {}", spec.region, reasons(error));
+            let region = result.map_err(|error| ErrorReply::new(code::BAD_REGION, refused(&error)))?;
+            let entry = self.registering(conn)?;
+            Arc::make_mut(&mut entry.regions).insert(spec.region, region);
+            entry.all_fresh &= spec.fresh;
+            Ok(json!({}))
+        });
+        if let Some(engines) = &self.engines {
+            engines.reply(conn, request, reply);
+        }
     }
 
     fn on_bind(&mut self, conn: ConnId, bindings: Vec<Binding>) -> Reply {
@@ -364,13 +406,13 @@ impl Agent {
         let Some(entry) = self.sessions.get(&conn) else { return };
         let Some(channel) = entry.channel.clone() else { return };
         let target = entry.session.target().cloned();
-        let regions = entry.regions.clone();
         match (output, target) {
             (EngineOutput::Scan, Some(target)) => {
-                self.job(Job::Scan { conn, plan: target.plan, layout: target.layout, regions });
+                let memory = entry.memory(&target);
+                self.job(Job::Scan { conn, memory });
             }
             (EngineOutput::Copy { chunk }, Some(target)) => match self.source(conn, &target.manifest, chunk) {
-                Some(source) => self.job(Job::Copy { conn, chunk, source, plan: target.plan, regions }),
+                Some(source) => self.copy(conn, &target, chunk, source),
                 None => {
                     self.engine_input(conn, EngineInput::Copied { chunk, ok: false });
                     self.discard(target.manifest, chunk);
@@ -379,7 +421,7 @@ impl Agent {
             (EngineOutput::Apply { chunks }, Some(target)) => {
                 let found = chunks.iter().map(|c| Some((c, self.source(conn, &target.manifest, c)?)));
                 match found.collect::<Option<Vec<_>>>() {
-                    Some(sources) => self.job(Job::Apply { conn, sources, plan: target.plan, regions }),
+                    Some(sources) => self.apply_update(conn, &target, sources),
                     None => {
                         let gone = chunks.iter().filter(|c| !self.has_source(&target.manifest, *c));
                         let gone: Vec<u32> = gone.collect();
@@ -399,6 +441,9 @@ impl Agent {
                 self.tidy();
                 self.count_engines();
             }
+            (EngineOutput::Tell(Tell::Pause { manifest, .. }), Some(target)) if entry.has_gpu() && self.shadow => {
+                self.stage(conn, &channel, manifest, &target);
+            }
             (EngineOutput::Tell(tell), _) => self.tell_engine(conn, &channel, tell),
             (EngineOutput::Scan | EngineOutput::Copy { .. } | EngineOutput::Apply { .. }, None) => {}
         }
@@ -406,7 +451,7 @@ impl Agent {
 
     /// Where to copy a chunk from for this engine. Never from its own memory, which is about to
     /// be overwritten: such a chunk is first put into the store.
-    fn source(&mut self, conn: ConnId, manifest: &ManifestHash, chunk: u32) -> Option<Source> {
+    pub(super) fn source(&mut self, conn: ConnId, manifest: &ManifestHash, chunk: u32) -> Option<Source> {
         let (hash, len) = {
             let c = self.manifests.get(manifest)?.layout.chunk(chunk);
             (c.hash, u64::from(c.len))
@@ -464,7 +509,7 @@ impl Agent {
         self.retire();
     }
 
-    fn tell_engine(&mut self, conn: ConnId, channel: &ChannelName, tell: Tell) {
+    pub(super) fn tell_engine(&mut self, conn: ConnId, channel: &ChannelName, tell: Tell) {
         let about = match &tell {
             Tell::Hydrated { manifest }
             | Tell::Pause { manifest, .. }
@@ -577,6 +622,6 @@ impl Agent {
     }
 }
 
-fn region_bytes(regions: &BTreeMap<u32, Span>) -> BTreeMap<u32, u64> {
-    regions.iter().map(|(id, span)| (*id, span.len())).collect()
+fn region_bytes(regions: &Regions) -> BTreeMap<u32, u64> {
+    regions.iter().map(|(id, region)| (*id, region.len())).collect()
 }

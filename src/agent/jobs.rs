@@ -1,15 +1,17 @@
 //! Work that takes long: hashing, copying, disks. On blocking threads, each ending in an event.
 
 use super::library::Tree;
-use super::pieces::{CopyError, Source, copy, is_in_place};
+use super::pieces::{CopyError, Memory, Source, Staged};
+use super::regions::{Gpus, Region};
 use super::{Agent, Ended, Event};
 use anyhow::{Context, Result};
 use aquifer_core::{ChunkHash, ChunkSet, Layout, ManifestHash, NodeId};
 use aquifer_engine::ConnId;
+use aquifer_engine::protocol::RegionSpec;
 use aquifer_memory::{DiskStore, Reservation, Span, StoreError};
-use aquifer_proto::{EngineInput, OpId, Plan};
-use std::collections::BTreeMap;
+use aquifer_proto::{EngineInput, OpId};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -35,25 +37,36 @@ pub(super) enum Job {
         span: Span,
         reader: NodeId,
     },
+    /// Find out what an engine's region is.
+    OpenRegion {
+        conn: ConnId,
+        request: u64,
+        spec: RegionSpec,
+        fd: Option<OwnedFd>,
+        gpus: Gpus,
+    },
     /// Hash what lies in an engine's regions.
     Scan {
         conn: ConnId,
-        plan: Arc<Plan>,
-        layout: Arc<Layout>,
-        regions: Arc<BTreeMap<u32, Span>>,
+        memory: Memory,
     },
     Copy {
         conn: ConnId,
-        chunk: u32,
-        source: Source,
-        plan: Arc<Plan>,
-        regions: Arc<BTreeMap<u32, Span>>,
+        sources: Vec<(u32, Source)>,
+        memory: Memory,
+    },
+    /// Put what will change on the GPU beside what it will change.
+    Stage {
+        conn: ConnId,
+        manifest: ManifestHash,
+        sources: Vec<(u32, Source)>,
+        memory: Memory,
     },
     Apply {
         conn: ConnId,
         sources: Vec<(u32, Source)>,
-        plan: Arc<Plan>,
-        regions: Arc<BTreeMap<u32, Span>>,
+        staged: Arc<Staged>,
+        memory: Memory,
     },
 }
 
@@ -63,8 +76,10 @@ pub(super) enum JobDone {
     Committed { op: OpId, result: Result<(), StoreError> },
     TreeFinished { manifest: ManifestHash, result: Result<(), StoreError> },
     Rechecked { manifest: ManifestHash, chunk: u32, reader: NodeId, result: io::Result<bool> },
+    RegionOpened { conn: ConnId, request: u64, spec: RegionSpec, result: Result<Region> },
     Scanned { conn: ConnId, in_place: ChunkSet },
-    Copied { conn: ConnId, chunk: u32, result: Result<(), CopyError> },
+    Copied { conn: ConnId, results: Vec<(u32, Result<(), CopyError>)> },
+    Staged { conn: ConnId, manifest: ManifestHash, staged: Staged },
     Applied { conn: ConnId, result: Result<(), CopyError> },
 }
 
@@ -113,13 +128,22 @@ impl Agent {
                 self.traffic.chunks_found += u64::from(in_place.count());
                 self.engine_input(conn, EngineInput::Scanned { in_place });
             }
-            JobDone::Copied { conn, chunk, result } => {
-                let ok = self.copied(conn, result);
-                self.engine_input(conn, EngineInput::Copied { chunk, ok });
-                if !ok {
+            JobDone::RegionOpened { conn, request, spec, result } => {
+                self.on_region_opened(conn, request, &spec, result)
+            }
+            JobDone::Copied { conn, results } => {
+                let mut missing = false;
+                for (chunk, result) in results {
+                    let ok = self.copied(conn, result);
+                    missing |= !ok;
+                    self.engine_input(conn, EngineInput::Copied { chunk, ok });
+                }
+                self.copy_next(conn, true);
+                if missing {
                     self.feed_engine(conn);
                 }
             }
+            JobDone::Staged { conn, manifest, staged } => self.on_staged(conn, manifest, staged),
             JobDone::Applied { conn, result } => {
                 let ok = self.copied(conn, result);
                 self.engine_input(conn, EngineInput::Applied { ok });
@@ -156,17 +180,20 @@ impl Job {
                 let result = span.hash().map(|found| found == hash);
                 JobDone::Rechecked { manifest, chunk, reader, result }
             }
-            Job::Scan { conn, plan, layout, regions } => {
-                let right = |chunk: &u32| is_in_place(&plan, &regions, *chunk, layout.chunk(*chunk));
-                let in_place = ChunkSet::from_indices(layout.len(), plan.needs().iter().filter(right));
-                JobDone::Scanned { conn, in_place }
+            Job::OpenRegion { conn, request, spec, fd, gpus } => {
+                let result = gpus.region(&spec, fd);
+                JobDone::RegionOpened { conn, request, spec, result }
             }
-            Job::Copy { conn, chunk, source, plan, regions } => {
-                JobDone::Copied { conn, chunk, result: copy(&plan, &regions, chunk, &source) }
+            Job::Scan { conn, memory } => JobDone::Scanned { conn, in_place: memory.in_place() },
+            Job::Copy { conn, sources, memory } => {
+                JobDone::Copied { conn, results: memory.copy_all(&sources, &Staged::new()) }
             }
-            Job::Apply { conn, sources, plan, regions } => {
-                let result = sources.iter().try_for_each(|(chunk, source)| copy(&plan, &regions, *chunk, source));
-                JobDone::Applied { conn, result }
+            Job::Stage { conn, manifest, sources, memory } => {
+                JobDone::Staged { conn, manifest, staged: memory.stage(&sources) }
+            }
+            Job::Apply { conn, sources, staged, memory } => {
+                let results = memory.copy_all(&sources, &staged);
+                JobDone::Applied { conn, result: results.into_iter().try_for_each(|(_, result)| result) }
             }
         }
     }

@@ -14,8 +14,10 @@ mod library;
 mod node_view;
 mod pieces;
 mod recording;
+mod regions;
 mod releasing;
 mod transports;
+mod updates;
 pub(crate) mod view;
 
 use crate::state::StateDir;
@@ -23,6 +25,7 @@ use anyhow::{Context, Result};
 use aquifer_core::{
     ChannelName, ChunkHash, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time,
 };
+use aquifer_cuda::DeviceUuid;
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
@@ -34,6 +37,7 @@ use jobs::JobDone;
 use landing::Read;
 use library::{Loaded, Tree};
 use recording::Recording;
+use regions::Gpus;
 use releasing::Publication;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -80,6 +84,9 @@ pub(crate) struct AgentConfig {
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) channels: Vec<(ChannelName, Vec<PublisherKey>)>,
     pub(crate) hold: Hold,
+    /// Whether updates of GPU memory wait on the GPU, where there is room.
+    pub(crate) shadow: bool,
+    pub(crate) twin_gpu: Option<DeviceUuid>,
     pub(crate) store: Option<PathBuf>,
     pub(crate) store_bytes: Option<u64>,
     pub(crate) memory_bytes: u64,
@@ -181,6 +188,8 @@ struct Agent {
     spoiled: BTreeSet<(ConnId, ChunkHash)>,
     state: Option<StateDir>,
     name: String,
+    gpus: Gpus,
+    shadow: bool,
     hold: Hold,
     memory: MemoryStore,
     disk: Option<DiskStore>,
@@ -308,6 +317,8 @@ impl Agent {
             sessions: BTreeMap::new(),
             state: config.state,
             name: config.name,
+            gpus: Gpus::new(config.twin_gpu),
+            shadow: config.shadow,
             hold: config.hold,
             memory: MemoryStore::new(config.memory_bytes),
             disk,

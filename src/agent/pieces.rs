@@ -1,11 +1,16 @@
 //! Chunks in an engine's memory, where they may lie in pieces: looking whether they are there, and
 //! copying them in.
 
-use aquifer_core::{Chunk, ChunkHash, Hash, Run};
-use aquifer_memory::{DiskStore, Span};
+use super::regions::Regions;
+use aquifer_core::{Chunk, ChunkHash, ChunkSet, Hash, Layout, Run};
+use aquifer_cuda::{DeviceSpan, DeviceUuid, DeviceWorker, Goes};
+use aquifer_memory::{DiskStore, Mapping, Span};
 use aquifer_proto::Plan;
 use std::collections::BTreeMap;
-use std::io;
+use std::sync::Arc;
+
+/// Spans that a GPU hashes in one go.
+const HASHED_AT_ONCE: usize = 4096;
 
 /// Bytes to copy into an engine's memory.
 #[derive(Debug)]
@@ -19,7 +24,7 @@ pub(super) enum Source {
 }
 
 /// Why a copy failed, and whose fault it is.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum CopyError {
     /// The source is not what it should be: it must be fetched again.
     Source {
@@ -29,9 +34,216 @@ pub(super) enum CopyError {
     Region(String),
 }
 
-/// Whether every spot of the chunk holds its bytes. A chunk of which not all bytes are bound cannot be
-/// checked and counts as wrong.
-pub(super) fn is_in_place(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32, expected: Chunk) -> bool {
+/// An engine's memory, and what goes there.
+#[derive(Clone, Debug)]
+pub(super) struct Memory {
+    pub(super) plan: Arc<Plan>,
+    pub(super) layout: Arc<Layout>,
+    pub(super) regions: Arc<Regions>,
+}
+
+/// Chunks, and the one place of each in a GPU's memory.
+type Spots = Vec<(u32, DeviceSpan)>;
+
+/// Chunks that lie verified in a GPU's memory, by their numbers, to be copied where they belong.
+pub(super) type Staged = BTreeMap<(DeviceUuid, u32), DeviceSpan>;
+
+impl Memory {
+    /// Chunks of which every spot holds its bytes. One of which not all bytes are bound cannot be
+    /// checked and counts as wrong.
+    pub(super) fn in_place(&self) -> ChunkSet {
+        let mut found = ChunkSet::empty(self.layout.len());
+        let mut on_gpus: BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Spots)> = BTreeMap::new();
+        for chunk in self.plan.needs().iter() {
+            let whole = self.plan.place(chunk).filter(|_| self.plan.has_one_spot(chunk));
+            let on_gpu = whole.and_then(|(region, range)| self.regions.get(&region)?.gpu(range));
+            match on_gpu {
+                Some((span, worker)) => {
+                    let entry = on_gpus.entry(worker.uuid()).or_insert_with(|| (worker.clone(), Vec::new()));
+                    entry.1.push((chunk, span));
+                }
+                None if is_in_place(&self.plan, &self.regions, chunk, self.layout.chunk(chunk)) => {
+                    found.insert(chunk);
+                }
+                None => {}
+            }
+        }
+        for (worker, chunks) in on_gpus.into_values() {
+            for some in chunks.chunks(HASHED_AT_ONCE) {
+                let spans: Vec<DeviceSpan> = some.iter().map(|(_, span)| span.clone()).collect();
+                match worker.hash(&spans) {
+                    Ok(hashes) => {
+                        let right = some.iter().zip(hashes).filter(|((c, _), h)| self.layout.chunk(*c).hash == *h);
+                        found.union_with(&ChunkSet::from_indices(
+                            self.layout.len(),
+                            right.map(|((chunk, _), _)| *chunk),
+                        ));
+                    }
+                    // Fetched again, like what was never there.
+                    Err(error) => tracing::warn!("an engine's memory cannot be hashed: {error}"),
+                }
+            }
+        }
+        found
+    }
+
+    /// Copies chunks to all their spots: those in GPUs' memory from what was `staged` there, if it was. What
+    /// became of each.
+    pub(super) fn copy_all(&self, sources: &[(u32, Source)], staged: &Staged) -> Vec<(u32, Result<(), CopyError>)> {
+        let mut results: Vec<(u32, Result<(), CopyError>)> = Vec::with_capacity(sources.len());
+        let mut gpus: BTreeMap<DeviceUuid, ForGpu> = BTreeMap::new();
+        for (at, (chunk, source)) in sources.iter().enumerate() {
+            results.push((*chunk, self.copy(at, *chunk, source, staged, &mut gpus)));
+        }
+        for gpu in gpus.values() {
+            gpu.work(&mut results);
+        }
+        results
+    }
+
+    /// Puts chunks beside an engine's memory, on the GPUs where they go. What does not fit stays where it is.
+    pub(super) fn stage(&self, sources: &[(u32, Source)]) -> Staged {
+        let mut staged = Staged::new();
+        let mut gpus: BTreeMap<DeviceUuid, ForGpu> = BTreeMap::new();
+        for (at, (chunk, source)) in sources.iter().enumerate() {
+            // What fails now is told when it is to be applied.
+            for (worker, _) in self.goes(*chunk).into_values() {
+                if let Ok(from) = self.load(*chunk, source) {
+                    let gpu = gpus.entry(worker.uuid()).or_insert_with(|| ForGpu::new(worker));
+                    gpu.land.push((from, self.layout.chunk(*chunk).hash, Goes::Parts(Vec::new())));
+                    gpu.landed.push(at);
+                }
+            }
+        }
+        for (uuid, gpu) in gpus {
+            let chunks: Vec<(Span, ChunkHash)> = gpu.land.into_iter().map(|(from, hash, _)| (from, hash)).collect();
+            match gpu.worker.stage(&chunks) {
+                Ok(places) => {
+                    let there =
+                        gpu.landed.into_iter().zip(places).filter_map(|(at, place)| Some((sources[at].0, place?)));
+                    staged.extend(there.map(|(chunk, place)| ((uuid, chunk), place)));
+                }
+                Err(error) => tracing::info!("the update is applied from host memory: {error}"),
+            }
+        }
+        staged
+    }
+
+    /// Copies a chunk to its spots in host memory, and lists what is to be done on GPUs.
+    fn copy(
+        &self,
+        at: usize,
+        chunk: u32,
+        source: &Source,
+        staged: &Staged,
+        gpus: &mut BTreeMap<DeviceUuid, ForGpu>,
+    ) -> Result<(), CopyError> {
+        let mut loaded: Option<Span> = None;
+        for (uuid, (worker, goes)) in self.goes(chunk) {
+            let gpu = gpus.entry(uuid).or_insert_with(|| ForGpu::new(worker));
+            match staged.get(&(uuid, chunk)) {
+                Some(from) => {
+                    gpu.apply.push((from.clone(), goes));
+                    gpu.applied.push(at);
+                }
+                None => {
+                    let from = match &loaded {
+                        Some(from) => from.clone(),
+                        None => loaded.insert(self.load(chunk, source)?).clone(),
+                    };
+                    gpu.land.push((from, self.layout.chunk(chunk).hash, goes));
+                    gpu.landed.push(at);
+                }
+            }
+        }
+        for (region, run) in self.plan.spots(chunk).iter().flat_map(|spot| self.plan.runs(spot)) {
+            let region = self.regions.get(&region).ok_or_else(|| CopyError::Region("a region is gone".into()))?;
+            let Some(host) = region.host() else { continue };
+            let from = match &loaded {
+                Some(from) => from.clone(),
+                None => loaded.insert(self.load(chunk, source)?).clone(),
+            };
+            let copied = from.copy_to(run.tensor_offset, host, run.region_offset, run.bytes);
+            copied.map_err(|e| CopyError::Region(e.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Where a chunk goes on each GPU.
+    fn goes(&self, chunk: u32) -> BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Goes)> {
+        let mut all: BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Goes)> = BTreeMap::new();
+        let whole = self.plan.place(chunk).filter(|_| self.plan.has_one_spot(chunk));
+        if let Some((span, worker)) = whole.and_then(|(region, range)| self.regions.get(&region)?.gpu(range)) {
+            all.insert(worker.uuid(), (worker.clone(), Goes::Whole(span)));
+            return all;
+        }
+        for (region, run) in self.plan.spots(chunk).iter().flat_map(|spot| self.plan.runs(spot)) {
+            let range = run.region_offset..run.region_offset + run.bytes;
+            let Some((span, worker)) = self.regions.get(&region).and_then(|region| region.gpu(range)) else { continue };
+            let entry = all.entry(worker.uuid()).or_insert_with(|| (worker.clone(), Goes::Parts(Vec::new())));
+            if let Goes::Parts(parts) = &mut entry.1 {
+                parts.push((run.tensor_offset, span));
+            }
+        }
+        all
+    }
+
+    /// A chunk's bytes, right for sure, in memory that nobody else writes to.
+    fn load(&self, chunk: u32, source: &Source) -> Result<Span, CopyError> {
+        let bad = |reason: String| CopyError::Source { chunk, reason };
+        let (span, hash) = match source {
+            Source::Store(span) => return Ok(span.clone()),
+            Source::Region(span, hash) => (span.clone(), hash),
+            Source::Disk(disk, hash) => (disk.get(hash).ok_or_else(|| bad("it is gone from the store".into()))?, hash),
+        };
+        let copy = Mapping::anonymous(span.len()).map_err(|e| CopyError::Region(e.to_string()))?.span();
+        span.copy_to(0, &copy, 0, span.len()).map_err(|e| bad(format!("it cannot be read: {e}")))?;
+        match copy.hash() {
+            Ok(found) if found == *hash => Ok(copy),
+            Ok(_) => Err(bad("its bytes are not what they were".into())),
+            Err(error) => Err(bad(error.to_string())),
+        }
+    }
+}
+
+/// What is to be done on one GPU, and for which of the list it is done.
+struct ForGpu {
+    worker: Arc<dyn DeviceWorker>,
+    land: Vec<(Span, ChunkHash, Goes)>,
+    landed: Vec<usize>,
+    apply: Vec<(DeviceSpan, Goes)>,
+    applied: Vec<usize>,
+}
+
+impl ForGpu {
+    fn new(worker: Arc<dyn DeviceWorker>) -> Self {
+        ForGpu { worker, land: Vec::new(), landed: Vec::new(), apply: Vec::new(), applied: Vec::new() }
+    }
+
+    fn work(&self, results: &mut [(u32, Result<(), CopyError>)]) {
+        let mut fail = |at: &usize, reason: String| results[*at].1 = Err(CopyError::Region(reason));
+        if let Err(error) = self.worker.apply(&self.apply) {
+            self.applied.iter().for_each(|at| fail(at, error.to_string()));
+        }
+        if self.land.is_empty() {
+            return;
+        }
+        match self.worker.land(&self.land) {
+            Ok(wrong) => {
+                for at in wrong.iter().filter_map(|place| self.landed.get(*place)) {
+                    fail(
+                        at,
+                        format!("a chunk came to {} with other bytes than it had in host memory", self.worker.uuid()),
+                    );
+                }
+            }
+            Err(error) => self.landed.iter().for_each(|at| fail(at, error.to_string())),
+        }
+    }
+}
+
+/// Whether every spot of the chunk holds its bytes.
+fn is_in_place(plan: &Plan, regions: &Regions, chunk: u32, expected: Chunk) -> bool {
     let spots = plan.spots(chunk);
     if !spots.iter().all(|spot| plan.covers(chunk, spot)) {
         return plan.gathered(chunk).and_then(|runs| gathered_hash(&runs, regions, expected.len))
@@ -51,7 +263,7 @@ pub(super) fn is_in_place(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32
 
 /// The hash of a chunk of `len` bytes that is put together from `runs`, which are in the order of its
 /// bytes. None if some of them are missing, or lie in two places and differ.
-fn gathered_hash(runs: &[(u32, Run)], regions: &BTreeMap<u32, Span>, len: u32) -> Option<ChunkHash> {
+fn gathered_hash(runs: &[(u32, Run)], regions: &Regions, len: u32) -> Option<ChunkHash> {
     let mut bytes = vec![0; len as usize];
     let mut again = Vec::new();
     let mut reached = 0;
@@ -75,55 +287,12 @@ fn gathered_hash(runs: &[(u32, Run)], regions: &BTreeMap<u32, Span>, len: u32) -
     (reached == bytes.len()).then(|| ChunkHash::of(&bytes))
 }
 
-/// Copies a chunk to all its spots.
-pub(super) fn copy(plan: &Plan, regions: &BTreeMap<u32, Span>, chunk: u32, source: &Source) -> Result<(), CopyError> {
-    let bad = |reason: String| CopyError::Source { chunk, reason };
-    let checked = |span: &Span, hash: &ChunkHash| -> Result<Bytes, CopyError> {
-        let mut bytes = vec![0; usize::try_from(span.len()).map_err(|e| bad(e.to_string()))?];
-        span.read(0, &mut bytes).map_err(|e| bad(format!("it cannot be read: {e}")))?;
-        match ChunkHash::of(&bytes) == *hash {
-            true => Ok(Bytes::Private(bytes)),
-            false => Err(bad("its bytes are not what they were".into())),
-        }
-    };
-    let bytes = match source {
-        Source::Store(span) => Bytes::Shared(span.clone()),
-        Source::Region(span, hash) => checked(span, hash)?,
-        Source::Disk(disk, hash) => {
-            checked(&disk.get(hash).ok_or_else(|| bad("it is gone from the store".into()))?, hash)?
-        }
-    };
-    for spot in plan.spots(chunk) {
-        for (region, run) in plan.runs(spot) {
-            let region = regions.get(&region).ok_or_else(|| CopyError::Region("a region is gone".into()))?;
-            bytes.copy_to(&run, region).map_err(|e| CopyError::Region(e.to_string()))?;
-        }
-    }
-    Ok(())
-}
-
-enum Bytes {
-    Shared(Span),
-    Private(Vec<u8>),
-}
-
-impl Bytes {
-    fn copy_to(&self, run: &Run, region: &Span) -> io::Result<()> {
-        match self {
-            Bytes::Shared(span) => span.copy_to(run.tensor_offset, region, run.region_offset, run.bytes),
-            Bytes::Private(bytes) => {
-                let at = |offset: u64| usize::try_from(offset).map_err(io::Error::other);
-                let piece = bytes.get(at(run.tensor_offset)?..at(run.tensor_offset + run.bytes)?);
-                region.write(run.region_offset, piece.ok_or_else(|| io::Error::other("a run beyond its chunk"))?)
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::regions::Region;
     use aquifer_core::{Binding, Content, Dtype, Layout, Manifest, Packed, TensorEntry};
+    use aquifer_cuda::{Twin, twin_region, worker};
     use aquifer_memory::Mapping;
 
     /// Tensors `a`, `b` and `c` of four bytes each, in one pack.
@@ -146,35 +315,57 @@ mod tests {
         Binding { tensor: tensor.into(), dtype, shape: vec![4], index: vec![index], region, offset, strides }
     }
 
-    struct Engine {
-        plan: Plan,
-        regions: BTreeMap<u32, Span>,
-        chunk: Chunk,
-    }
+    const GPU: DeviceUuid = DeviceUuid([5; 16]);
+
+    struct Engine(Memory);
 
     impl Engine {
+        /// Its second region is on a GPU, or rather on a twin.
         fn new(bindings: &[Binding]) -> Self {
             let (manifest, layout, _) = pack();
-            let regions = BTreeMap::from([0, 1].map(|region| (region, Mapping::anonymous(64).unwrap().span())));
-            let lens = regions.iter().map(|(region, span)| (*region, span.len())).collect();
+            let memory = || Mapping::anonymous(64).unwrap().span();
+            let gpu = Region::Gpu(twin_region(GPU, memory()), worker(Twin::new(GPU)));
+            let regions = BTreeMap::from([(0, Region::Host(memory())), (1, gpu)]);
+            let lens = regions.iter().map(|(region, memory)| (*region, memory.len())).collect();
             let plan = Plan::of(&manifest, &layout, bindings, &[], &lens).unwrap();
-            Engine { plan, regions, chunk: layout.chunk(0) }
+            Engine(Memory { plan: Arc::new(plan), layout: Arc::new(layout), regions: Arc::new(regions) })
         }
 
         fn is_right(&self) -> bool {
-            is_in_place(&self.plan, &self.regions, 0, self.chunk)
+            self.0.in_place().contains(0)
+        }
+
+        fn source() -> Vec<(u32, Source)> {
+            let source = Mapping::anonymous(12).unwrap().span();
+            source.write(0, &pack().2).unwrap();
+            vec![(0, Source::Store(source))]
         }
 
         fn fill(&self) {
-            let source = Mapping::anonymous(12).unwrap().span();
-            source.write(0, &pack().2).unwrap();
-            copy(&self.plan, &self.regions, 0, &Source::Store(source)).unwrap();
+            self.fill_from(&Staged::new());
+        }
+
+        fn fill_from(&self, staged: &Staged) {
+            let results = self.0.copy_all(&Self::source(), staged);
+            assert!(matches!(results[..], [(0, Ok(()))]), "{results:?}");
         }
 
         fn read(&self, region: u32, at: u64) -> [u8; 4] {
             let mut bytes = [0; 4];
-            self.regions[&region].read(at, &mut bytes).unwrap();
+            self.0.regions[&region].read(at, &mut bytes).unwrap();
             bytes
+        }
+
+        fn write(&self, region: u32, at: u64, bytes: &[u8]) {
+            let chunk = Mapping::anonymous(bytes.len() as u64).unwrap().span();
+            chunk.write(0, bytes).unwrap();
+            match &self.0.regions[&region] {
+                Region::Host(span) => span.write(at, bytes).unwrap(),
+                Region::Gpu(span, worker) => {
+                    let to = span.slice(at..at + bytes.len() as u64).unwrap();
+                    worker.land(&[(chunk, ChunkHash::of(bytes), Goes::Whole(to))]).unwrap();
+                }
+            }
         }
     }
 
@@ -188,7 +379,7 @@ mod tests {
             [engine.read(0, 32), engine.read(1, 7), engine.read(0, 0)],
             [[9, 10, 11, 12], [1, 2, 3, 4], [5, 6, 7, 8]]
         );
-        engine.regions[&1].write(8, b"x").unwrap();
+        engine.write(1, 8, b"x");
         assert!(!engine.is_right());
     }
 
@@ -199,7 +390,7 @@ mod tests {
         let engine = Engine::new(&[all.as_slice(), &halves].concat());
         engine.fill();
         assert!(engine.is_right());
-        engine.regions[&1].write(17, b"x").unwrap();
+        engine.write(1, 17, b"x");
         assert!(!engine.is_right(), "the third copy of a byte is wrong");
     }
 
@@ -210,5 +401,36 @@ mod tests {
             engine.fill();
             assert!(!engine.is_right(), "{slice:?} of 'c'");
         }
+    }
+
+    #[test]
+    fn a_gpu_has_chunks_whole_and_from_what_was_staged() {
+        let whole = [bind("a", (0, 4), 1, 8), bind("b", (0, 4), 1, 0), bind("c", (0, 4), 1, 4)];
+        let parts =
+            [bind("a", (0, 4), 1, 32), bind("b", (0, 4), 1, 7), bind("c", (1, 3), 0, 0), bind("c", (0, 4), 1, 0)];
+        for bindings in [&whole[..], &parts] {
+            let engine = Engine::new(bindings);
+            let staged = engine.0.stage(&Engine::source());
+            assert_eq!(staged.len(), 1);
+            assert!(!engine.is_right(), "nothing is there before it is applied");
+            engine.fill_from(&staged);
+            assert!(engine.is_right());
+            let again = Engine::new(bindings);
+            again.fill();
+            assert!(again.is_right());
+            again.write(1, 8, b"xx");
+            assert!(!again.is_right());
+        }
+    }
+
+    #[test]
+    fn wrong_bytes_do_not_reach_a_gpu() {
+        let engine = Engine::new(&[bind("a", (0, 4), 1, 8), bind("b", (0, 4), 1, 0), bind("c", (0, 4), 1, 4)]);
+        let wrong = Mapping::anonymous(12).unwrap().span();
+        assert!(engine.0.stage(&[(0, Source::Store(wrong.clone()))]).is_empty());
+        let results = engine.0.copy_all(&[(0, Source::Store(wrong.clone()))], &Staged::new());
+        assert!(matches!(&results[..], [(0, Err(CopyError::Region(reason)))] if reason.contains("other bytes")));
+        let results = engine.0.copy_all(&[(0, Source::Region(wrong, engine.0.layout.chunk(0).hash))], &Staged::new());
+        assert!(matches!(&results[..], [(0, Err(CopyError::Source { chunk: 0, .. }))]), "{results:?}");
     }
 }

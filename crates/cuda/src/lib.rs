@@ -10,6 +10,7 @@ pub mod error;
 pub mod landing;
 pub mod limits;
 pub mod region;
+pub mod worker;
 
 mod driver;
 mod gpu;
@@ -24,3 +25,4 @@ pub use gpu::{Gpu, GpuHashing, GpuMark, GpuStream, PreparedHash};
 pub use region::{HandleError, RegionHandle};
 pub use twin::{Twin, TwinHashing, TwinMark, TwinStream};
 pub use uuid::{DeviceUuid, UuidParseError};
+pub use worker::{DeviceWorker, Goes, twin_region, worker};

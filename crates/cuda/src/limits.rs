@@ -47,3 +47,6 @@ pub const TILES_MAX: u64 = i32::MAX as u64;
 
 /// Scratch memory that a stream keeps for its next hashes. More than are ever under way at once.
 pub const SCRATCH_KEPT_MAX: usize = 8;
+
+/// Chunks that are staged on a device begin at multiples of this: what the copy and hashing kernels read at once.
+pub const STAGED_ALIGN_BYTES: u64 = 256;

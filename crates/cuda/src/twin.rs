@@ -26,6 +26,12 @@ impl Twin {
         Twin { uuid, exported: Arc::default() }
     }
 
+    /// Host memory as memory of the device called `uuid`.
+    pub(crate) fn of_host(uuid: DeviceUuid, memory: Span) -> DeviceSpan {
+        let (address, len) = (memory.as_ptr() as u64, memory.len());
+        DeviceSpan::new(uuid, Arc::new(memory), address, len)
+    }
+
     /// As an engine would: a handle to memory of this device.
     pub fn export(&self, span: &DeviceSpan) -> RegionHandle {
         let mut exported = lock(&self.exported);
@@ -44,9 +50,7 @@ impl Device for Twin {
     }
 
     fn allocate(&self, len: u64) -> Result<DeviceSpan, DeviceError> {
-        let memory = Mapping::anonymous(len)?.span();
-        let address = memory.as_ptr() as u64;
-        Ok(DeviceSpan::new(self.uuid, Arc::new(memory), address, len))
+        Ok(Self::of_host(self.uuid, Mapping::anonymous(len)?.span()))
     }
 
     fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError> {

@@ -161,7 +161,7 @@ impl EngineClient {
     /// Registers a memfd that is sealed against shrinking and growing, under a number not used
     /// before. `fresh` says that nothing was ever written to it.
     pub fn register(&mut self, region: u32, fd: OwnedFd, bytes: u64, fresh: bool) -> Result<(), ClientError> {
-        let request = Request::Region(RegionSpec { region, bytes, fresh });
+        let request = Request::Region(RegionSpec { region, bytes, fresh, gpu: None });
         self.persist(|link| link.call(&request, Some(fd.as_fd())))?;
         self.regions.push(Registered { region, fd, bytes });
         Ok(())
@@ -319,7 +319,7 @@ impl EngineClient {
         let serving = self.serving().map(|r| r.manifest);
         let (mut link, welcome) = greet(&self.path, &hello(&self.name, &self.channel, serving), &self.stopper)?;
         for Registered { region, fd, bytes } in &self.regions {
-            let request = Request::Region(RegionSpec { region: *region, bytes: *bytes, fresh: false });
+            let request = Request::Region(RegionSpec { region: *region, bytes: *bytes, fresh: false, gpu: None });
             link.call(&request, Some(fd.as_fd()))?;
         }
         link.bind(&self.bindings)?;

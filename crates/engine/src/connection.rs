@@ -134,12 +134,14 @@ fn admit(
         {
             return Err(ErrorReply::new(code::HELLO, "the first request of an engine must be 'hello'"));
         }
-        Request::Region(region) => {
+        // Where its GPU is a twin's, its memory is a memfd after all: the agent knows.
+        Request::Region(region) if region.gpu.is_none() || !fds.is_empty() => {
             let fd = sole_fd(&mut fds, region)?;
             check_region(region, &fd)?;
             return Ok((request, Some(fd)));
         }
         Request::Manifest { .. }
+        | Request::Region(_)
         | Request::Bind { .. }
         | Request::BindRow(_)
         | Request::Hydrate

@@ -34,7 +34,8 @@ pub enum Request {
         #[serde(skip_serializing_if = "Option::is_none")]
         from: Option<u32>,
     },
-    /// Memory, as the descriptor of a memfd sealed with `F_SEAL_SHRINK` and `F_SEAL_GROW`.
+    /// Memory: of the host, as the descriptor of a memfd sealed with `F_SEAL_SHRINK` and `F_SEAL_GROW`; of a
+    /// GPU, as a [`GpuMemory`] and no descriptor.
     Region(RegionSpec),
     Bind {
         bindings: Vec<BindingSpec>,
@@ -85,6 +86,20 @@ pub struct RegionSpec {
     /// True if nothing was ever written to it, so that hashing what is there is a waste.
     #[serde(default)]
     pub fresh: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuMemory>,
+}
+
+/// Where a region lies in a GPU's memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuMemory {
+    /// The GPU's UUID, `GPU-` and 32 hexadecimal digits: an index means different devices to processes that
+    /// see different ones.
+    pub device: String,
+    /// `cudaIpcMemHandle_t`, 64 bytes, or PyTorch's form of it, in hexadecimal.
+    pub handle: String,
+    /// In bytes from the beginning of the allocation that the handle names.
+    pub offset: u64,
 }
 
 /// [`Binding`] as it is written. `index` and `strides` may be left out; see there.
@@ -517,7 +532,13 @@ mod tests {
                 serving: Some(manifest()),
             }),
             Request::Manifest { from: None },
-            Request::Region(RegionSpec { region: 1, bytes: 64, fresh: true }),
+            Request::Region(RegionSpec { region: 1, bytes: 64, fresh: true, gpu: None }),
+            Request::Region(RegionSpec {
+                region: 2,
+                bytes: 64,
+                fresh: false,
+                gpu: Some(GpuMemory { device: "GPU-00".into(), handle: "0a".into(), offset: 512 }),
+            }),
             Request::Bind { bindings: vec![binding] },
             Request::Manifest { from: Some(0) },
             Request::BindRow(row.clone()),
@@ -569,7 +590,7 @@ mod tests {
         let event = json!({"event": "weather", "sky": "grey"}).to_string();
         assert_eq!(FromAgent::decode(event.as_bytes()).unwrap(), FromAgent::Event(Event::Unknown));
         let request = json!({"id": 3, "op": "region", "region": 0, "bytes": 1, "colour": "blue"}).to_string();
-        let expected = Request::Region(RegionSpec { region: 0, bytes: 1, fresh: false });
+        let expected = Request::Region(RegionSpec { region: 0, bytes: 1, fresh: false, gpu: None });
         assert_eq!(Request::decode(request.as_bytes()), Ok((3, Ok(expected))));
     }
 

@@ -44,7 +44,7 @@ pub enum EngineEvent {
         uid: u32,
     },
     /// Owes exactly one reply ([`Engines::reply`], [`Engines::reply_manifest`] or [`Engines::reply_page`]).
-    /// `fd` is there if and only if it is a `Region`, and is then a memfd sealed against shrinking and growing that has at least the bytes it claims.
+    /// `fd` is there if it is a `Region` of host memory, and is then a memfd sealed against shrinking and growing that has at least the bytes it claims.
     Request {
         conn: ConnId,
         id: u64,

@@ -218,7 +218,7 @@ impl Engine {
 impl Agent {
     async fn registration(&mut self, fresh: bool) -> OwnedFd {
         let (conn, id, request, fd) = self.request().await;
-        assert_eq!(request, Request::Region(RegionSpec { region: 3, bytes: 16, fresh }));
+        assert_eq!(request, Request::Region(RegionSpec { region: 3, bytes: 16, fresh, gpu: None }));
         self.engines.reply(conn, id, Ok(json!({})));
         self.expect(Request::Bind { bindings: vec![binding()] }).await;
         self.expect(Request::Hydrate).await;
@@ -438,7 +438,7 @@ impl Stranger {
 
     fn region(&self, id: u64, fds: &[&OwnedFd]) {
         use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-        let request = Request::Region(RegionSpec { region: 0, bytes: 16, fresh: true }).encode(id).unwrap();
+        let request = Request::Region(RegionSpec { region: 0, bytes: 16, fresh: true, gpu: None }).encode(id).unwrap();
         let fds: Vec<_> = fds.iter().map(|fd| fd.as_fd()).collect();
         let mut room = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
         let mut control = SendAncillaryBuffer::new(&mut room);
@@ -658,7 +658,7 @@ async fn a_row_is_said_one_by_one_to_an_agent_without_its_release() {
         let page = ManifestPage { release: release(seq), count: 2, from, names: names.to_vec(), kind_of, kinds };
         agent.engines.reply_page(conn, id, &page);
     }
-    agent.expect(Request::Region(RegionSpec { region: 3, bytes: 16, fresh: true })).await;
+    agent.expect(Request::Region(RegionSpec { region: 3, bytes: 16, fresh: true, gpu: None })).await;
     let (conn, id, request, _) = agent.request().await;
     let manifest = release(2).manifest;
     assert_eq!(request, Request::BindRow(RowSpec { manifest, tensors: None, region: 3, offset: 0, align: 256 }));

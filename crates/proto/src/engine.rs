@@ -296,6 +296,14 @@ impl EngineSession {
         }
     }
 
+    /// Chunks that change in the engine's memory once it pauses, from when it is asked to until then.
+    pub fn to_change(&self) -> Option<ChunkSet> {
+        let Phase::Pausing { target, in_place, .. } = &self.phase else { return None };
+        let mut chunks = target.plan.needs().clone();
+        chunks.subtract(in_place);
+        Some(chunks)
+    }
+
     /// Whether the driver may land this chunk of `manifest` in the engine's memory at once.
     pub fn landing_place(&self, manifest: &ManifestHash, chunk: u32) -> Option<(u32, Range<u64>)> {
         let Phase::Filling { target, landed, .. } = &self.phase else { return None };
@@ -503,9 +511,8 @@ impl EngineSession {
     }
 
     fn on_paused(&mut self) {
+        let Some(chunks) = self.to_change() else { return };
         let Phase::Pausing { target, in_place, .. } = &self.phase else { return };
-        let mut chunks = target.plan.needs().clone();
-        chunks.subtract(in_place);
         self.phase = Phase::Applying { target: target.clone(), in_place: in_place.clone() };
         self.serving = None;
         self.out.push_back(EngineOutput::PlacesChanged);

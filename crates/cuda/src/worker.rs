@@ -1,0 +1,277 @@
+//! What an agent has a device do, whichever kind of device it is.
+
+use crate::device::{Device, DeviceSpan, HostSpan, Stream};
+use crate::error::DeviceError;
+use crate::landing::{Landing, Placement};
+use crate::region::RegionHandle;
+use crate::uuid::DeviceUuid;
+use crate::{Twin, apply::apply};
+use aquifer_core::ChunkHash;
+use aquifer_memory::{Mapping, Span};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Host memory shorter than this is not registered for its own sake: that takes longer than a copy.
+const REGISTERED_BYTES_MIN: u64 = 1 << 20;
+
+/// Where a chunk goes in an engine's memory on one device.
+#[derive(Clone, Debug)]
+pub enum Goes {
+    /// All of it to one place, where it is verified.
+    Whole(DeviceSpan),
+    /// Ranges of it, each from that byte of the chunk on: it is verified in memory of this process on the
+    /// device, and copied from there.
+    Parts(Vec<(u64, DeviceSpan)>),
+}
+
+/// A device, at work for as many engines as there are.
+pub trait DeviceWorker: fmt::Debug + Send + Sync {
+    fn uuid(&self) -> DeviceUuid;
+
+    /// See [`Device::open`].
+    fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError>;
+
+    /// Copies chunks from host memory to where they go. They are hashed on the device; those that are not what
+    /// their names say are returned, by their place in the list, and of them nothing is copied on.
+    fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError>;
+
+    /// Puts chunks into memory of this process on the device, and verifies them there: where each is, or `None` if
+    /// it is not what its name says.
+    fn stage(&self, chunks: &[(Span, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError>;
+
+    /// Copies what was staged to where it goes, at once.
+    fn apply(&self, chunks: &[(DeviceSpan, Goes)]) -> Result<(), DeviceError>;
+
+    /// The BLAKE3 hash of each.
+    fn hash(&self, spans: &[DeviceSpan]) -> Result<Vec<ChunkHash>, DeviceError>;
+
+    /// Copies bytes out; for the few that cannot be looked at where they are.
+    fn read(&self, from: &DeviceSpan, into: &mut [u8]) -> Result<(), DeviceError>;
+}
+
+/// The worker of a device.
+pub fn worker<D: Device>(device: D) -> Arc<dyn DeviceWorker> {
+    let landing = Mutex::new(Landing::new(device.clone()));
+    Arc::new(Worker { device, landing, registered: Mutex::default() })
+}
+
+/// A twin's, which takes host memory of an engine for memory of its device.
+pub fn twin_region(twin: DeviceUuid, memory: Span) -> DeviceSpan {
+    Twin::of_host(twin, memory)
+}
+
+#[derive(Debug)]
+struct Worker<D: Device> {
+    device: D,
+    landing: Mutex<Landing<D>>,
+    registered: Mutex<Registered>,
+}
+
+/// Host memory that was registered, such as a store's slabs: as long as anybody else keeps it.
+#[derive(Debug, Default)]
+struct Registered {
+    all: Vec<HostSpan>,
+    /// The device refused once: what it refuses is copied by way of staging memory, and nobody need hear of
+    /// it for each chunk.
+    refused: bool,
+}
+
+/// What keeps a mapping that nobody else does: a registration, and the span it is of.
+const OWN_REFERENCES: usize = 2;
+
+impl<D: Device> Worker<D> {
+    /// A chunk's host memory, registered with all that it is a part of if that is worth it.
+    fn host(&self, span: &Span) -> HostSpan {
+        let (mapping, begin) = span.mapping();
+        let mut registered = lock(&self.registered);
+        let is = |whole: &&HostSpan| Arc::ptr_eq(whole.span().mapping().0, mapping);
+        let known = match registered.all.iter().find(is) {
+            Some(whole) => Some(whole.clone()),
+            None => self.register(&mut registered, mapping),
+        };
+        let part = known.and_then(|whole| whole.slice(begin..begin + span.len()).ok());
+        part.unwrap_or_else(|| HostSpan::pageable(span.clone()))
+    }
+
+    fn register(&self, registered: &mut Registered, mapping: &Arc<Mapping>) -> Option<HostSpan> {
+        registered.all.retain(|whole| Arc::strong_count(whole.span().mapping().0) > OWN_REFERENCES);
+        if mapping.len() < REGISTERED_BYTES_MIN || !mapping.is_writable() {
+            return None;
+        }
+        match self.device.register(&mapping.span()) {
+            Ok(whole) => {
+                registered.all.push(whole.clone());
+                Some(whole)
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut registered.refused, true) {
+                    tracing::warn!("host memory is copied to {} twice: {error}", self.device.uuid());
+                }
+                None
+            }
+        }
+    }
+
+    /// Chunks one after the other in new memory on the device.
+    fn allocate(&self, lengths: impl Iterator<Item = u64>) -> Result<Vec<DeviceSpan>, DeviceError> {
+        let (mut places, mut end) = (Vec::new(), 0);
+        for len in lengths {
+            places.push(end..end + len);
+            // The hashing kernel reads words.
+            end = (end + len).next_multiple_of(crate::limits::STAGED_ALIGN_BYTES);
+        }
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let all = self.device.allocate(end)?;
+        places.into_iter().map(|place| all.slice(place)).collect()
+    }
+
+    fn place(&self, placements: &[Placement]) -> Result<Vec<usize>, DeviceError> {
+        Ok(lock(&self.landing).land(placements)?.wrong)
+    }
+}
+
+impl<D: Device> DeviceWorker for Worker<D> {
+    fn uuid(&self) -> DeviceUuid {
+        self.device.uuid()
+    }
+
+    fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError> {
+        self.device.open(region)
+    }
+
+    fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+        let in_parts = chunks.iter().filter(|(_, _, goes)| matches!(goes, Goes::Parts(_)));
+        let mut staged = self.allocate(in_parts.map(|(from, _, _)| from.len()))?.into_iter();
+        let mut placements = Vec::with_capacity(chunks.len());
+        for (from, hash, goes) in chunks {
+            let to = match goes {
+                Goes::Whole(to) => Some(to.clone()),
+                Goes::Parts(_) => staged.next(),
+            };
+            let Some(to) = to else { continue };
+            placements.push(Placement { from: self.host(from), to, hash: *hash });
+        }
+        let wrong = self.place(&placements)?;
+        let right = placements.iter().zip(chunks).enumerate().filter(|(at, _)| wrong.binary_search(at).is_err());
+        let parts = right.filter(|(_, (_, (_, _, goes)))| matches!(goes, Goes::Parts(_)));
+        let copies: Vec<_> = parts.map(|(_, (placed, (_, _, goes)))| (placed.to.clone(), goes.clone())).collect();
+        self.apply(&copies)?;
+        Ok(wrong)
+    }
+
+    fn stage(&self, chunks: &[(Span, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError> {
+        let places = self.allocate(chunks.iter().map(|(from, _)| from.len()))?;
+        let placed = chunks.iter().zip(places);
+        let placements: Vec<Placement> =
+            placed.map(|((from, hash), to)| Placement { from: self.host(from), to, hash: *hash }).collect();
+        let wrong = self.place(&placements)?;
+        let right = |(at, placed): (usize, Placement)| wrong.binary_search(&at).is_err().then_some(placed.to);
+        Ok(placements.into_iter().enumerate().map(right).collect())
+    }
+
+    fn apply(&self, chunks: &[(DeviceSpan, Goes)]) -> Result<(), DeviceError> {
+        let mut pairs = Vec::with_capacity(chunks.len());
+        for (from, goes) in chunks {
+            match goes {
+                Goes::Whole(to) => pairs.push((from.clone(), to.clone())),
+                Goes::Parts(parts) => {
+                    for (begin, to) in parts {
+                        pairs.push((from.slice(*begin..*begin + to.len())?, to.clone()));
+                    }
+                }
+            }
+        }
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        let mut stream = self.device.stream()?;
+        apply(&mut stream, &pairs)?;
+        let done = stream.mark()?;
+        stream.wait(&done)
+    }
+
+    fn hash(&self, spans: &[DeviceSpan]) -> Result<Vec<ChunkHash>, DeviceError> {
+        let mut stream = self.device.stream()?;
+        let hashing = stream.hash(spans)?;
+        stream.digests(hashing)
+    }
+
+    fn read(&self, from: &DeviceSpan, into: &mut [u8]) -> Result<(), DeviceError> {
+        let host = Mapping::anonymous(from.len())?.span();
+        let mut stream = self.device.stream()?;
+        stream.download(from, &HostSpan::pageable(host.clone()))?;
+        let done = stream.mark()?;
+        stream.wait(&done)?;
+        Ok(host.read(0, into)?)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Lists and lanes are replaced whole or not at all.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: DeviceUuid = DeviceUuid([7; 16]);
+
+    fn chunk(seed: u8, len: usize) -> (Span, ChunkHash, Vec<u8>) {
+        let bytes: Vec<u8> =
+            (0..len).map(|i| seed.wrapping_mul(31).wrapping_add(u8::try_from(i % 251).unwrap())).collect();
+        let span = Mapping::anonymous(len as u64).unwrap().span();
+        span.write(0, &bytes).unwrap();
+        (span, ChunkHash::of(&bytes), bytes)
+    }
+
+    fn content(worker: &dyn DeviceWorker, span: &DeviceSpan) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(span.len()).unwrap()];
+        worker.read(span, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn chunks_land_whole_and_in_parts_and_wrong_ones_are_told() {
+        let worker = worker(Twin::new(HERE));
+        let memory = Mapping::anonymous(1 << 20).unwrap().span();
+        let region = twin_region(HERE, memory);
+        let (a, a_hash, a_bytes) = chunk(1, 70_001);
+        let (b, b_hash, b_bytes) = chunk(2, 5000);
+        let (c, _, _) = chunk(3, 100);
+        let whole = region.slice(0..70_001).unwrap();
+        let parts =
+            vec![(10, region.slice(100_000..100_100).unwrap()), (4000, region.slice(200_000..201_000).unwrap())];
+        let nowhere = region.slice(300_000..300_100).unwrap();
+        let wrong = worker
+            .land(&[
+                (a, a_hash, Goes::Whole(whole.clone())),
+                (c, a_hash, Goes::Parts(vec![(0, nowhere.clone())])),
+                (b, b_hash, Goes::Parts(parts.clone())),
+            ])
+            .unwrap();
+        assert_eq!(wrong, [1]);
+        assert!(content(&*worker, &whole) == a_bytes && worker.hash(&[whole]).unwrap() == [a_hash]);
+        assert!(content(&*worker, &nowhere).iter().all(|byte| *byte == 0), "what is wrong is not copied on");
+        assert_eq!(content(&*worker, &parts[0].1), b_bytes[10..110]);
+        assert_eq!(content(&*worker, &parts[1].1), b_bytes[4000..5000]);
+    }
+
+    #[test]
+    fn what_was_staged_is_applied_at_once() {
+        let worker = worker(Twin::new(HERE));
+        let region = twin_region(HERE, Mapping::anonymous(1 << 20).unwrap().span());
+        let (a, a_hash, a_bytes) = chunk(1, 4097);
+        let (b, b_hash, _) = chunk(2, 9);
+        let staged = worker.stage(&[(a, a_hash), (b.clone(), a_hash), (b, b_hash)]).unwrap();
+        assert!(staged[1].is_none());
+        let to = region.slice(3..4100).unwrap();
+        assert!(content(&*worker, &to).iter().all(|byte| *byte == 0), "nothing is there before it is applied");
+        worker.apply(&[(staged[0].clone().unwrap(), Goes::Whole(to.clone()))]).unwrap();
+        assert!(content(&*worker, &to) == a_bytes);
+        worker.apply(&[]).unwrap();
+        assert!(worker.stage(&[]).unwrap().is_empty());
+    }
+}
