@@ -13,7 +13,9 @@ See :class:`Engine` for all of it.
 from .arrays import ArrayError
 from .engine import Engine
 from .errors import AgentUnavailable, AquiferError, HydrationError, HydrationTimeout, RequestRefused
+from .gpu import GpuError
 from .memory import Arena, empty
+from .modules import Bound, Fused, Transposed
 from .values import Progress, Release, TensorInfo
 from .wire import default_socket_path, request_status
 
@@ -24,13 +26,17 @@ __all__ = [
     "AquiferError",
     "Arena",
     "ArrayError",
+    "Bound",
     "Engine",
+    "Fused",
+    "GpuError",
     "HydrationError",
     "HydrationTimeout",
     "Progress",
     "Release",
     "RequestRefused",
     "TensorInfo",
+    "Transposed",
     "default_socket_path",
     "empty",
     "request_status",

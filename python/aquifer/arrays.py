@@ -5,9 +5,9 @@ import difflib
 import math
 import sys
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple, TypeVar
+from typing import Any, Dict, List, Optional, Sequence, Tuple, TypeVar, Union
 
-from . import dtypes, memory
+from . import dtypes, gpu, memory
 from .errors import AquiferError
 from .values import TensorInfo
 
@@ -23,7 +23,7 @@ class ArrayError(AquiferError, ValueError):
 class Placed:
     """An array as memory. ``strides`` are in bytes; ``dtypes`` are what it may hold, best first."""
 
-    mapping: memory.Mapping
+    mapping: Union[memory.Mapping, gpu.Allocation]
     #: Of its first element, in bytes from the mapping's beginning.
     offset: int
     shape: Tuple[int, ...]
@@ -36,7 +36,7 @@ class Placed:
 
 
 def place(array: Any) -> Optional[Placed]:
-    """Finds the shared memory of a NumPy array, a CPU tensor or a contiguous memoryview.
+    """Finds the memory of a NumPy array, a tensor on the CPU or a GPU, or a contiguous memoryview.
 
     ``None`` if it has no elements and so needs no memory.
     """
@@ -51,6 +51,9 @@ def place(array: Any) -> Optional[Placed]:
     if any(s < 0 for s in strides):
         raise ArrayError("the array runs backwards in memory (a negative stride): bind the array it was made from")
     extent = _extent_without_overlap(shape, strides, element_bytes)
+    if _is_on_gpu(array):
+        allocation, offset = gpu.find(address, extent, array)
+        return Placed(allocation, offset, shape, strides, names, element_bytes)
     mapping = memory.find(address, extent)
     if mapping is None:
         raise ArrayError(
@@ -58,6 +61,11 @@ def place(array: Any) -> Optional[Placed]:
             "aquifer.empty(shape, dtype) or aquifer.Arena, and have the model use that"
         )
     return Placed(mapping, address - mapping.address, shape, strides, names, element_bytes)
+
+
+def _is_on_gpu(array: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor) and array.device.type == "cuda"
 
 
 def packed_strides(shape: Sequence[int], element_bytes: int) -> Tuple[int, ...]:
@@ -166,8 +174,8 @@ def _describe(array: Any) -> Tuple[int, Tuple[int, ...], Tuple[int, ...], int, L
     """Address, shape, strides in bytes, bytes of an element, possible dtypes."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(array, torch.Tensor):
-        if array.device.type != "cpu":
-            raise ArrayError(f"the tensor is on {array.device}; memory of the host can be bound")
+        if array.device.type not in ("cpu", "cuda"):
+            raise ArrayError(f"the tensor is on {array.device}; memory of the host and of NVIDIA's GPUs can be bound")
         if array.layout != torch.strided:
             raise ArrayError(f"the tensor's layout is {array.layout}; only dense tensors can be bound")
         size = array.element_size()

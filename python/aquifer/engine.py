@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
-from . import arrays, dtypes, memory, progress as progress_lines
+from . import arrays, dtypes, gpu, memory, modules, progress as progress_lines
 from .errors import AquiferError, HydrationError, HydrationTimeout, RequestRefused
 from .gate import Gate
 from .link import CLOSED, Link, deadline_of, left
@@ -64,6 +64,8 @@ class Engine:
         self._serving: Optional[Release] = None
         self._wanted: Optional[Release] = None
         self._paused = False
+        self._paused_at: Optional[float] = None
+        self._last_pause: Optional[float] = None
         self._failure: Optional[HydrationError] = None
         self._progress: Optional[Progress] = None
         self._manifest: Optional[Table] = None
@@ -112,8 +114,8 @@ class Engine:
     ) -> None:
         """Registers one's own array as the tensor ``name``, or as the part of it that ``index`` selects.
 
-        The array must lie in memory from :func:`aquifer.empty` or :class:`aquifer.Arena`; views of
-        such arrays, transposed or with steps, will do. ``index`` is slices as in NumPy
+        The array must lie in memory from :func:`aquifer.empty` or :class:`aquifer.Arena`, or be a PyTorch
+        tensor on a GPU; views of such arrays, transposed or with steps, will do. ``index`` is slices as in NumPy
         (``np.s_[0:512]``, ``np.s_[..., 64:]``), without steps, and counts in the whole tensor, whose
         shape is ``tensor_shape``. ``dtype`` is safetensors' name, for an array that holds raw bits.
         What is not said is looked up in the channel's release, for which this waits: that is
@@ -135,6 +137,19 @@ class Engine:
         part = None if index is None else arrays.ranges(index, shape)
         made = arrays.binding(name, placed, dtype, shape, part, self._registration.region(placed.mapping))
         self._registration.add(made)
+
+    def bind_module(self, module: Any, names: modules.Names = None) -> modules.Bound:
+        """Registers the parameters and persistent buffers of a PyTorch module, such as a model on a GPU.
+
+        Each is the release's tensor of its own name, or what ``names`` says for it, a dict or a function of
+        the parameter's name: another name; :class:`aquifer.Fused` if it is made of several tensors (fused
+        QKV, gate and up); :class:`aquifer.Transposed`; ``None`` to leave it out. A parameter that the release
+        lacks must share memory with one that was bound (tied weights). Waits until the channel has a release.
+        """
+        result, todo = modules.pairs(module, names, self.tensors())
+        for name, tensor in todo:
+            self.bind(name, tensor)
+        return result
 
     def hydrate(self) -> None:
         """Says that registration is complete: from now on the agent fills what was bound.
@@ -212,6 +227,13 @@ class Engine:
         with self._changed:
             newest = self._wanted or self._serving
             return newest.manifest if newest else None
+
+    @property
+    def last_pause(self) -> Optional[float]:
+        """Seconds for which the last update kept the weights from being read: from when nothing read them any
+        more until :meth:`serving` let somebody in again. ``None`` before the first."""
+        with self._changed:
+            return self._last_pause
 
     @property
     def ready(self) -> bool:
@@ -372,9 +394,17 @@ class Engine:
             self._gate.open()
             session.call("refused", manifest=release.manifest, stage="pause", message=_reason(error))
             return
+        # Whatever reads the weights was asked for before; it may still be under way on a GPU.
+        try:
+            gpu.synchronize(self._registration.on_gpus())
+        except gpu.GpuError as error:
+            self._gate.open()
+            session.call("refused", manifest=release.manifest, stage="pause", message=_reason(error))
+            return
         # From here on, whether or not the answer arrives, bytes may change.
         with self._changed:
             self._paused = True
+            self._paused_at = time.monotonic()
         session.call("paused", manifest=release.manifest)
 
     def _on_applied(self, session: Session, message: Message) -> None:
@@ -411,6 +441,8 @@ class Engine:
     def _serve(self, release: Release) -> None:
         with self._changed:
             self._serving = release
+            if self._paused and self._paused_at is not None:
+                self._last_pause = time.monotonic() - self._paused_at
             self._paused = False
             self._failure = None
             self._changed.notify_all()

@@ -54,6 +54,10 @@ class Mapping(mmap.mmap):
         _known.add(mapping)
         return mapping
 
+    def claim(self, first: bool) -> Dict[str, Any]:
+        """What is said of it to the agent. Only the ``first`` time can it be empty for sure."""
+        return {"fd": self.fd, "bytes": self.length, "fresh": first and self.fresh}
+
     def view(self, framework: str, offset: int, dtype: str, shape: Sequence[int], length: int) -> Any:
         """The ``length`` bytes at ``offset`` as an array, tensor or memoryview of ``shape``."""
         return self.views(framework, dtype, shape, length)(offset)

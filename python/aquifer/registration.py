@@ -1,7 +1,8 @@
 """What an engine has registered: kept, because after a crash of the agent it must be said again."""
 
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Tuple, Union
 
+from . import gpu
 from .errors import RequestRefused
 from .memory import Mapping
 from .table import Row
@@ -13,7 +14,7 @@ _BINDINGS_PER_REQUEST = 4096
 
 class Registration:
     def __init__(self) -> None:
-        self._regions: List[Mapping] = []
+        self._regions: List[Union[Mapping, gpu.Allocation]] = []
         self._numbers: Dict[int, int] = {}
         self._bindings: List[Dict[str, Any]] = []
         self._rows: List[Tuple[Row, int]] = []
@@ -21,12 +22,17 @@ class Registration:
     def __len__(self) -> int:
         return len(self._bindings) + sum(len(row) for row, _ in self._rows)
 
-    def region(self, mapping: Mapping) -> int:
+    def region(self, mapping: Union[Mapping, gpu.Allocation]) -> int:
         """The number of the region that ``mapping`` is, from now on at the latest."""
         number = self._numbers.setdefault(mapping.address, len(self._regions))
         if number == len(self._regions):
             self._regions.append(mapping)
+        elif isinstance(mapping, gpu.Allocation):
+            self._regions[number].keep(mapping)  # type: ignore[union-attr]
         return number
+
+    def on_gpus(self) -> List[gpu.Allocation]:
+        return [region for region in self._regions if isinstance(region, gpu.Allocation)]
 
     def add(self, binding: Dict[str, Any]) -> None:
         self._bindings.append(binding)
@@ -37,8 +43,7 @@ class Registration:
     def send(self, session: Session, first: bool) -> None:
         """Says all of it. Only the ``first`` time can memory be empty for sure."""
         for number, mapping in enumerate(self._regions):
-            fresh = first and mapping.fresh
-            session.call("region", fd=mapping.fd, region=number, bytes=mapping.length, fresh=fresh)
+            session.call("region", region=number, **mapping.claim(first))
         _bind(session, self._bindings)
         for row, region in self._rows:
             _bind_row(session, row, region)
