@@ -67,6 +67,11 @@ impl EngineConn {
         Memory { plan, layout, regions: self.regions.clone() }
     }
 
+    /// Then nothing is served to others from where it lies.
+    pub(super) fn regions_are_gpus(&self) -> bool {
+        self.regions.values().all(|region| region.host().is_none())
+    }
+
     pub(super) fn has_gpu(&self) -> bool {
         self.regions.values().any(|region| region.host().is_none())
     }
@@ -418,18 +423,15 @@ impl Agent {
                     self.discard(target.manifest, chunk);
                 }
             },
-            (EngineOutput::Apply { chunks }, Some(target)) => {
-                let found = chunks.iter().map(|c| Some((c, self.source(conn, &target.manifest, c)?)));
-                match found.collect::<Option<Vec<_>>>() {
-                    Some(sources) => self.apply_update(conn, &target, sources),
-                    None => {
-                        let gone = chunks.iter().filter(|c| !self.has_source(&target.manifest, *c));
-                        let gone: Vec<u32> = gone.collect();
-                        gone.into_iter().for_each(|c| self.discard(target.manifest, c));
-                        self.engine_input(conn, EngineInput::Applied { ok: false });
-                    }
+            (EngineOutput::Apply { chunks }, Some(target)) => match self.sources_of_update(conn, &target, &chunks) {
+                Some(sources) => self.apply_update(conn, &target, sources),
+                None => {
+                    let gone = chunks.iter().filter(|c| !self.has_source(&target.manifest, *c));
+                    let gone: Vec<u32> = gone.collect();
+                    gone.into_iter().for_each(|c| self.discard(target.manifest, c));
+                    self.engine_input(conn, EngineInput::Applied { ok: false });
                 }
-            }
+            },
             (EngineOutput::WantsChanged, _) => {
                 self.refresh_all();
                 self.feed_engine(conn);

@@ -91,13 +91,18 @@ impl Agent {
     }
 
     pub(super) fn start_jobs(&mut self) {
-        for job in self.queued.drain(..) {
-            let events = self.jobs.clone();
-            tokio::task::spawn_blocking(move || {
-                // The agent may have ended meanwhile; then nobody waits for the answer.
-                let _ = events.send(Event::Job(job.run()));
-            });
+        for job in std::mem::take(&mut self.queued) {
+            self.start_job(job);
         }
+    }
+
+    /// At once: for jobs that overwrite nothing that may be under a lease.
+    pub(super) fn start_job(&self, job: Job) {
+        let events = self.jobs.clone();
+        tokio::task::spawn_blocking(move || {
+            // The agent may have ended meanwhile; then nobody waits for the answer.
+            let _ = events.send(Event::Job(job.run()));
+        });
     }
 
     pub(super) fn on_job(&mut self, done: JobDone) -> Result<()> {

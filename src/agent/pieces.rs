@@ -21,6 +21,8 @@ pub(super) enum Source {
     /// is hashed on the way.
     Disk(DiskStore, ChunkHash),
     Region(Span, ChunkHash),
+    /// It lies on every GPU it goes to, and goes nowhere else.
+    Staged,
 }
 
 /// Why a copy failed, and whose fault it is.
@@ -170,7 +172,7 @@ impl Memory {
     }
 
     /// Where a chunk goes on each GPU.
-    fn goes(&self, chunk: u32) -> BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Goes)> {
+    pub(super) fn goes(&self, chunk: u32) -> BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Goes)> {
         let mut all: BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Goes)> = BTreeMap::new();
         let whole = self.plan.place(chunk).filter(|_| self.plan.has_one_spot(chunk));
         if let Some((span, worker)) = whole.and_then(|(region, range)| self.regions.get(&region)?.gpu(range)) {
@@ -193,6 +195,7 @@ impl Memory {
         let bad = |reason: String| CopyError::Source { chunk, reason };
         let (span, hash) = match source {
             Source::Store(span) => return Ok(span.clone()),
+            Source::Staged => return Err(bad("it is not staged after all".into())),
             Source::Region(span, hash) => (span.clone(), hash),
             Source::Disk(disk, hash) => (disk.get(hash).ok_or_else(|| bad("it is gone from the store".into()))?, hash),
         };

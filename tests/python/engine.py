@@ -50,6 +50,16 @@ class Engine:
         self.engine.bind(name, array, index=parts, tensor_shape=tensor_shape and tuple(tensor_shape), dtype=dtype)
         self.arrays[key or name] = array
 
+    def on_twin(self, device):
+        """What was registered so far is said to be a GPU's: of a device that the agent makes of host memory."""
+        for region in self.engine._registration._regions:
+            host = region.claim
+            gpu = {"device": device, "handle": "00" * 64, "offset": 0}
+            region.claim = lambda first, host=host: {**host(first), "gpu": gpu}
+
+    def pause(self):
+        return self.engine.last_pause
+
     def hydrate(self):
         self.engine.hydrate()
 

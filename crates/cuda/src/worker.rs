@@ -52,7 +52,7 @@ pub trait DeviceWorker: fmt::Debug + Send + Sync {
 /// The worker of a device.
 pub fn worker<D: Device>(device: D) -> Arc<dyn DeviceWorker> {
     let landing = Mutex::new(Landing::new(device.clone()));
-    Arc::new(Worker { device, landing, registered: Mutex::default() })
+    Arc::new(Worker { device, landing, copies: Mutex::new(None), registered: Mutex::default() })
 }
 
 /// A twin's, which takes host memory of an engine for memory of its device.
@@ -64,6 +64,8 @@ pub fn twin_region(twin: DeviceUuid, memory: Span) -> DeviceSpan {
 struct Worker<D: Device> {
     device: D,
     landing: Mutex<Landing<D>>,
+    /// For copies on the device: an engine waits while these are made.
+    copies: Mutex<Option<D::Stream>>,
     registered: Mutex<Registered>,
 }
 
@@ -186,10 +188,17 @@ impl<D: Device> DeviceWorker for Worker<D> {
         if pairs.is_empty() {
             return Ok(());
         }
-        let mut stream = self.device.stream()?;
+        let mut copies = lock(&self.copies);
+        // Taken, so that after an error a new one is made.
+        let mut stream = match copies.take() {
+            Some(stream) => stream,
+            None => self.device.stream()?,
+        };
         apply(&mut stream, &pairs)?;
         let done = stream.mark()?;
-        stream.wait(&done)
+        stream.wait(&done)?;
+        *copies = Some(stream);
+        Ok(())
     }
 
     fn hash(&self, spans: &[DeviceSpan]) -> Result<Vec<ChunkHash>, DeviceError> {

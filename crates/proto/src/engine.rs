@@ -515,8 +515,9 @@ impl EngineSession {
         let Phase::Pausing { target, in_place, .. } = &self.phase else { return };
         self.phase = Phase::Applying { target: target.clone(), in_place: in_place.clone() };
         self.serving = None;
-        self.out.push_back(EngineOutput::PlacesChanged);
+        // First, since every answer waits for it.
         self.out.push_back(EngineOutput::Apply { chunks });
+        self.out.push_back(EngineOutput::PlacesChanged);
     }
 
     fn on_applied(&mut self, ok: bool) {
