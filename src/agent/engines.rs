@@ -438,6 +438,8 @@ impl Agent {
                 self.tidy();
                 self.count_engines();
             }
+            // Nothing is served from there, so nothing changes for others; and the engine may be waiting.
+            (EngineOutput::PlacesChanged, _) if entry.regions_are_gpus() => self.count_engines(),
             (EngineOutput::PlacesChanged, _) => {
                 self.refresh_all();
                 self.tidy();

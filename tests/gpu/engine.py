@@ -72,6 +72,7 @@ class Graph:
         self.prompt = torch.arange(1, 25, device="cuda").reshape(1, -1) * 997 % CONFIG.vocab_size
         self.graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode():
             with torch.cuda.stream(stream):
                 for _ in range(3):

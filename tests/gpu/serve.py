@@ -120,6 +120,10 @@ def main():
             raise Failure(f"hydrated with {hydrated}")
         print(f"two engines hydrated {time.monotonic() - begun:.1f} s after they were started", flush=True)
         taken = updates(fleet, engines, options.updates)
+        for kind, all_of_it in taken.items():
+            pauses = [pause for update in all_of_it for pause in update["pauses"]]
+            if pauses:
+                print(f"{kind}: {len(all_of_it)} updates, median pause {1e3 * statistics.median(pauses):.1f} ms", flush=True)
         killed = kill_agent(fleet, engines[0])
         wait(engines[1], fleet.publisher.manifest, 1)
         kill_engine(fleet)
@@ -130,10 +134,6 @@ def main():
             if ended["event"] == "fault":
                 raise Failure(f"{engine.name}: {ended}")
             answers += ended["answers"]
-        for kind, all_of_it in taken.items():
-            pauses = [pause for update in all_of_it for pause in update["pauses"]]
-            if pauses:
-                print(f"{kind}: {len(all_of_it)} updates, median pause {1e3 * statistics.median(pauses):.1f} ms")
         print(f"{answers} answers, all of one release each and right")
         if options.json:
             with open(options.json, "w", encoding="utf-8") as file:
