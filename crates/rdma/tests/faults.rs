@@ -554,6 +554,7 @@ fn registering_for_long_keeps_nobody_else_waiting() {
         lease: 1,
         chunk,
         into,
+        adopts: false,
         stall: Duration::from_secs(60),
     };
     let long = op(1, memory(LEN));
