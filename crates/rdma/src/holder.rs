@@ -228,6 +228,10 @@ impl Reader<'_> {
                 }
             }
         };
+        // A store has sealed it meanwhile: it is copied, then.
+        if registered.is_err() && !source.is_writable() {
+            return self.answer(request);
+        }
         let remote = registered.and_then(|region| self.serving.show(number, shown, source, region));
         match remote {
             Ok(remote) => Ok(Step::Answered(FromHolder::Granted { number, remote })),
@@ -251,9 +255,10 @@ impl Reader<'_> {
             Ok(span) => span,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        // Memory around a chunk is nobody's business, and pages of a file cannot be registered: kernels
-        // before 6.2 pin shared pages only where they may be written, and truncation leaves whoever pinned
-        // them with bytes that are nobody's any more.
+        // Memory around a chunk is nobody's business, and what can only be read cannot be shown through windows:
+        // to the kernel binding one is writing (`ib_access_writable`), and shared pages that this process may
+        // not write to it pins for no writer. So files and sealed slabs are copied. A file would not do anyway:
+        // truncation leaves whoever pinned its pages with bytes that are nobody's any more.
         Ok(match span.is_writable() && self.serving.shows_parts() {
             true => Ok(Some(span)),
             false => self.staged(&span).map_err(|_| Refusal::Gone),
