@@ -67,7 +67,7 @@ pub struct RdmaStats {
     pub staged_bytes: u64,
     /// Connections opened to peers, up to connected queue pairs.
     pub connected: u64,
-    /// Connections accepted from peers, up to connected queue pairs.
+    /// Connections accepted from peers, up to the end of the handshake.
     pub accepted: u64,
     /// Connections turned away or ended for what the other side did.
     pub rejected: u64,
@@ -81,11 +81,10 @@ pub(crate) struct Counters {
     pub(crate) served: AtomicU64,
     pub(crate) staged: AtomicU64,
     pub(crate) connected: AtomicU64,
-    pub(crate) accepted: AtomicU64,
-    pub(crate) rejected: AtomicU64,
 }
 
 impl Counters {
+    /// What is counted here, of all there is to tell.
     pub(crate) fn read(&self) -> RdmaStats {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         RdmaStats {
@@ -93,10 +92,7 @@ impl Counters {
             served_bytes: of(&self.served),
             staged_bytes: of(&self.staged),
             connected: of(&self.connected),
-            accepted: of(&self.accepted),
-            rejected: of(&self.rejected),
-            regions: 0,
-            registered_bytes: 0,
+            ..RdmaStats::default()
         }
     }
 }

@@ -35,6 +35,11 @@ impl RdmaError {
     pub(crate) fn system(call: &'static str) -> impl FnOnce(io::Error) -> RdmaError {
         move |source| RdmaError::System { call, source }
     }
+
+    /// Whether memory was not there as it was said to be.
+    pub(crate) fn is_fault(&self) -> bool {
+        matches!(self, RdmaError::Call { source, .. } if source.raw_os_error() == Some(libc::EFAULT))
+    }
 }
 
 /// The outcome of a call that returns zero, an error number, or -1 with `errno` set.

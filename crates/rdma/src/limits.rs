@@ -123,9 +123,3 @@ pub const COMPLETIONS_MAX: u32 = 16 << 10;
 
 /// Stack of each thread: hashing takes 16 KiB of it; the rest is for the agent's callbacks.
 pub const THREAD_STACK_BYTES: usize = 512 << 10;
-
-/// Addresses whose misbehaviour was logged: later ones are not logged again. Guess.
-pub const SCOLDED_MAX: usize = 4096;
-
-/// Pause after accept(2) failed for want of descriptors or memory.
-pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);

@@ -63,6 +63,8 @@ impl Regions {
         let idle = |_: &Key, made: &Made| made.is_free() && made.used.elapsed() >= REGION_IDLE;
         let registered = match register() {
             Err(RdmaError::Memlock { .. }) if self.release(idle) => register(),
+            // A store that seals its memory makes it read-only meanwhile, and `is_writable` waits for the outcome.
+            Err(error) if error.is_fault() && span.is_writable() => register(),
             other => other,
         };
         let region = registered.inspect_err(tell_of_the_limit)?;

@@ -21,7 +21,7 @@ pub struct RdmaTransport {
     rails: Arc<Vec<Arc<Rail>>>,
     counters: Arc<Counters>,
     reader: Reader,
-    holder: Arc<Holder>,
+    holder: Holder,
 }
 
 impl RdmaTransport {
@@ -71,16 +71,17 @@ impl RdmaTransport {
     pub fn stats(&self) -> RdmaStats {
         let totals = self.rails.iter().map(|rail| rail.regions.totals());
         let (regions, registered_bytes) = totals.fold((0, 0), |(n, sum), (count, bytes)| (n + count, sum + bytes));
-        RdmaStats { regions, registered_bytes, ..self.counters.read() }
+        let (accepted, rejected) = (self.holder.room().accepted(), self.holder.room().rejected());
+        RdmaStats { accepted, rejected, regions, registered_bytes, ..self.counters.read() }
     }
 
     /// Ends every read, closes every connection and waits for the threads. Reads submitted later
     /// complete at once. May take as long as connecting may; not to be called from a completion.
     pub fn shutdown(&self) {
-        self.holder.close();
+        self.holder.room().close();
         self.reader.close();
         self.reader.join();
-        self.holder.join();
+        self.holder.room().join();
     }
 }
 
@@ -100,7 +101,7 @@ impl Transport for RdmaTransport {
 
 impl Drop for RdmaTransport {
     fn drop(&mut self) {
-        self.holder.close();
+        self.holder.room().close();
         self.reader.close();
     }
 }

@@ -2,8 +2,9 @@
 //! bytes or an error in time, and harms nothing that comes after it. For the guest of `cargo xtask
 //! rdma-vm -n 2`, as root and one at a time: the tests take network interfaces down.
 
-use aquifer_core::{NodeId, NodeSecret};
-use aquifer_memory::Span;
+use aquifer_core::{ChunkHash, NodeId, NodeSecret};
+use aquifer_memory::{MemoryStore, Span};
+use aquifer_rdma::limits::SHOW_PATIENCE;
 use aquifer_rdma::verbs::{
     Access, Address, Completion, CompletionQueue, Device, ProtectionDomain, QueuePair, QueuePairConfig,
     REGISTERING_LASTS, Region, RemoteRegion, Window, WorkError,
@@ -554,6 +555,7 @@ fn registering_for_long_keeps_nobody_else_waiting() {
         lease: 1,
         chunk,
         into,
+        adopts: false,
         stall: Duration::from_secs(60),
     };
     let long = op(1, memory(LEN));
@@ -608,6 +610,75 @@ fn long_memory_is_registered_in_pieces_and_given_back() {
     for node in [&holding.node, &reading.node] {
         await_that("what nobody keeps is given back", || counted(&node.transport, "regions") == 0);
     }
+}
+
+/// A store's slab of sixteen chunks, which is full then.
+fn full_slab() -> Vec<Span> {
+    let store = MemoryStore::new(64 << 20);
+    let put = |n: u64| {
+        let bytes = noise(n, 4 * MIB);
+        let room = store.reserve(ChunkHash::of(&bytes), bytes.len() as u64).expect("room for sixteen");
+        room.span().write_past_caches(0, &bytes).expect("as long");
+        room.commit().expect("it is kept")
+    };
+    (0..16).map(put).collect()
+}
+
+/// As an agent does for readers of its own machine.
+fn seal(chunk: &Span) {
+    let shared = chunk.mapping().0.share().expect("it can be asked for");
+    assert!(shared.is_some() && !chunk.is_writable(), "a full slab of large pages is sealed");
+}
+
+/// Two chunks of a slab: one while it is being sealed, another when it is.
+#[test]
+fn sealed_memory_is_served_from_copies() {
+    let _turn = alone();
+    let slab = full_slab();
+    let plain = memory(4 * MIB);
+    plain.write(0, &noise(20, 4 * MIB)).expect("as long");
+    let grants = Fickle::new([(1, slab[1].clone()), (2, slab[2].clone()), (20, plain)]);
+    let holding = node(grants, Box::new(|_| {}), &["rxe0"]);
+    let reading = Reading::start(on_one);
+    let landing = memory(4 * MIB);
+    let op = |chunk: u32| ReadOp {
+        id: u64::from(chunk),
+        peer: holder(),
+        endpoints: holding.endpoints.clone(),
+        access: access(),
+        lease: 1,
+        chunk,
+        into: landing.clone(),
+        adopts: false,
+        stall: Duration::from_secs(20),
+    };
+    reading.outcome(&op(20)).expect("nothing is slow yet, and the landing place is registered now");
+    let staged = || counted(&holding.transport, "staged_bytes");
+    assert_eq!(staged(), 0);
+
+    let begun = Instant::now();
+    let slow = Slow::registering();
+    [1, 99].iter().for_each(|chunk| reading.read(&op(*chunk)));
+    // Requests are looked at in their order: when there is an answer, the slab is being registered.
+    let mut results = BTreeMap::from([reading.next()]);
+    seal(&slab[1]);
+    drop(slow);
+    results.extend([reading.next()]);
+    assert_eq!(results.remove(&99), Some(Err(ReadError::Refused(Refusal::Unknown))));
+    // Of a machine that took so long with this the holder may have said that it registers.
+    if begun.elapsed() < SHOW_PATIENCE {
+        assert!(matches!(results.remove(&1), Some(Ok(_))), "it is copied when it cannot be registered");
+        assert_right(&op(1));
+        assert_eq!(staged(), 4 * MIB as u64);
+    }
+    let before = staged();
+    await_that("the holder is asked again", || reading.outcome(&op(2)).is_ok());
+    assert_right(&op(2));
+    assert!(staged() > before);
+
+    let domain = ProtectionDomain::new(&Device::open("rxe0").expect("the device is here")).expect("a domain");
+    let error = Region::register(&domain, slab[3].clone(), Access::Windows).expect_err("it is read-only");
+    assert!(error.to_string().contains("Bad address"), "{error}");
 }
 
 /// Waits for something that others bring about.
