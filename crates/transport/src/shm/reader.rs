@@ -5,6 +5,7 @@
 //! connection carries one read at a time, so that one that is cut concerns no other.
 
 use super::link::{Link, Loss, Watch};
+use super::wire::Request;
 use super::{Counters, ShmConfig};
 use crate::limits::{RETRIES_MAX, SHM_CONNECTIONS_MAX, SHM_CONNECTIONS_PER_PEER_MAX, THREAD_STACK_BYTES};
 use crate::{Completion, Endpoint, OpId, ReadDone, ReadError, ReadOp, check_landing};
@@ -381,6 +382,14 @@ impl Watch for Worker {
         if let Some(connection) = self.reader.lock().connection(self.peer, self.connection) {
             connection.begun = true;
         }
+    }
+
+    /// The first in the queue, unless another connection may take it.
+    fn upcoming(&self) -> Option<Request> {
+        let state = self.reader.lock();
+        let entry = state.peers.get(&self.peer).filter(|entry| entry.connections.len() == 1)?;
+        let op = entry.queue.front().filter(|op| op.adopts)?;
+        Some(Request { chunk: op.chunk, lease: op.lease, len: u32::try_from(op.into.len()).ok()? })
     }
 
     fn is_wanted(&self) -> bool {

@@ -72,3 +72,47 @@ fn a_slab_is_passed_once_whichever_connection_asks() {
     }
     drop(chunks);
 }
+
+/// Over one connection the next chunk is asked for while one is hashed. What was asked for and is not wanted any
+/// more goes by.
+#[test]
+fn what_was_asked_for_ahead_may_go_by() {
+    let Some((holding, chunks)) = full_slab() else { return };
+    // One that is not shared but copied, and one that is refused.
+    let small = noise(99, 70_000);
+    holding.book.put(50, &small);
+    holding.book.put_span(51, Err(Refusal::Expired));
+    let reading = Reading::start(plain);
+    let adopting = |id: u32, chunk| ReadOp { id: id.into(), adopts: true, ..holding.read(chunk, CHUNK) };
+    for round in 0..20 {
+        let id = |n: u32| 100 * round + n;
+        let ops = [
+            adopting(id(0), 0),
+            adopting(id(1), 1),
+            ReadOp { id: id(2).into(), adopts: true, ..holding.read(50, small.len()) },
+            adopting(id(3), 51),
+            adopting(id(4), 2),
+            ReadOp { id: id(5).into(), ..holding.read(3, CHUNK) },
+            adopting(id(6), 4),
+        ];
+        ops.iter().for_each(|op| reading.read(op));
+        // Whichever of them is under way, asked for ahead, or neither.
+        let gone: Vec<OpId> =
+            [1, 2, 4].iter().filter(|n| (round >> (*n / 2)) & 1 == 1).map(|n| id(*n).into()).collect();
+        gone.iter().for_each(|id| reading.node.transport.submit(Operation::Cancel(*id)));
+        for _ in &ops {
+            let (id, result) = reading.next();
+            let bytes = match (id % 100, result) {
+                (_, Err(ReadError::Cancelled)) if gone.contains(&id) => continue,
+                (3, result) => {
+                    assert_eq!(result, Err(ReadError::Refused(Refusal::Expired)));
+                    continue;
+                }
+                (2, Ok(done)) => (done.digest, &small),
+                (n, Ok(done)) => (done.digest, &chunks[[0, 1, 0, 0, 2, 3, 4][usize::try_from(n).unwrap()]]),
+                (n, result) => panic!("{n}: {result:?}"),
+            };
+            assert_eq!(bytes.0, ChunkHash::of(bytes.1));
+        }
+    }
+}
