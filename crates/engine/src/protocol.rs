@@ -620,7 +620,9 @@ mod tests {
 
     #[test]
     fn a_binding_is_the_same_on_both_sides() {
-        let Request::Bind { bindings } = requests().swap_remove(3) else { panic!() };
+        let all = requests().into_iter();
+        let bindings = all.filter_map(|r| if let Request::Bind { bindings } = r { Some(bindings) } else { None });
+        let bindings: Vec<BindingSpec> = bindings.flatten().collect();
         let binding = Binding::from(bindings[0].clone());
         assert_eq!(BindingSpec::from(&binding), bindings[0]);
     }
