@@ -67,6 +67,7 @@ const ROOMS: &[Room] = &[
         purpose: "the program: command line, and the agent that wires the crates together",
         may_know: &[
             "aquifer-core",
+            "aquifer-cuda",
             "aquifer-engine",
             "aquifer-memory",
             "aquifer-mesh",
