@@ -22,11 +22,12 @@ import subprocess
 import sys
 import time
 
-WHEELS = {"mooncake": "mooncake-transfer-engine", "nixl": "nixl"}
+#: Mooncake's other wheel does not load where there is no CUDA driver.
+WHEELS = {"mooncake": "mooncake-transfer-engine-non-cuda", "nixl": "nixl"}
 #: The best of those tried; docs/measured/peers.md has what was tried.
 TUNED = {
     "mooncake": {"op": "write", "segment": 4 << 20, "env": {}},
-    "nixl": {"op": "write", "segment": 1 << 20, "env": {}},
+    "nixl": {"op": "write", "segment": 1 << 20, "env": {"UCX_TCP_TX_SEG_SIZE": "1m", "UCX_TCP_RX_SEG_SIZE": "1m"}},
 }
 #: Without the first, UCX would take shared memory between processes of one host.
 ALWAYS = {"nixl": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}, "mooncake": {"MC_FORCE_TCP": "1"}}
