@@ -65,7 +65,7 @@ pub(super) enum Job {
     Apply {
         conn: ConnId,
         sources: Vec<(u32, Source)>,
-        staged: Arc<Staged>,
+        staged: Option<Arc<Staged>>,
         memory: Memory,
     },
 }
@@ -190,14 +190,12 @@ impl Job {
                 JobDone::RegionOpened { conn, request, spec, result }
             }
             Job::Scan { conn, memory } => JobDone::Scanned { conn, in_place: memory.in_place() },
-            Job::Copy { conn, sources, memory } => {
-                JobDone::Copied { conn, results: memory.copy_all(&sources, &Staged::new()) }
-            }
+            Job::Copy { conn, sources, memory } => JobDone::Copied { conn, results: memory.copy_all(&sources, None) },
             Job::Stage { conn, manifest, sources, memory } => {
                 JobDone::Staged { conn, manifest, staged: memory.stage(&sources) }
             }
             Job::Apply { conn, sources, staged, memory } => {
-                let results = memory.copy_all(&sources, &staged);
+                let results = memory.copy_all(&sources, staged.as_deref());
                 JobDone::Applied { conn, result: results.into_iter().try_for_each(|(_, result)| result) }
             }
         }

@@ -12,6 +12,10 @@ use std::sync::Arc;
 /// Spans that a GPU hashes in one go.
 const HASHED_AT_ONCE: usize = 4096;
 
+/// Bytes that are held for a GPU at a time and are nowhere else, such as those read from a disk store; and those
+/// that are staged together, so that a part is where not all of them fit. 20 ms of PCIe.
+const HELD_BYTES_MAX: u64 = 1 << 30;
+
 /// Bytes to copy into an engine's memory.
 #[derive(Debug)]
 pub(super) enum Source {
@@ -26,7 +30,7 @@ pub(super) enum Source {
 }
 
 /// Why a copy failed, and whose fault it is.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) enum CopyError {
     /// The source is not what it should be: it must be fetched again.
     Source {
@@ -47,8 +51,38 @@ pub(super) struct Memory {
 /// Chunks, and the one place of each in a GPU's memory.
 type Spots = Vec<(u32, DeviceSpan)>;
 
-/// Chunks that lie verified in a GPU's memory, by their numbers, to be copied where they belong.
-pub(super) type Staged = BTreeMap<(DeviceUuid, u32), DeviceSpan>;
+/// Chunks that lie verified in GPUs' memory, to be copied where they belong.
+#[derive(Debug)]
+pub(super) struct Staged {
+    /// What says where they belong: of memory with another plan they are no part.
+    plan: Arc<Plan>,
+    moves: BTreeMap<u32, Vec<Move>>,
+    /// Those that go nowhere but from there.
+    complete: ChunkSet,
+}
+
+/// Bytes of a chunk on a GPU, and where they go on it.
+#[derive(Clone, Debug)]
+struct Move {
+    worker: Arc<dyn DeviceWorker>,
+    from: DeviceSpan,
+    goes: Goes,
+}
+
+impl Staged {
+    /// Whether a chunk can be applied to `memory` without any other source.
+    pub(super) fn has_all_of(&self, chunk: u32, memory: &Memory) -> bool {
+        self.is_for(memory) && self.complete.contains(chunk)
+    }
+
+    fn is_for(&self, memory: &Memory) -> bool {
+        Arc::ptr_eq(&self.plan, &memory.plan)
+    }
+
+    fn moves(&self, chunk: u32) -> &[Move] {
+        self.moves.get(&chunk).map_or(&[], Vec::as_slice)
+    }
+}
 
 impl Memory {
     /// Chunks of which every spot holds its bytes. One of which not all bytes are bound cannot be
@@ -57,9 +91,7 @@ impl Memory {
         let mut found = ChunkSet::empty(self.layout.len());
         let mut on_gpus: BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Spots)> = BTreeMap::new();
         for chunk in self.plan.needs().iter() {
-            let whole = self.plan.place(chunk).filter(|_| self.plan.has_one_spot(chunk));
-            let on_gpu = whole.and_then(|(region, range)| self.regions.get(&region)?.gpu(range));
-            match on_gpu {
+            match self.whole_on_gpu(chunk) {
                 Some((span, worker)) => {
                     let entry = on_gpus.entry(worker.uuid()).or_insert_with(|| (worker.clone(), Vec::new()));
                     entry.1.push((chunk, span));
@@ -91,44 +123,57 @@ impl Memory {
 
     /// Copies chunks to all their spots: those in GPUs' memory from what was `staged` there, if it was. What
     /// became of each.
-    pub(super) fn copy_all(&self, sources: &[(u32, Source)], staged: &Staged) -> Vec<(u32, Result<(), CopyError>)> {
-        let mut results: Vec<(u32, Result<(), CopyError>)> = Vec::with_capacity(sources.len());
+    pub(super) fn copy_all(
+        &self,
+        sources: &[(u32, Source)],
+        staged: Option<&Staged>,
+    ) -> Vec<(u32, Result<(), CopyError>)> {
+        let staged = staged.filter(|staged| staged.is_for(self));
+        let mut results: Vec<(u32, Result<(), CopyError>)> =
+            sources.iter().map(|(chunk, _)| (*chunk, Ok(()))).collect();
         let mut gpus: BTreeMap<DeviceUuid, ForGpu> = BTreeMap::new();
         for (at, (chunk, source)) in sources.iter().enumerate() {
-            results.push((*chunk, self.copy(at, *chunk, source, staged, &mut gpus)));
+            let copied = self.copy(at, *chunk, source, staged, &mut gpus);
+            if let Err(error) = copied {
+                results[at].1 = Err(error);
+            }
+            for gpu in gpus.values_mut().filter(|gpu| gpu.held_bytes >= HELD_BYTES_MAX) {
+                gpu.land(&mut results);
+            }
         }
-        for gpu in gpus.values() {
-            gpu.work(&mut results);
+        for gpu in gpus.values_mut() {
+            gpu.apply(&mut results);
+            gpu.land(&mut results);
         }
         results
     }
 
     /// Puts chunks beside an engine's memory, on the GPUs where they go. What does not fit stays where it is.
     pub(super) fn stage(&self, sources: &[(u32, Source)]) -> Staged {
-        let mut staged = Staged::new();
-        let mut gpus: BTreeMap<DeviceUuid, ForGpu> = BTreeMap::new();
-        for (at, (chunk, source)) in sources.iter().enumerate() {
-            // What fails now is told when it is to be applied.
-            for (worker, _) in self.goes(*chunk).into_values() {
-                if let Ok(from) = self.load(*chunk, source) {
-                    let gpu = gpus.entry(worker.uuid()).or_insert_with(|| ForGpu::new(worker));
-                    gpu.land.push((from, self.layout.chunk(*chunk).hash, Goes::Parts(Vec::new())));
-                    gpu.landed.push(at);
+        let mut moves: BTreeMap<u32, Vec<Move>> = BTreeMap::new();
+        let mut gpus: BTreeMap<DeviceUuid, ToStage> = BTreeMap::new();
+        for (chunk, source) in sources {
+            let mut source = Loading::new(self, *chunk, source);
+            for (worker, goes) in self.goes(*chunk).into_values() {
+                // What fails now is told when it is to be applied.
+                let Ok(from) = source.span() else { break };
+                let gpu = gpus.entry(worker.uuid()).or_insert_with(|| ToStage::new(worker));
+                gpu.bytes += from.len();
+                gpu.chunks.push((from, self.layout.chunk(*chunk).hash));
+                gpu.go.push((*chunk, goes));
+                if gpu.bytes >= HELD_BYTES_MAX {
+                    gpu.stage(&mut moves);
                 }
             }
         }
-        for (uuid, gpu) in gpus {
-            let chunks: Vec<(Span, ChunkHash)> = gpu.land.into_iter().map(|(from, hash, _)| (from, hash)).collect();
-            match gpu.worker.stage(&chunks) {
-                Ok(places) => {
-                    let there =
-                        gpu.landed.into_iter().zip(places).filter_map(|(at, place)| Some((sources[at].0, place?)));
-                    staged.extend(there.map(|(chunk, place)| ((uuid, chunk), place)));
-                }
-                Err(error) => tracing::info!("the update is applied from host memory: {error}"),
-            }
-        }
-        staged
+        gpus.values_mut().for_each(|gpu| gpu.stage(&mut moves));
+        let chunks = sources.iter().map(|(chunk, _)| *chunk);
+        let all_of = |chunk: &u32| {
+            self.goes_to_host(*chunk).next().is_none()
+                && self.goes(*chunk).len() == moves.get(chunk).map_or(0, Vec::len)
+        };
+        let complete = ChunkSet::from_indices(self.layout.len(), chunks.filter(all_of));
+        Staged { plan: self.plan.clone(), moves, complete }
     }
 
     /// Copies a chunk to its spots in host memory, and lists what is to be done on GPUs.
@@ -137,45 +182,57 @@ impl Memory {
         at: usize,
         chunk: u32,
         source: &Source,
-        staged: &Staged,
+        staged: Option<&Staged>,
         gpus: &mut BTreeMap<DeviceUuid, ForGpu>,
     ) -> Result<(), CopyError> {
-        let mut loaded: Option<Span> = None;
-        for (uuid, (worker, goes)) in self.goes(chunk) {
-            let gpu = gpus.entry(uuid).or_insert_with(|| ForGpu::new(worker));
-            match staged.get(&(uuid, chunk)) {
-                Some(from) => {
-                    gpu.apply.push((from.clone(), goes));
-                    gpu.applied.push(at);
-                }
-                None => {
-                    let from = match &loaded {
-                        Some(from) => from.clone(),
-                        None => loaded.insert(self.load(chunk, source)?).clone(),
-                    };
-                    gpu.land.push((from, self.layout.chunk(chunk).hash, goes));
-                    gpu.landed.push(at);
-                }
-            }
+        let moves = staged.map_or(&[][..], |staged| staged.moves(chunk));
+        for Move { worker, from, goes } in moves {
+            let gpu = gpus.entry(worker.uuid()).or_insert_with(|| ForGpu::new(worker.clone()));
+            gpu.apply.push((from.clone(), goes.clone()));
+            gpu.applied.push(at);
         }
-        for (region, run) in self.plan.spots(chunk).iter().flat_map(|spot| self.plan.runs(spot)) {
-            let region = self.regions.get(&region).ok_or_else(|| CopyError::Region("a region is gone".into()))?;
-            let Some(host) = region.host() else { continue };
-            let from = match &loaded {
-                Some(from) => from.clone(),
-                None => loaded.insert(self.load(chunk, source)?).clone(),
-            };
-            let copied = from.copy_to(run.tensor_offset, host, run.region_offset, run.bytes);
+        if staged.is_some_and(|staged| staged.has_all_of(chunk, self)) {
+            return Ok(());
+        }
+        let is_private = !matches!(source, Source::Store(_));
+        let mut source = Loading::new(self, chunk, source);
+        for (uuid, (worker, goes)) in self.goes(chunk) {
+            if moves.iter().any(|there| there.worker.uuid() == uuid) {
+                continue;
+            }
+            let from = source.span()?;
+            let gpu = gpus.entry(uuid).or_insert_with(|| ForGpu::new(worker));
+            gpu.held_bytes += if is_private { from.len() } else { 0 };
+            gpu.land.push((from, self.layout.chunk(chunk).hash, goes));
+            gpu.landed.push(at);
+        }
+        for (region, run) in self.goes_to_host(chunk) {
+            let region = region.ok_or_else(|| CopyError::Region("a region is gone".into()))?;
+            let copied = source.span()?.copy_to(run.tensor_offset, region, run.region_offset, run.bytes);
             copied.map_err(|e| CopyError::Region(e.to_string()))?;
         }
         Ok(())
     }
 
+    /// A chunk that goes to a single place, and whole, if that is on a GPU: where that is.
+    fn whole_on_gpu(&self, chunk: u32) -> Option<(DeviceSpan, &Arc<dyn DeviceWorker>)> {
+        let (region, range) = self.plan.place(chunk).filter(|_| self.plan.has_one_spot(chunk))?;
+        self.regions.get(&region)?.gpu(range)
+    }
+
+    /// Pieces of a chunk that belong in host memory, each with its region, unless that is gone.
+    fn goes_to_host(&self, chunk: u32) -> impl Iterator<Item = (Option<&Span>, Run)> {
+        let runs = self.plan.spots(chunk).iter().flat_map(|spot| self.plan.runs(spot));
+        runs.filter_map(|(region, run)| match self.regions.get(&region) {
+            Some(region) => region.host().map(|host| (Some(host), run)),
+            None => Some((None, run)),
+        })
+    }
+
     /// Where a chunk goes on each GPU.
-    pub(super) fn goes(&self, chunk: u32) -> BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Goes)> {
+    fn goes(&self, chunk: u32) -> BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Goes)> {
         let mut all: BTreeMap<DeviceUuid, (Arc<dyn DeviceWorker>, Goes)> = BTreeMap::new();
-        let whole = self.plan.place(chunk).filter(|_| self.plan.has_one_spot(chunk));
-        if let Some((span, worker)) = whole.and_then(|(region, range)| self.regions.get(&region)?.gpu(range)) {
+        if let Some((span, worker)) = self.whole_on_gpu(chunk) {
             all.insert(worker.uuid(), (worker.clone(), Goes::Whole(span)));
             return all;
         }
@@ -209,39 +266,101 @@ impl Memory {
     }
 }
 
-/// What is to be done on one GPU, and for which of the list it is done.
+/// A chunk's bytes, got when they are first asked for.
+struct Loading<'a> {
+    memory: &'a Memory,
+    chunk: u32,
+    source: &'a Source,
+    loaded: Option<Span>,
+}
+
+impl<'a> Loading<'a> {
+    fn new(memory: &'a Memory, chunk: u32, source: &'a Source) -> Self {
+        Loading { memory, chunk, source, loaded: None }
+    }
+
+    fn span(&mut self) -> Result<Span, CopyError> {
+        if let Some(loaded) = &self.loaded {
+            return Ok(loaded.clone());
+        }
+        Ok(self.loaded.insert(self.memory.load(self.chunk, self.source)?).clone())
+    }
+}
+
+/// What waits to be staged on one GPU, and where that goes.
+struct ToStage {
+    worker: Arc<dyn DeviceWorker>,
+    chunks: Vec<(Span, ChunkHash)>,
+    go: Vec<(u32, Goes)>,
+    bytes: u64,
+}
+
+impl ToStage {
+    fn new(worker: Arc<dyn DeviceWorker>) -> Self {
+        ToStage { worker, chunks: Vec::new(), go: Vec::new(), bytes: 0 }
+    }
+
+    fn stage(&mut self, moves: &mut BTreeMap<u32, Vec<Move>>) {
+        self.bytes = 0;
+        let go = std::mem::take(&mut self.go);
+        match self.worker.stage(&std::mem::take(&mut self.chunks)) {
+            Ok(places) => {
+                for ((chunk, goes), place) in go.into_iter().zip(places) {
+                    let there = place.map(|from| Move { worker: self.worker.clone(), from, goes });
+                    moves.entry(chunk).or_default().extend(there);
+                }
+            }
+            Err(error) => tracing::info!("{} chunks are applied from host memory: {error}", go.len()),
+        }
+    }
+}
+
+/// What waits to be done on one GPU, and for which of the list it is done.
 struct ForGpu {
     worker: Arc<dyn DeviceWorker>,
     land: Vec<(Span, ChunkHash, Goes)>,
     landed: Vec<usize>,
+    /// Of memory that is kept for `land` alone.
+    held_bytes: u64,
     apply: Vec<(DeviceSpan, Goes)>,
     applied: Vec<usize>,
 }
 
 impl ForGpu {
     fn new(worker: Arc<dyn DeviceWorker>) -> Self {
-        ForGpu { worker, land: Vec::new(), landed: Vec::new(), apply: Vec::new(), applied: Vec::new() }
+        let (landed, applied) = (Vec::new(), Vec::new());
+        ForGpu { worker, land: Vec::new(), landed, held_bytes: 0, apply: Vec::new(), applied }
     }
 
-    fn work(&self, results: &mut [(u32, Result<(), CopyError>)]) {
-        let mut fail = |at: &usize, reason: String| results[*at].1 = Err(CopyError::Region(reason));
+    fn apply(&self, results: &mut [(u32, Result<(), CopyError>)]) {
         if let Err(error) = self.worker.apply(&self.apply) {
-            self.applied.iter().for_each(|at| fail(at, error.to_string()));
+            self.applied.iter().for_each(|at| fail(&mut results[*at].1, error.to_string()));
         }
+    }
+
+    fn land(&mut self, results: &mut [(u32, Result<(), CopyError>)]) {
         if self.land.is_empty() {
             return;
         }
-        match self.worker.land(&self.land) {
+        self.held_bytes = 0;
+        let (land, landed) = (std::mem::take(&mut self.land), std::mem::take(&mut self.landed));
+        match self.worker.land(&land) {
             Ok(wrong) => {
-                for at in wrong.iter().filter_map(|place| self.landed.get(*place)) {
-                    fail(
-                        at,
-                        format!("a chunk came to {} with other bytes than it had in host memory", self.worker.uuid()),
-                    );
+                let uuid = self.worker.uuid();
+                for at in wrong.iter().filter_map(|place| landed.get(*place)) {
+                    let reason = format!("a chunk came to {uuid} with other bytes than it had in host memory");
+                    fail(&mut results[*at].1, reason);
                 }
             }
-            Err(error) => self.landed.iter().for_each(|at| fail(at, error.to_string())),
+            Err(error) => landed.iter().for_each(|at| fail(&mut results[*at].1, error.to_string())),
         }
+    }
+}
+
+/// What failed first is told.
+fn fail(result: &mut Result<(), CopyError>, reason: String) {
+    if result.is_ok() {
+        *result = Err(CopyError::Region(reason));
     }
 }
 
@@ -295,7 +414,7 @@ mod tests {
     use super::*;
     use crate::agent::regions::Region;
     use aquifer_core::{Binding, Content, Dtype, Layout, Manifest, Packed, TensorEntry};
-    use aquifer_cuda::{Twin, twin_region, worker};
+    use aquifer_cuda::{Twin, worker};
     use aquifer_memory::Mapping;
 
     /// Tensors `a`, `b` and `c` of four bytes each, in one pack.
@@ -327,7 +446,7 @@ mod tests {
         fn new(bindings: &[Binding]) -> Self {
             let (manifest, layout, _) = pack();
             let memory = || Mapping::anonymous(64).unwrap().span();
-            let gpu = Region::Gpu(twin_region(GPU, memory()), worker(Twin::new(GPU)));
+            let gpu = Region::Gpu(Twin::of_host(GPU, memory()), worker(Twin::new(GPU)));
             let regions = BTreeMap::from([(0, Region::Host(memory())), (1, gpu)]);
             let lens = regions.iter().map(|(region, memory)| (*region, memory.len())).collect();
             let plan = Plan::of(&manifest, &layout, bindings, &[], &lens).unwrap();
@@ -345,10 +464,10 @@ mod tests {
         }
 
         fn fill(&self) {
-            self.fill_from(&Staged::new());
+            self.fill_from(None);
         }
 
-        fn fill_from(&self, staged: &Staged) {
+        fn fill_from(&self, staged: Option<&Staged>) {
             let results = self.0.copy_all(&Self::source(), staged);
             assert!(matches!(results[..], [(0, Ok(()))]), "{results:?}");
         }
@@ -414,9 +533,11 @@ mod tests {
         for bindings in [&whole[..], &parts] {
             let engine = Engine::new(bindings);
             let staged = engine.0.stage(&Engine::source());
-            assert_eq!(staged.len(), 1);
+            assert_eq!(staged.moves[&0].len(), 1);
+            // The second has a byte or two in host memory as well.
+            assert_eq!(staged.has_all_of(0, &engine.0), bindings == whole);
             assert!(!engine.is_right(), "nothing is there before it is applied");
-            engine.fill_from(&staged);
+            engine.fill_from(Some(&staged));
             assert!(engine.is_right());
             let again = Engine::new(bindings);
             again.fill();
@@ -430,10 +551,11 @@ mod tests {
     fn wrong_bytes_do_not_reach_a_gpu() {
         let engine = Engine::new(&[bind("a", (0, 4), 1, 8), bind("b", (0, 4), 1, 0), bind("c", (0, 4), 1, 4)]);
         let wrong = Mapping::anonymous(12).unwrap().span();
-        assert!(engine.0.stage(&[(0, Source::Store(wrong.clone()))]).is_empty());
-        let results = engine.0.copy_all(&[(0, Source::Store(wrong.clone()))], &Staged::new());
+        let staged = engine.0.stage(&[(0, Source::Store(wrong.clone()))]);
+        assert!(staged.moves[&0].is_empty() && !staged.has_all_of(0, &engine.0));
+        let results = engine.0.copy_all(&[(0, Source::Store(wrong.clone()))], None);
         assert!(matches!(&results[..], [(0, Err(CopyError::Region(reason)))] if reason.contains("other bytes")));
-        let results = engine.0.copy_all(&[(0, Source::Region(wrong, engine.0.layout.chunk(0).hash))], &Staged::new());
+        let results = engine.0.copy_all(&[(0, Source::Region(wrong, engine.0.layout.chunk(0).hash))], None);
         assert!(matches!(&results[..], [(0, Err(CopyError::Source { chunk: 0, .. }))]), "{results:?}");
     }
 }

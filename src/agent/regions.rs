@@ -1,7 +1,7 @@
 //! Engines' memory: of the host or of a GPU.
 
 use anyhow::{Context, Result, bail};
-use aquifer_cuda::{DeviceError, DeviceSpan, DeviceUuid, DeviceWorker, Gpu, RegionHandle, Twin, twin_region, worker};
+use aquifer_cuda::{DeviceError, DeviceSpan, DeviceUuid, DeviceWorker, Gpu, RegionHandle, Twin, worker};
 use aquifer_engine::protocol::{GpuMemory, RegionSpec};
 use aquifer_memory::{Mapping, Span};
 use std::collections::BTreeMap;
@@ -92,7 +92,7 @@ impl Gpus {
         match (fd, self.twin == Some(device)) {
             (Some(fd), true) => {
                 let host = Mapping::from_memfd(fd, spec.bytes)?.span();
-                Ok(Region::Gpu(twin_region(device, host), worker))
+                Ok(Region::Gpu(Twin::of_host(device, host), worker))
             }
             (None, false) => {
                 let span = worker.open(&handle(device, memory, spec.bytes)?)?;

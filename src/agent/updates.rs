@@ -74,12 +74,9 @@ impl Agent {
         chunks: &ChunkSet,
     ) -> Option<Vec<(u32, Source)>> {
         let entry = self.sessions.get(&conn)?;
-        let staged =
-            entry.staged.clone().filter(|(manifest, _)| *manifest == target.manifest && entry.regions_are_gpus());
-        let on_gpus = |chunk: u32| {
-            let goes = entry.memory(target).goes(chunk);
-            staged.as_ref().is_some_and(|(_, staged)| goes.keys().all(|gpu| staged.contains_key(&(*gpu, chunk))))
-        };
+        let staged = entry.staged.clone().filter(|(manifest, _)| *manifest == target.manifest);
+        let memory = entry.memory(target);
+        let on_gpus = |chunk| staged.as_ref().is_some_and(|(_, staged)| staged.has_all_of(chunk, &memory));
         let (there, elsewhere): (Vec<u32>, Vec<u32>) = chunks.iter().partition(|chunk| on_gpus(*chunk));
         let elsewhere = elsewhere.into_iter().map(|c| Some((c, self.source(conn, &target.manifest, c)?)));
         let mut sources = elsewhere.collect::<Option<Vec<_>>>()?;
@@ -90,7 +87,7 @@ impl Agent {
     pub(super) fn apply_update(&mut self, conn: ConnId, target: &Target, sources: Vec<(u32, Source)>) {
         let Some(entry) = self.sessions.get_mut(&conn) else { return };
         let staged = entry.staged.take().filter(|(manifest, _)| *manifest == target.manifest);
-        let staged = staged.map(|(_, staged)| staged).unwrap_or_default();
+        let staged = staged.map(|(_, staged)| staged);
         let memory = entry.memory(target);
         let nobody_reads = entry.regions_are_gpus();
         let job = Job::Apply { conn, sources, staged, memory };

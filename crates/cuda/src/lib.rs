@@ -25,4 +25,4 @@ pub use gpu::{Gpu, GpuHashing, GpuMark, GpuStream, PreparedHash};
 pub use region::{HandleError, RegionHandle};
 pub use twin::{Twin, TwinHashing, TwinMark, TwinStream};
 pub use uuid::{DeviceUuid, UuidParseError};
-pub use worker::{DeviceWorker, Goes, twin_region, worker};
+pub use worker::{DeviceWorker, Goes, worker};

@@ -36,6 +36,10 @@ pub const STAGING_BUFFER_BYTES: u64 = 4 << 20;
 /// Staging buffers per worker: one is filled while the others are copied from.
 pub const STAGING_BUFFERS: usize = 4;
 
+/// Host memory shorter than this is copied by way of staging memory: longer than any chunk, so that a store's slabs
+/// are registered, once, and a single chunk's memory, which is soon given back, is not.
+pub const REGISTERED_BYTES_MIN: u64 = 32 << 20;
+
 /// One call that registers memory: 16 of them for 16 GiB, so that all cores can take part.
 pub const REGISTER_PIECE_BYTES: u64 = 1 << 30;
 

@@ -26,8 +26,8 @@ impl Twin {
         Twin { uuid, exported: Arc::default() }
     }
 
-    /// Host memory as memory of the device called `uuid`.
-    pub(crate) fn of_host(uuid: DeviceUuid, memory: Span) -> DeviceSpan {
+    /// Host memory, an engine's perhaps, as memory of the device called `uuid`.
+    pub fn of_host(uuid: DeviceUuid, memory: Span) -> DeviceSpan {
         let (address, len) = (memory.as_ptr() as u64, memory.len());
         DeviceSpan::new(uuid, Arc::new(memory), address, len)
     }

@@ -1,18 +1,16 @@
 //! What an agent has a device do, whichever kind of device it is.
 
+use crate::apply::apply;
 use crate::device::{Device, DeviceSpan, HostSpan, Stream};
 use crate::error::DeviceError;
 use crate::landing::{Landing, Placement};
+use crate::limits;
 use crate::region::RegionHandle;
 use crate::uuid::DeviceUuid;
-use crate::{Twin, apply::apply};
 use aquifer_core::ChunkHash;
 use aquifer_memory::{Mapping, Span};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Host memory shorter than this is not registered for its own sake: that takes longer than a copy.
-const REGISTERED_BYTES_MIN: u64 = 1 << 20;
 
 /// Where a chunk goes in an engine's memory on one device.
 #[derive(Clone, Debug)]
@@ -55,11 +53,6 @@ pub fn worker<D: Device>(device: D) -> Arc<dyn DeviceWorker> {
     Arc::new(Worker { device, landing, copies: Mutex::new(None), registered: Mutex::default() })
 }
 
-/// A twin's, which takes host memory of an engine for memory of its device.
-pub fn twin_region(twin: DeviceUuid, memory: Span) -> DeviceSpan {
-    Twin::of_host(twin, memory)
-}
-
 #[derive(Debug)]
 struct Worker<D: Device> {
     device: D,
@@ -96,8 +89,7 @@ impl<D: Device> Worker<D> {
     }
 
     fn register(&self, registered: &mut Registered, mapping: &Arc<Mapping>) -> Option<HostSpan> {
-        registered.all.retain(|whole| Arc::strong_count(whole.span().mapping().0) > OWN_REFERENCES);
-        if mapping.len() < REGISTERED_BYTES_MIN || !mapping.is_writable() {
+        if mapping.len() < limits::REGISTERED_BYTES_MIN || !mapping.is_writable() {
             return None;
         }
         match self.device.register(&mapping.span()) {
@@ -114,13 +106,19 @@ impl<D: Device> Worker<D> {
         }
     }
 
+    /// Gives up registrations of memory that nobody else keeps.
+    fn tidy(&self) {
+        let all = &mut lock(&self.registered).all;
+        all.retain(|whole| Arc::strong_count(whole.span().mapping().0) > OWN_REFERENCES);
+    }
+
     /// Chunks one after the other in new memory on the device.
     fn allocate(&self, lengths: impl Iterator<Item = u64>) -> Result<Vec<DeviceSpan>, DeviceError> {
         let (mut places, mut end) = (Vec::new(), 0);
         for len in lengths {
             places.push(end..end + len);
             // The hashing kernel reads words.
-            end = (end + len).next_multiple_of(crate::limits::STAGED_ALIGN_BYTES);
+            end = (end + len).next_multiple_of(limits::STAGED_ALIGN_BYTES);
         }
         if places.is_empty() {
             return Ok(Vec::new());
@@ -130,6 +128,7 @@ impl<D: Device> Worker<D> {
     }
 
     fn place(&self, placements: &[Placement]) -> Result<Vec<usize>, DeviceError> {
+        self.tidy();
         Ok(lock(&self.landing).land(placements)?.wrong)
     }
 }
@@ -225,6 +224,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Twin;
 
     const HERE: DeviceUuid = DeviceUuid([7; 16]);
 
@@ -246,7 +246,7 @@ mod tests {
     fn chunks_land_whole_and_in_parts_and_wrong_ones_are_told() {
         let worker = worker(Twin::new(HERE));
         let memory = Mapping::anonymous(1 << 20).unwrap().span();
-        let region = twin_region(HERE, memory);
+        let region = Twin::of_host(HERE, memory);
         let (a, a_hash, a_bytes) = chunk(1, 70_001);
         let (b, b_hash, b_bytes) = chunk(2, 5000);
         let (c, _, _) = chunk(3, 100);
@@ -271,7 +271,7 @@ mod tests {
     #[test]
     fn what_was_staged_is_applied_at_once() {
         let worker = worker(Twin::new(HERE));
-        let region = twin_region(HERE, Mapping::anonymous(1 << 20).unwrap().span());
+        let region = Twin::of_host(HERE, Mapping::anonymous(1 << 20).unwrap().span());
         let (a, a_hash, a_bytes) = chunk(1, 4097);
         let (b, b_hash, _) = chunk(2, 9);
         let staged = worker.stage(&[(a, a_hash), (b.clone(), a_hash), (b, b_hash)]).unwrap();

@@ -84,14 +84,14 @@ impl Slab {
         let mut state = self.lock();
         let ripe = state.writers == 0 && state.used >= len / SEALED_SHARE.1 * SEALED_SHARE.0;
         if state.form == Form::Open && ripe {
-            state.form = self.try_seal(mapping);
+            state.form = self.try_seal(len, mapping);
         }
         state.form == Form::Sealed
     }
 
     /// A mapping that could be written to would keep the kernel from sealing. Nobody writes while it is
     /// replaced: `state` is locked, and has no writers.
-    fn try_seal(&self, mapping: &impl Remap) -> Form {
+    fn try_seal(&self, len: u64, mapping: &impl Remap) -> Form {
         let sealed = crate::shared::reopen(self.fd.as_fd()).and_then(|readable| {
             let Some(readable) = readable else { return Ok(false) };
             mapping.remap(readable.as_fd(), false)?;
@@ -103,10 +103,7 @@ impl Slab {
             Ok(false) | Err(_) => match mapping.remap(self.fd.as_fd(), true) {
                 Ok(()) => Form::Unsealable,
                 Err(errno) => {
-                    tracing::warn!(
-                        "{len} bytes of the chunk store can only be read from now on: mmap: {errno}",
-                        len = crate::limits::SLAB_BYTES
-                    );
+                    tracing::warn!("{len} bytes of the chunk store can only be read from now on: mmap: {errno}");
                     Form::Stuck
                 }
             },
