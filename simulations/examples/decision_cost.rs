@@ -16,8 +16,8 @@
 use anyhow::{Context, Result};
 use aquifer_core::message::{Outcome, Returned, Terms};
 use aquifer_core::{
-    Access, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherSecret,
-    Release, SignedRelease, SignedStatus, Status, Time,
+    Access, ChannelStatus, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, Policy,
+    PublisherSecret, Release, SignedRelease, SignedStatus, Status, Time,
 };
 use aquifer_proto::limits::NEWS_CHUNKS;
 use aquifer_proto::{Config, Input, LocalStatus, Output, ReadOutcome, Recorded};
@@ -441,7 +441,8 @@ fn release() -> SignedRelease {
         seq: 1,
         manifest: manifest(),
         manifest_bytes: 8,
-        rollback: false,
+        rolls_back_to: None,
+        policy: Policy::default(),
         created_unix_ms: 0,
         note: String::new(),
     };

@@ -443,7 +443,7 @@ impl Agent {
             }
             Output::Read { op, peer, manifest, lease, chunk } => self.start_read(op, peer, manifest, lease, chunk),
             Output::CancelRead { op } => self.cancel_read(op),
-            Output::ReleaseAccepted { signed, release } => self.on_release(signed, release)?,
+            Output::ReleaseAccepted { signed, release } => self.on_release(signed, *release)?,
             Output::ManifestFetched { manifest, bytes } => self.on_manifest_fetched(manifest, bytes)?,
             Output::ManifestAsked { to, manifest, offset } => self.send_manifest(to, manifest, offset),
             Output::Hydrated { manifest } => self.on_hydrated(manifest),

@@ -2,7 +2,7 @@
 
 use super::{Agent, Publish};
 use crate::state::unix_ms;
-use aquifer_core::{ChannelName, PublisherSecret, Release, SignedRelease};
+use aquifer_core::{ChannelName, Policy, PublisherSecret, Release, SignedRelease};
 use aquifer_memory::Published;
 use aquifer_proto::Input;
 use std::sync::Arc;
@@ -71,7 +71,8 @@ impl Agent {
             seq: newest.map_or(1, |r| r.seq.saturating_add(1)),
             manifest: publication.source.hash,
             manifest_bytes: publication.source.manifest_bytes.len() as u64,
-            rollback: false,
+            rolls_back_to: None,
+            policy: Policy::default(),
             created_unix_ms: unix_ms(),
             note: publication.note.clone(),
         };

@@ -1,7 +1,7 @@
 //! What counts as a release, and what follows from one.
 
 use crate::site::{CHANNEL, Checkpoint, Member, Proxy, Publisher, Site, Status, stored_chunks, until};
-use aquifer_core::{GossipMessage, ManifestHash, NodeId, PeerMessage, PublisherSecret, Release, SignedRelease};
+use aquifer_core::{GossipMessage, ManifestHash, NodeId, PeerMessage, Policy, PublisherSecret, Release, SignedRelease};
 use std::collections::BTreeMap;
 
 const MIB: u64 = 1 << 20;
@@ -14,7 +14,8 @@ fn release(seq: u64, manifest: &[u8], note: &str) -> Release {
         seq,
         manifest: ManifestHash::of(manifest),
         manifest_bytes: 1000,
-        rollback: false,
+        rolls_back_to: None,
+        policy: Policy::default(),
         created_unix_ms: 0,
         note: note.to_string(),
     }

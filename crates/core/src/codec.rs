@@ -23,6 +23,10 @@ pub enum Kind {
     SignedStatus = 5,
     Gossip = 6,
     Peer = 7,
+    Statement = 8,
+    SignedStatement = 9,
+    /// Where a node stands in a rollout, on its own disk.
+    Stand = 10,
     /// The beginning of a node's recording, and each frame after it.
     Recording = 16,
     RecordingFrame = 17,
@@ -34,8 +38,12 @@ impl Kind {
         match self {
             // 2: short tensors lie in packs.
             Kind::Manifest => 2,
-            Kind::Release
-            | Kind::SignedRelease
+            // 2: the rollout's policy, and to which release one goes back.
+            Kind::Release => 2,
+            Kind::SignedRelease
+            | Kind::Statement
+            | Kind::SignedStatement
+            | Kind::Stand
             | Kind::Status
             | Kind::SignedStatus
             | Kind::Gossip

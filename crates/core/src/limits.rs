@@ -51,8 +51,21 @@ pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Longest channel name, in bytes. Guess: it appears in every status record.
 pub const CHANNEL_BYTES_MAX: usize = 128;
 
-/// Longest encoded release or status record. A status with 16 channels is under 4 KiB.
+/// Longest encoded status record. One with 16 channels is under 4 KiB.
 pub const RECORD_BYTES_MAX: usize = 32 << 10;
+
+/// Longest encoded release: [`ROSTER_MAX`] entries of 37 bytes, the longest note and selectors.
+pub const RELEASE_BYTES_MAX: usize = 48 << 10;
+
+/// Longest encoded statement about a release: a reason, a channel's name and some numbers.
+pub const STATEMENT_BYTES_MAX: usize = 4 << 10;
+
+/// Nodes that a release may name as those it is rolled out to. Guess: a signed release with so many
+/// is 38 KB, and it is told once to each node.
+pub const ROSTER_MAX: usize = 1024;
+
+/// Labels that a selector may ask for. Guess: zone, rack, model, role and as many again.
+pub const SELECTOR_LABELS_MAX: usize = 8;
 
 /// Longest control message between two agents: a full chunk set of the largest manifest
 /// (512 KiB), twice, and room for a snapshot of a few hundred status records.

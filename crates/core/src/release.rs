@@ -4,7 +4,8 @@ use crate::checked::Checked;
 use crate::codec::{self, CodecError, Kind};
 use crate::hash::ManifestHash;
 use crate::id::{ChannelName, IdError, PublisherKey, PublisherSecret, SIGNATURE_BYTES};
-use crate::limits::{MANIFEST_BYTES_MAX, RECORD_BYTES_MAX, RELEASE_NOTE_BYTES_MAX};
+use crate::limits::{MANIFEST_BYTES_MAX, RELEASE_BYTES_MAX, RELEASE_NOTE_BYTES_MAX};
+use crate::policy::{Policy, PolicyError};
 use bincode::{Decode, Encode};
 use thiserror::Error;
 
@@ -18,11 +19,27 @@ pub struct Release {
     pub manifest: ManifestHash,
     /// Length of the manifest's canonical bytes, so that a puller knows what to expect.
     pub manifest_bytes: u64,
-    /// True if this release names an older manifest on purpose.
-    pub rollback: bool,
+    /// The number of the release whose manifest this one names again, if it is a rollback.
+    pub rolls_back_to: Option<u64>,
+    /// Who takes it, and in which order they switch.
+    pub policy: Policy,
     /// The publisher's clock, milliseconds since 1970. For people; nothing is decided by it.
     pub created_unix_ms: u64,
     pub note: String,
+}
+
+/// Which release of a channel. Of two publishers that give out one number, the greater manifest
+/// hash is the later release, so that all nodes settle alike whichever they hear first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct ReleaseId {
+    pub seq: u64,
+    pub manifest: ManifestHash,
+}
+
+impl Release {
+    pub fn id(&self) -> ReleaseId {
+        ReleaseId { seq: self.seq, manifest: self.manifest }
+    }
 }
 
 /// A release as it travels: its exact bytes, who signed them, and the signature.
@@ -44,6 +61,10 @@ pub enum ReleaseError {
     ManifestBytes(u64),
     #[error("release: a note of {0} bytes, allowed are {RELEASE_NOTE_BYTES_MAX}")]
     Note(usize),
+    #[error("release {seq} goes back to release {to}: it must be an earlier one")]
+    RollsForward { seq: u64, to: u64 },
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
 }
 
 impl SignedRelease {
@@ -57,13 +78,17 @@ impl SignedRelease {
     /// the channel is the node's own business.
     pub fn open(&self) -> Result<Release, ReleaseError> {
         self.checked.once(|| self.publisher.verify(CONTEXT, &self.body, &self.signature))?;
-        let release: Release = codec::decode::<_, RECORD_BYTES_MAX>(Kind::Release, &self.body)?;
+        let release: Release = codec::decode::<_, RELEASE_BYTES_MAX>(Kind::Release, &self.body)?;
         if release.manifest_bytes > MANIFEST_BYTES_MAX as u64 {
             return Err(ReleaseError::ManifestBytes(release.manifest_bytes));
         }
         if release.note.len() > RELEASE_NOTE_BYTES_MAX {
             return Err(ReleaseError::Note(release.note.len()));
         }
+        if let Some(to) = release.rolls_back_to.filter(|to| *to >= release.seq) {
+            return Err(ReleaseError::RollsForward { seq: release.seq, to });
+        }
+        release.policy.check()?;
         Ok(release)
     }
 
@@ -72,13 +97,18 @@ impl SignedRelease {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, ReleaseError> {
-        Ok(codec::decode::<_, { RECORD_BYTES_MAX * 2 }>(Kind::SignedRelease, bytes)?)
+        Ok(codec::decode::<_, { RELEASE_BYTES_MAX * 2 }>(Kind::SignedRelease, bytes)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::NodeId;
+    use crate::limits::{CHANNEL_BYTES_MAX, ROSTER_MAX, SELECTOR_LABELS_MAX, STATUS_LABEL_BYTES_MAX};
+    use crate::policy::tests::policy;
+    use crate::policy::{Entry, How, Selector, Unavailable};
+    use proptest::prelude::*;
 
     fn release() -> Release {
         Release {
@@ -86,7 +116,8 @@ mod tests {
             seq: 4,
             manifest: ManifestHash::of(b"m"),
             manifest_bytes: 1,
-            rollback: false,
+            rolls_back_to: None,
+            policy: Policy::default(),
             created_unix_ms: 0,
             note: String::new(),
         }
@@ -114,5 +145,69 @@ mod tests {
         let secret = PublisherSecret::from_seed([1; 32]);
         let huge = Release { manifest_bytes: u64::MAX, ..release() };
         assert_eq!(SignedRelease::sign(&huge, &secret).open(), Err(ReleaseError::ManifestBytes(u64::MAX)));
+    }
+
+    #[test]
+    fn a_release_goes_back_to_an_earlier_one() {
+        let secret = PublisherSecret::from_seed([1; 32]);
+        let to = |seq| SignedRelease::sign(&Release { rolls_back_to: Some(seq), ..release() }, &secret).open();
+        assert_eq!(to(3).map(|r| r.rolls_back_to), Ok(Some(3)));
+        assert_eq!(to(4), Err(ReleaseError::RollsForward { seq: 4, to: 4 }));
+    }
+
+    #[test]
+    fn the_longest_release_that_there_may_be_can_be_read() {
+        let secret = PublisherSecret::from_seed([1; 32]);
+        let label =
+            |i: usize| (format!("{i:0>0$}", STATUS_LABEL_BYTES_MAX / 2), "v".repeat(STATUS_LABEL_BYTES_MAX / 2));
+        let selector = Selector::new((0..SELECTOR_LABELS_MAX).map(label).collect()).unwrap();
+        let entry = |i: usize| {
+            let mut id = [0; 32];
+            id[..8].copy_from_slice(&(i as u64).to_be_bytes());
+            Entry { node: NodeId(id), canary: true, group: u32::MAX }
+        };
+        let by = Some("k".repeat(STATUS_LABEL_BYTES_MAX));
+        let longest = Release {
+            channel: "c".repeat(CHANNEL_BYTES_MAX).parse().unwrap(),
+            note: "n".repeat(RELEASE_NOTE_BYTES_MAX),
+            policy: Policy {
+                subset: selector.clone(),
+                pinned: true,
+                how: How::Rolling { canary: Some(selector), max_unavailable: Unavailable::Count(1), by },
+                roster: (0..ROSTER_MAX).map(entry).collect(),
+            },
+            ..release()
+        };
+        let signed = SignedRelease::decode(&SignedRelease::sign(&longest, &secret).encode()).unwrap();
+        assert_eq!(signed.open(), Ok(longest));
+    }
+
+    proptest! {
+        #[test]
+        fn a_policy_arrives_as_it_was_signed(policy in policy(), seed: [u8; 32]) {
+            let release = Release { policy, ..release() };
+            let signed = SignedRelease::sign(&release, &PublisherSecret::from_seed(seed));
+            prop_assert_eq!(SignedRelease::decode(&signed.encode()).unwrap().open(), Ok(release));
+        }
+
+        #[test]
+        fn nothing_of_it_can_be_changed(policy in policy(), at: prop::sample::Index, bit in 0..8u8) {
+            let release = Release { policy, ..release() };
+            let mut bytes = SignedRelease::sign(&release, &PublisherSecret::from_seed([1; 32])).encode();
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            prop_assert!(SignedRelease::decode(&bytes).and_then(|s| s.open()).is_err());
+        }
+
+        /// Signed nonsense: what a publisher's program may do wrong must not end a node.
+        #[test]
+        fn any_signed_bytes_are_a_release_or_an_error(policy in policy(), cut: prop::sample::Index, noise: Vec<u8>) {
+            let secret = PublisherSecret::from_seed([1; 32]);
+            let whole = codec::encode(Kind::Release, &Release { policy, ..release() });
+            let body = [&whole[..cut.index(whole.len())], &noise].concat();
+            let signature = secret.sign(CONTEXT, &body);
+            let signed = SignedRelease { publisher: secret.public(), body, signature, checked: Checked::default() };
+            prop_assert!(signed.open().map_or(true, |release| release.policy.check().is_ok()));
+        }
     }
 }

@@ -311,7 +311,7 @@ impl ReleaseInfo {
             channel: release.channel.clone(),
             seq: release.seq,
             manifest: release.manifest,
-            rollback: release.rollback,
+            rollback: release.rolls_back_to.is_some(),
             note: release.note.clone(),
             created_unix_ms: release.created_unix_ms,
             publisher,

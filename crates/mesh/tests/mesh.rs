@@ -5,7 +5,8 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "a test that meets another event fails or waits on")]
 
 use aquifer_core::{
-    ChannelName, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherSecret, Release, SignedRelease,
+    ChannelName, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, Policy, PublisherSecret, Release,
+    SignedRelease,
 };
 use aquifer_mesh::{Mesh, MeshConfig, MeshError, MeshEvent, MeshKey, Verdict};
 use std::net::TcpListener;
@@ -145,7 +146,8 @@ fn release(seq: u64) -> GossipMessage {
         seq,
         manifest: ManifestHash::of(b"m"),
         manifest_bytes: 1,
-        rollback: false,
+        rolls_back_to: None,
+        policy: Policy::default(),
         created_unix_ms: 0,
         note: String::new(),
     };

@@ -139,7 +139,7 @@ pub enum Output {
     /// A newer release of a followed channel: persist it, load its manifest.
     ReleaseAccepted {
         signed: SignedRelease,
-        release: Release,
+        release: Box<Release>,
     },
     /// The bytes of a manifest that was wanted; they hash to its name.
     ManifestFetched {

@@ -410,7 +410,7 @@ impl Node {
         match self.releases.on_release(via, &signed) {
             ReleaseHeard::Accepted(release) => {
                 self.status_soon(now);
-                self.out.push_back(Output::ReleaseAccepted { signed, release: *release });
+                self.out.push_back(Output::ReleaseAccepted { signed, release });
                 Verdict::Accept
             }
             ReleaseHeard::Known => Verdict::Ignore,

@@ -123,7 +123,7 @@ impl Releases {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aquifer_core::PublisherSecret;
+    use aquifer_core::{Policy, PublisherSecret};
 
     fn release(seq: u64, manifest: &[u8]) -> Release {
         Release {
@@ -131,7 +131,8 @@ mod tests {
             seq,
             manifest: ManifestHash::of(manifest),
             manifest_bytes: 1,
-            rollback: false,
+            rolls_back_to: None,
+            policy: Policy::default(),
             created_unix_ms: 0,
             note: String::new(),
         }

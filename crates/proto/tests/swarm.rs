@@ -6,8 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use aquifer_core::{
-    ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherSecret, Release, SignedRelease,
-    Time,
+    ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, Policy, PublisherSecret, Release,
+    SignedRelease, Time,
 };
 use aquifer_proto::{Config, Input, LocalStatus, Node, Notice, OpId, Output, ReadOutcome, Verdict};
 use rand::rngs::SmallRng;
@@ -115,7 +115,8 @@ impl World {
             seq: 1,
             manifest: self.manifest,
             manifest_bytes: 8,
-            rollback: false,
+            rolls_back_to: None,
+            policy: Policy::default(),
             created_unix_ms: 0,
             note: String::new(),
         };

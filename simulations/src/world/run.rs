@@ -11,7 +11,9 @@ use crate::outcome::{Outcome, SAMPLES, Sample};
 use crate::scenario::{Expanded, NodePlan, Role, lower_bound};
 use crate::spread::SpreadMap;
 use anyhow::Result;
-use aquifer_core::{Access, ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease, Time};
+use aquifer_core::{
+    Access, ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Policy, Release, SignedRelease, Time,
+};
 use aquifer_proto::limits::{CONNECTIONS_WANTED, READ_STALL};
 use aquifer_proto::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome};
 use rand::rngs::SmallRng;
@@ -286,7 +288,8 @@ impl<'a> World<'a> {
             seq: current as u64 + 1,
             manifest: self.manifests[current],
             manifest_bytes: MANIFESTS[current].len() as u64,
-            rollback: false,
+            rolls_back_to: None,
+            policy: Policy::default(),
             created_unix_ms: 0,
             note: String::new(),
         };

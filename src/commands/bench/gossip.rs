@@ -16,7 +16,8 @@ use super::report::{Report, Table};
 use crate::keys;
 use anyhow::{Context, Result, bail};
 use aquifer_core::{
-    ChannelName, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherSecret, Release, SignedRelease,
+    ChannelName, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, Policy, PublisherSecret, Release,
+    SignedRelease,
 };
 use aquifer_mesh::{Mesh, MeshConfig, MeshEvent, MeshKey, Verdict};
 use serde::{Deserialize, Serialize};
@@ -194,7 +195,8 @@ impl Voice {
             seq: number,
             manifest: nothing(),
             manifest_bytes: 1,
-            rollback: false,
+            rolls_back_to: None,
+            policy: Policy::default(),
             created_unix_ms: 0,
             note: String::new(),
         };

@@ -2,7 +2,9 @@ use super::*;
 use crate::io::{LocalStatus, OpId, ReadOutcome};
 use crate::testing::bare_status;
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
-use aquifer_core::{Access, ChannelStatus, ChunkSet, ManifestHash, PublisherSecret, Release, SignedStatus, Status};
+use aquifer_core::{
+    Access, ChannelStatus, ChunkSet, ManifestHash, Policy, PublisherSecret, Release, SignedStatus, Status,
+};
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -42,7 +44,8 @@ fn release(seq: u64) -> SignedRelease {
         seq,
         manifest: manifest(),
         manifest_bytes: 8,
-        rollback: false,
+        rolls_back_to: None,
+        policy: Policy::default(),
         created_unix_ms: 0,
         note: String::new(),
     };

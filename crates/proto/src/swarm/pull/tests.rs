@@ -5,7 +5,8 @@ use crate::node::{Config, Node};
 use crate::testing::bare_status;
 use aquifer_core::message::Refusal;
 use aquifer_core::{
-    Access, ChannelStatus, GossipMessage, NodeSecret, PublisherSecret, Release, SignedRelease, SignedStatus, Status,
+    Access, ChannelStatus, GossipMessage, NodeSecret, Policy, PublisherSecret, Release, SignedRelease, SignedStatus,
+    Status,
 };
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -630,8 +631,9 @@ fn publisher() -> PublisherSecret {
 
 fn release() -> SignedRelease {
     let (channel, manifest) = ("c".parse().unwrap(), manifest());
-    let (note, rollback) = (String::new(), false);
-    let release = Release { channel, seq: 1, manifest, manifest_bytes: 8, rollback, created_unix_ms: 0, note };
+    let (note, policy) = (String::new(), Policy::default());
+    let release =
+        Release { channel, seq: 1, manifest, manifest_bytes: 8, rolls_back_to: None, policy, created_unix_ms: 0, note };
     SignedRelease::sign(&release, &publisher())
 }
 
