@@ -15,6 +15,7 @@ mod node;
 pub mod plan;
 pub mod record;
 mod releases;
+pub mod rollout;
 mod swarm;
 #[cfg(test)]
 mod testing;

@@ -219,3 +219,23 @@ pub const REJECTION_PEERS_MAX: usize = 1024;
 /// Longest event in a recording: a manifest's chunk lengths are four bytes each, and everything
 /// else that a node is told fits into a message.
 pub const RECORD_FRAME_BYTES_MAX: usize = 4 * MANIFEST_CHUNKS_MAX + MESSAGE_BYTES_MAX;
+
+/// Releases of a channel that its rollouts remember, besides those in use. Guess: an engine is rarely
+/// two behind, and a comparison has a few sides.
+pub const RELEASES_KEPT: usize = 8;
+
+/// A member that has been silent for this long, after it was missed, has noticed by itself that it is
+/// cut off, and is not ready with what a synchronous release replaces. Twice a member's time-out where
+/// nodes speak every [`STATUS_INTERVAL`], so that its clock may run at half the speed.
+pub const ROLLOUT_SILENCE: Duration = STATUS_INTERVAL.saturating_mul(2 * MEMBER_TIMEOUT_INTERVALS);
+
+/// A member counts towards a majority that keeps others ready once it has been there for this long: two
+/// records of each, so that what either has decided meanwhile has come to the other. Guess.
+pub const ROLLOUT_RETURN: Duration = STATUS_INTERVAL.saturating_mul(2);
+
+/// How long an engine that holds its requests, and could answer from a synchronous release, waits for
+/// others that are about to pause. Guess: far more than pausing takes, less than who asks waits.
+pub const ROLLOUT_HOLD: Duration = Duration::from_secs(2);
+
+/// Longest reason in a report, in bytes. With 64 channels a status record stays in its bounds.
+pub const REPORT_REASON_BYTES_MAX: usize = 96;

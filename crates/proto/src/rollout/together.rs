@@ -1,0 +1,171 @@
+//! Synchronous releases: two-phase commit, and why nobody is ready with the old release once somebody
+//! is with the new one.
+//!
+//! A node is *past* a release once it has heard the commit: it is never again ready with an older one
+//! because it missed that. A release is *open* at a node when, of its group (the roster, and whoever
+//! else reports),
+//! - a majority of the roster is past it, and
+//! - everybody else is past it, or has been silent for [`crate::limits::ROLLOUT_SILENCE`];
+//!
+//! or when somebody else is ready with it. Only then is a node ready with the new release.
+//!
+//! As long as a node has not heard the commit it may have missed it: it is *in doubt*, and ready with
+//! the old release only while
+//! - a majority of the roster has been there for [`crate::limits::ROLLOUT_RETURN`], and
+//! - nobody is known to be past it.
+//!
+//! So two majorities have a node in common. If the commit is open, and somebody in doubt hears the
+//! majority, it hears of one that is past it. If it hears none, it is not ready, at the latest after a
+//! member's time-out, which is less than the silence that others wait for. What is assumed beyond:
+//! who hears a majority hears, and is heard by, whoever they hear, within `ROLLOUT_RETURN` / 2; and
+//! no clock runs half as fast as another. No two nodes' times are compared.
+//!
+//! Who has not heard of the release is not in doubt. So it is committed only when everybody in the
+//! roster has answered, prepared or not: a node that was cut off before it heard would stay ready with the
+//! old one. Who was cut off when the roster was made is none of the group until it hears.
+//!
+//! There is no need to hear an abort (it is presumed as long as there is no commit), so a publisher
+//! that dies before the commit leaves everybody with the old release, and any holder of the key may
+//! still say either word.
+
+use super::view::View;
+use aquifer_core::policy::Required;
+use aquifer_core::{NodeId, Phase, Release, ReleaseId, Report, Step, Time};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Who was ever heard to be past a synchronous release, and which are open.
+#[derive(Debug, Default)]
+pub(super) struct Past {
+    past: BTreeMap<ReleaseId, BTreeSet<NodeId>>,
+    open: BTreeSet<ReleaseId>,
+}
+
+impl Past {
+    /// Forgets all releases but `kept`.
+    pub(super) fn keep(&mut self, kept: &BTreeSet<ReleaseId>) {
+        self.past.retain(|id, _| kept.contains(id));
+        self.open.retain(|id| kept.contains(id));
+        for id in kept {
+            self.past.entry(*id).or_default();
+        }
+    }
+
+    pub(super) fn on_report(&mut self, node: NodeId, report: &Report) {
+        for (release, nodes) in &mut self.past {
+            if is_past(report, release) {
+                nodes.insert(node);
+            }
+            if report.ready && report.due() == Some(*release) {
+                self.open.insert(*release);
+            }
+        }
+    }
+
+    pub(super) fn is_open(&self, release: &ReleaseId) -> bool {
+        self.open.contains(release)
+    }
+
+    /// Looks whether the release opens to `me`, which is past it.
+    pub(super) fn look(&mut self, now: Time, me: &NodeId, release: &Release, view: &View) -> Result<(), NodeId> {
+        let id = release.id();
+        if self.open.contains(&id) {
+            return Ok(());
+        }
+        let past = self.past.entry(id).or_default();
+        let is_past = |node: &NodeId| node == me || past.contains(node);
+        let behind = |node: &NodeId| !is_past(node) && !view.is_silent(now, node);
+        let roster: Vec<NodeId> = release.policy.roster.iter().map(|e| e.node).collect();
+        let mut group = roster.iter().chain(group_beside_roster(release, view));
+        if let Some(node) = group.find(|node| behind(node) && !is_held(view, node)) {
+            return Err(*node);
+        }
+        let counted = roster.iter().filter(|node| is_past(node)).count();
+        if let Some(node) = roster.iter().find(|node| !is_past(node))
+            && counted * 2 <= roster.len()
+        {
+            return Err(*node);
+        }
+        self.open.insert(id);
+        Ok(())
+    }
+
+    /// Whether `me`, which has heard no commit, can be sure that the release is open to nobody.
+    pub(super) fn is_in_touch(&self, now: Time, me: &NodeId, release: &Release, view: &View) -> bool {
+        let nobody = BTreeSet::new();
+        let past = self.past.get(&release.id()).unwrap_or(&nobody);
+        let roster = &release.policy.roster;
+        let there = roster.iter().filter(|e| e.node == *me || view.is_steady(now, &e.node)).count();
+        past.is_empty() && !self.is_open(&release.id()) && (there * 2 > roster.len() || roster.is_empty())
+    }
+}
+
+fn is_past(report: &Report, release: &ReleaseId) -> bool {
+    report.base.is_some_and(|base| base >= *release) || (report.wanted == *release && report.step >= Step::Going)
+}
+
+fn is_held(view: &View, node: &NodeId) -> bool {
+    view.report(node).is_some_and(|r| r.held)
+}
+
+/// Those that came after the release was made, or were not seen then.
+pub(super) fn group_beside_roster<'a>(release: &'a Release, view: &'a View) -> impl Iterator<Item = &'a NodeId> {
+    let concerned = view.reports().filter(|(_, seen, _)| release.policy.subset.matches(&seen.labels));
+    concerned.map(|(node, _, _)| node).filter(|node| release.policy.entry(node).is_none())
+}
+
+/// Whether some engine of the group is still about to pause for the release: those that answer from
+/// the new one wait a moment for it, so that requests see no mixture either.
+pub(super) fn somebody_pauses(release: &Release, view: &View) -> bool {
+    let pauses = |report: &Report| {
+        report.wanted == release.id() && report.phase == Phase::Staged && report.step == Step::Going && !report.held
+    };
+    let concerned = |node: &NodeId, labels: &[(String, String)]| {
+        release.policy.entry(node).is_some() || release.policy.subset.matches(labels)
+    };
+    view.reports().any(|(node, seen, report)| concerned(node, &seen.labels) && pauses(report))
+}
+
+/// What a publisher is to say of its synchronous release.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Commit,
+    Abort(String),
+    /// For how many.
+    Wait {
+        answered: usize,
+        prepared: usize,
+        required: usize,
+        roster: usize,
+    },
+}
+
+/// Counts the roster. `reports` are its own, as far as there are any now; `answered`, how many have
+/// ever reported on the release. `in_time`: the deadline has not passed.
+pub(super) fn verdict<'a>(
+    release: &Release,
+    required: Required,
+    reports: impl Iterator<Item = &'a Report>,
+    answered: usize,
+    in_time: bool,
+) -> Verdict {
+    let roster = release.policy.roster.len();
+    let required = required.of(roster);
+    let about: Vec<&Report> = reports.filter(|r| r.wanted == release.id()).collect();
+    let prepared = about.iter().filter(|r| r.phase.is_prepared()).count();
+    let failed: Vec<&&Report> = about.iter().filter(|r| r.phase == Phase::Failed).collect();
+    if prepared >= required && answered == roster {
+        return Verdict::Commit;
+    }
+    if let Some(first) = failed.first().filter(|_| failed.len() > roster - required) {
+        return Verdict::Abort(format!("{} of {roster} nodes cannot take it; one: {}", failed.len(), first.reason));
+    }
+    if in_time {
+        return Verdict::Wait { answered, prepared, required, roster };
+    }
+    Verdict::Abort(match answered == roster {
+        true => format!("only {prepared} of {roster} nodes were prepared in time, {required} had to be"),
+        false => {
+            format!("only {answered} of {roster} nodes answered in time: release again without those that are gone")
+        }
+    })
+}
