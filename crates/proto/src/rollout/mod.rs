@@ -6,7 +6,7 @@
 //! stays true once it was said (see `turns` and `together`), so late, lost and repeated records
 //! do no harm, and who hears too little waits.
 //!
-//! What always holds, and is checked by `tests/rollout.rs`:
+//! What always holds, and is checked by `tests/rollout`:
 //! 1. Synchronous: once the release is open to one node (see `together`), none of its group is ready
 //!    with an older one.
 //! 2. Rolling: of a group of the roster, never more than `max_unavailable` are out because of it.
@@ -21,6 +21,8 @@ mod state;
 mod steps;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 mod together;
 mod turns;
 mod view;

@@ -1,0 +1,204 @@
+//! One node's decisions, step by step. Whole fleets are in `tests/rollout`.
+
+use super::testing::{commit, id, release};
+use super::*;
+use aquifer_core::policy::{Entry, Required, Unavailable};
+use aquifer_core::{Policy, Word};
+
+const ME: NodeId = NodeId([1; 32]);
+const S: Duration = Duration::from_secs(1);
+
+fn other(n: u8) -> NodeId {
+    NodeId([n; 32])
+}
+
+fn roster(nodes: u8) -> Vec<Entry> {
+    (1..=nodes).map(|n| Entry { node: other(n), canary: false, group: 0 }).collect()
+}
+
+fn synchronous(nodes: u8, required: Required) -> Policy {
+    Policy { how: How::Synchronous { required, deadline_ms: 10_000 }, roster: roster(nodes), ..Policy::default() }
+}
+
+/// Serves release 1 with one engine, among `nodes` that have been there for long.
+fn at_rest(nodes: u8) -> Rollout {
+    let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, Time::ZERO);
+    for n in 2..=nodes {
+        rollout.handle(Time::ZERO, RolloutInput::Member { node: other(n), labels: vec![], report: None });
+    }
+    rollout.handle(Time::ZERO, RolloutInput::Release(release(1, Policy::default())));
+    engine(&mut rollout, Time::ZERO, Facts { served: Some(id(1).manifest), ..Facts::default() });
+    engine(&mut rollout, Time::ZERO, Facts { served: Some(id(1).manifest), ..Facts::default() });
+    assert!(rollout.report().is_some_and(|r| r.ready));
+    rollout
+}
+
+fn engine(rollout: &mut Rollout, now: Time, facts: Facts) {
+    rollout.handle(now, RolloutInput::Engine { engine: 7, facts });
+}
+
+fn staged(served: Option<u64>, phase: Phase) -> Facts {
+    Facts { served: served.map(|seq| id(seq).manifest), target: Some(id(2).manifest), phase, failed: None }
+}
+
+fn says(rollout: &mut Rollout, now: Time, node: NodeId, step: Step, phase: Phase) {
+    let report = Report {
+        wanted: id(2),
+        base: Some(id(1)),
+        step,
+        phase,
+        served: None,
+        settled: step == Step::Waiting,
+        ready: false,
+        held: false,
+        reason: "the disk is full".to_string(),
+    };
+    rollout.handle(now, RolloutInput::Member { node, labels: vec![], report: Some(report) });
+}
+
+/// What the engine was told last.
+fn order(rollout: &mut Rollout) -> Option<Until> {
+    let order = |o| match o {
+        RolloutOutput::Order { order, .. } => Some(order.until),
+        RolloutOutput::Keep(_) | RolloutOutput::Report(_) => None,
+    };
+    std::iter::from_fn(|| rollout.poll_output()).filter_map(order).last()
+}
+
+#[test]
+fn it_is_committed_when_all_have_answered_and_enough_are_prepared() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(3);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(3, Required::Count(2)))));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
+    says(&mut rollout, now, other(2), Step::Waiting, Phase::Staged);
+    let wait = Verdict::Wait { answered: 2, prepared: 2, required: 2, roster: 3 };
+    assert_eq!(rollout.verdict(now), Some(wait), "one might be cut off, and ready with the former one");
+    says(&mut rollout, now, other(3), Step::Waiting, Phase::Heard);
+    assert_eq!(rollout.verdict(now), Some(Verdict::Commit));
+    rollout.handle(now, RolloutInput::Gone { node: other(3) });
+    assert_eq!(rollout.verdict(now), Some(Verdict::Commit), "it has answered, so it knows that it may miss it");
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    assert_eq!(rollout.verdict(now), None);
+}
+
+#[test]
+fn it_is_aborted_when_too_few_can_take_it_or_time_is_up() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(3);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(3, Required::All))));
+    let late = rollout.verdict(now + S * 10);
+    assert!(matches!(&late, Some(Verdict::Abort(why)) if why.contains("1 of 3 nodes answered")), "{late:?}");
+    says(&mut rollout, now, other(2), Step::Waiting, Phase::Failed);
+    let failed = rollout.verdict(now);
+    assert!(matches!(&failed, Some(Verdict::Abort(why)) if why.contains("the disk is full")), "{failed:?}");
+}
+
+#[test]
+fn nobody_answers_from_the_new_one_while_others_are_about_to_pause() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(2);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(2, Required::All))));
+    assert_eq!(order(&mut rollout), Some(Until::Staged));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
+    says(&mut rollout, now, other(2), Step::Waiting, Phase::Staged);
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    assert_eq!(order(&mut rollout), None, "the other has not heard of it, for all that is known");
+    assert!(rollout.report().is_some_and(|r| !r.ready), "and yet it may be open to the other any moment");
+    says(&mut rollout, now, other(2), Step::Going, Phase::Staged);
+    assert_eq!(order(&mut rollout), Some(Until::Checked));
+    engine(&mut rollout, now, staged(None, Phase::Paused));
+    assert_eq!(order(&mut rollout), None);
+    says(&mut rollout, now, other(2), Step::Going, Phase::Paused);
+    assert_eq!(order(&mut rollout), Some(Until::Serving));
+    engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    assert!(rollout.report().is_some_and(|r| r.ready && r.phase == Phase::Ready));
+}
+
+#[test]
+fn one_that_does_not_pause_is_not_waited_for_without_end() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(2);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(2, Required::All))));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    says(&mut rollout, now, other(2), Step::Going, Phase::Staged);
+    engine(&mut rollout, now, staged(None, Phase::Paused));
+    assert_eq!(order(&mut rollout), Some(Until::Checked));
+    let (at, _) = rollout.poll_timeout().unwrap();
+    assert!(at <= now + ROLLOUT_HOLD);
+    rollout.handle_timeout(now + ROLLOUT_HOLD);
+    assert_eq!(order(&mut rollout), Some(Until::Serving));
+}
+
+#[test]
+fn in_doubt_and_out_of_touch_it_is_not_ready() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(3);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(3, Required::All))));
+    assert!(rollout.report().is_some_and(|r| r.ready));
+    for n in [2, 3] {
+        rollout.handle(now, RolloutInput::Gone { node: other(n) });
+    }
+    let report = rollout.report().unwrap();
+    assert!(!report.ready && report.settled && report.reason.contains("committed"), "{report:?}");
+    says(&mut rollout, now, other(2), Step::Waiting, Phase::Staged);
+    assert!(!rollout.report().unwrap().ready, "others may have counted it out");
+    rollout.handle_timeout(now + crate::limits::ROLLOUT_RETURN);
+    assert!(rollout.report().unwrap().ready);
+}
+
+#[test]
+fn an_abort_gives_way_to_a_commit() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(1);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(1, Required::All))));
+    rollout.handle(now, RolloutInput::Statement(Statement { word: Word::Abort, ..commit(2) }));
+    assert_eq!(rollout.report().unwrap().phase, Phase::RolledBack);
+    assert_eq!(order(&mut rollout), Some(Until::Serving), "with the one before");
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    rollout.handle(now, RolloutInput::Statement(Statement { word: Word::Abort, ..commit(2) }));
+    assert_eq!(rollout.report().unwrap().step, Step::Going);
+}
+
+#[test]
+fn a_pinned_node_takes_no_part() {
+    let pinned = Override::Pinned(id(1).manifest);
+    let mut rollout = Rollout::new(ME, vec![], pinned, None, Time::ZERO);
+    engine(&mut rollout, Time::ZERO, Facts::default());
+    rollout.handle(Time::ZERO, RolloutInput::Release(release(1, Policy::default())));
+    rollout.handle(Time::ZERO, RolloutInput::Release(release(2, Policy::default())));
+    engine(&mut rollout, Time::ZERO, Facts { served: Some(id(1).manifest), ..Facts::default() });
+    let report = rollout.report().unwrap();
+    assert!(report.ready && report.held && report.wanted == id(1));
+    assert_eq!(rollout.with_roster(Policy::default()).unwrap().roster, []);
+}
+
+#[test]
+fn a_roster_names_canaries_and_groups() {
+    let mut rollout = at_rest(1);
+    let labels = |rack: &str, canary: &str| {
+        vec![("rack".to_string(), rack.to_string()), ("canary".to_string(), canary.to_string())]
+    };
+    for (n, rack, canary) in [(2, "b", "yes"), (3, "a", "no"), (4, "b", "no")] {
+        let report = rollout.report().cloned();
+        let labels = labels(rack, canary);
+        rollout.handle(Time::ZERO, RolloutInput::Member { node: other(n), labels, report });
+    }
+    rollout.handle(Time::ZERO, RolloutInput::Member { node: other(5), labels: labels("a", "no"), report: None });
+    let (canary, by) = (Some("canary=yes".parse().unwrap()), Some("rack".to_string()));
+    let how = How::Rolling { canary, max_unavailable: Unavailable::Count(1), by };
+    let subset = "rack=b".parse().unwrap();
+    let all = rollout.with_roster(Policy { how: how.clone(), ..Policy::default() }).unwrap().roster;
+    let told: Vec<_> = all.iter().map(|e| (e.node.0[0], e.canary, e.group)).collect();
+    assert_eq!(told, [(1, false, 0), (2, true, 2), (3, false, 1), (4, false, 2)], "without a label: a group too");
+    let some = rollout.with_roster(Policy { how, subset, ..Policy::default() }).unwrap().roster;
+    assert_eq!(some.iter().map(|e| e.node.0[0]).collect::<Vec<_>>(), [2, 4]);
+}
+
+#[test]
+fn a_long_reason_is_cut_between_characters() {
+    let mut reason = "é".repeat(40);
+    reasons::shorten(&mut reason, 5);
+    assert_eq!(reason, "éé");
+}
