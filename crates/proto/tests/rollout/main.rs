@@ -113,7 +113,7 @@ impl Plan {
     }
 
     fn play(&self) -> Result<(), String> {
-        let mut world = World::new(self.seed, self.loss);
+        let mut world = World::new(self.seed);
         world.all_rolling = matches!(self.kind, Kind::Rolling(_));
         world.add(&[], 0);
         for i in 1..=self.members {
@@ -127,7 +127,7 @@ impl Plan {
                 return Err(format!("{node} is not ready with the first release: {:?}", world.report(node)));
             }
         }
-        world.committer = Some(PUBLISHER);
+        (world.committer, world.loss) = (Some(PUBLISHER), self.loss);
         world.bad.extend(self.bad.map(|node| (node, ManifestHash::of(b"2"))));
         let release = world.release(PUBLISHER, 2, b"2", self.policy());
         let mut left = self.mishaps.clone();

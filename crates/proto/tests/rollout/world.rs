@@ -86,7 +86,7 @@ enum Event {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, loss: f64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         World {
             rng: SmallRng::seed_from_u64(seed),
             now: Time::ZERO,
@@ -94,7 +94,7 @@ impl World {
             events: BTreeMap::new(),
             next: 0,
             side: Vec::new(),
-            loss,
+            loss: 0.0,
             bad: BTreeSet::new(),
             releases: BTreeMap::new(),
             committer: None,
