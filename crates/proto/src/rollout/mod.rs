@@ -256,12 +256,12 @@ impl Rollout {
             self.out.push_back(RolloutOutput::Keep(stand.clone()));
         }
         self.order(now);
-        let report = self.account(now);
+        let report = self.account();
         if report != self.said {
             self.said.clone_from(&report);
             self.out.push_back(RolloutOutput::Report(report));
         }
-        self.review_at = self.waits_for_time(now).then(|| now + REVIEW_INTERVAL);
+        self.review_at = self.waits_for_time().then(|| now + REVIEW_INTERVAL);
         self.assert_invariants();
     }
 
@@ -302,13 +302,13 @@ impl Rollout {
         }
     }
 
-    fn account(&self, now: Time) -> Option<Report> {
+    fn account(&self) -> Option<Report> {
         let stand = self.stand.as_ref()?;
         let release = self.release()?;
         if self.engines.is_empty() && stand.base.is_none() && release.policy.entry(&self.me).is_none() {
             return None;
         }
-        let ready = self.is_ready(now);
+        let ready = self.is_ready();
         let aborted = self.lane.aborted(&stand.wanted).is_some();
         let phase = match stand.step {
             Step::Halted => Phase::RolledBack,
@@ -317,7 +317,7 @@ impl Rollout {
             Step::Done if ready => Phase::Ready,
             Step::Waiting | Step::Going | Step::Done | Step::GoingBack => self.engines.phase(&stand.wanted.manifest),
         };
-        let mut reason = self.reason(now);
+        let mut reason = self.reason();
         reasons::shorten(&mut reason, REPORT_REASON_BYTES_MAX);
         Some(Report {
             wanted: stand.wanted,
@@ -338,33 +338,33 @@ impl Rollout {
         stand.due().is_none_or(|due| self.all_serve(&due.manifest))
     }
 
-    fn is_ready(&self, now: Time) -> bool {
+    fn is_ready(&self) -> bool {
         let (Some(stand), Some(release)) = (&self.stand, self.release()) else { return false };
         let serves = stand.due().is_some() && self.is_settled();
         serves
             && match stand.step {
                 Step::Done => true,
                 Step::Going | Step::GoingBack => false,
-                Step::Waiting => stand.is_base_open && self.is_sure(now, stand),
+                Step::Waiting => stand.is_base_open && self.is_sure(stand),
                 // Where each node goes by itself, one that could not is not where it should be.
                 Step::Halted => {
                     let by_itself = matches!(release.policy.how, How::AtOnce | How::Manual);
-                    !by_itself && stand.is_base_open && self.is_sure(now, stand)
+                    !by_itself && stand.is_base_open && self.is_sure(stand)
                 }
             }
     }
 
     /// Whether no synchronous release can have been committed, and opened to others, unheard.
-    fn is_sure(&self, now: Time, stand: &Stand) -> bool {
+    fn is_sure(&self, stand: &Stand) -> bool {
         let mut unheard = self.lane.synchronous_between(stand.base, stand.wanted);
-        self.overridden != Override::Follow || unheard.all(|r| self.past.is_in_touch(now, &self.me, r, &self.view))
+        self.overridden != Override::Follow || unheard.all(|r| self.past.is_in_touch(&self.me, r, &self.view))
     }
 
     /// Whether something may change though nothing happens.
-    fn waits_for_time(&self, now: Time) -> bool {
+    fn waits_for_time(&self) -> bool {
         let Some(stand) = &self.stand else { return false };
         let closed = !stand.is_base_open || (self.is_synchronous() && stand.step == Step::Going);
-        let unsure = matches!(stand.step, Step::Waiting | Step::Halted) && !self.is_sure(now, stand);
+        let unsure = matches!(stand.step, Step::Waiting | Step::Halted) && !self.is_sure(stand);
         closed || unsure || self.engines.len() < self.expected
     }
 

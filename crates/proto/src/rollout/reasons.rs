@@ -2,11 +2,11 @@
 
 use super::turns::Wait;
 use super::{Override, Rollout, Stand};
-use aquifer_core::{How, NodeId, Phase, Release, Step, Time};
+use aquifer_core::{How, NodeId, Phase, Release, Step};
 
 impl Rollout {
     /// Empty if there is nothing to say.
-    pub(super) fn reason(&self, now: Time) -> String {
+    pub(super) fn reason(&self) -> String {
         let (Some(stand), Some(release)) = (&self.stand, self.release()) else { return String::new() };
         if let Some(failed) = &stand.failed {
             return failed.clone();
@@ -16,7 +16,7 @@ impl Rollout {
         }
         match stand.step {
             Step::Done => String::new(),
-            Step::Waiting => self.reason_to_wait(now, stand, release),
+            Step::Waiting => self.reason_to_wait(stand, release),
             Step::Going if release.policy.is_synchronous() && self.opened.is_none() => {
                 "committed; some have not left the release before".to_string()
             }
@@ -26,12 +26,12 @@ impl Rollout {
         }
     }
 
-    fn reason_to_wait(&self, now: Time, stand: &Stand, release: &Release) -> String {
+    fn reason_to_wait(&self, stand: &Stand, release: &Release) -> String {
         let phase = self.engines.phase(&stand.wanted.manifest);
         if let Some(statement) = self.lane.aborted(&stand.wanted) {
             return format!("aborted: {}", statement.reason);
         }
-        if !self.is_sure(now, stand) {
+        if !self.is_sure(stand) {
             return "it may be committed already: too few of its nodes are heard, or some have switched".to_string();
         }
         if self.engines.is_empty() {

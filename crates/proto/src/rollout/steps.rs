@@ -132,13 +132,13 @@ impl Rollout {
     /// What to serve until the release may be: what the engines serve already, or what is called for
     /// where a node comes anew.
     fn find_base(&self, stand: &mut Stand, release: &Release) {
-        let at_rest = matches!(stand.step, Step::Waiting | Step::Going);
+        let at_rest = matches!(stand.step, Step::Waiting | Step::Going | Step::Halted);
         if stand.base.is_none() && at_rest && self.are_all_here() {
             if let Some(served) = self.engines.served().filter(|served| *served != release.manifest) {
                 let known = self.lane.newest_first().find(|r| r.manifest == served && r.id() < release.id());
                 stand.base = Some(known.map_or(ReleaseId { seq: 0, manifest: served }, Release::id));
                 stand.is_base_open = !known.is_some_and(|r| r.policy.is_synchronous());
-            } else if stand.step == Step::Waiting && self.engines.none_serves() {
+            } else if stand.step != Step::Going && self.engines.none_serves() {
                 let older = self.lane.newest_first().filter(|r| r.id() < release.id());
                 stand.base = older.into_iter().find(|r| self.is_everywhere(r)).map(Release::id);
             }

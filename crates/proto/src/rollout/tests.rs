@@ -24,7 +24,9 @@ fn synchronous(nodes: u8, required: Required) -> Policy {
 fn at_rest(nodes: u8) -> Rollout {
     let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, Time::ZERO);
     for n in 2..=nodes {
-        rollout.handle(Time::ZERO, RolloutInput::Member { node: other(n), labels: vec![], report: None });
+        for at in [Time::ZERO, Time::ZERO + crate::limits::ROLLOUT_RETURN] {
+            rollout.handle(at, RolloutInput::Member { node: other(n), labels: vec![], report: None });
+        }
     }
     rollout.handle(Time::ZERO, RolloutInput::Release(release(1, Policy::default())));
     engine(&mut rollout, Time::ZERO, Facts { served: Some(id(1).manifest), ..Facts::default() });
@@ -144,7 +146,10 @@ fn in_doubt_and_out_of_touch_it_is_not_ready() {
     assert!(!report.ready && report.settled && report.reason.contains("committed"), "{report:?}");
     says(&mut rollout, now, other(2), Step::Waiting, Phase::Staged);
     assert!(!rollout.report().unwrap().ready, "others may have counted it out");
-    rollout.handle_timeout(now + crate::limits::ROLLOUT_RETURN);
+    let later = now + crate::limits::ROLLOUT_RETURN;
+    rollout.handle_timeout(later);
+    assert!(!rollout.report().unwrap().ready, "or be cut off again");
+    says(&mut rollout, later, other(2), Step::Waiting, Phase::Staged);
     assert!(rollout.report().unwrap().ready);
 }
 

@@ -11,7 +11,7 @@
 //!
 //! As long as a node has not heard the commit it may have missed it: it is *in doubt*, and ready with
 //! the old release only while
-//! - a majority of the roster has been there for [`crate::limits::ROLLOUT_RETURN`], and
+//! - a majority of the roster has been heard over [`crate::limits::ROLLOUT_RETURN`] and is not missed, and
 //! - nobody is known to be past it.
 //!
 //! So two majorities have a node in common. If the commit is open, and somebody in doubt hears the
@@ -90,11 +90,11 @@ impl Past {
     }
 
     /// Whether `me`, which has heard no commit, can be sure that the release is open to nobody.
-    pub(super) fn is_in_touch(&self, now: Time, me: &NodeId, release: &Release, view: &View) -> bool {
+    pub(super) fn is_in_touch(&self, me: &NodeId, release: &Release, view: &View) -> bool {
         let nobody = BTreeSet::new();
         let past = self.past.get(&release.id()).unwrap_or(&nobody);
         let roster = &release.policy.roster;
-        let there = roster.iter().filter(|e| e.node == *me || view.is_steady(now, &e.node)).count();
+        let there = roster.iter().filter(|e| e.node == *me || view.is_steady(&e.node)).count();
         past.is_empty() && !self.is_open(&release.id()) && (there * 2 > roster.len() || roster.is_empty())
     }
 }

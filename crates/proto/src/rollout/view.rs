@@ -19,6 +19,8 @@ pub(super) struct Seen {
     /// None: no engine of it follows the channel.
     pub(super) report: Option<Report>,
     since: Time,
+    /// Last.
+    heard: Time,
 }
 
 impl View {
@@ -29,7 +31,7 @@ impl View {
     pub(super) fn on_member(&mut self, now: Time, node: NodeId, labels: Vec<(String, String)>, report: Option<Report>) {
         self.gone.remove(&node);
         let since = self.members.get(&node).map_or(now, |seen| seen.since);
-        self.members.insert(node, Seen { labels, report, since });
+        self.members.insert(node, Seen { labels, report, since, heard: now });
     }
 
     pub(super) fn on_gone(&mut self, now: Time, node: NodeId) {
@@ -61,9 +63,9 @@ impl View {
         !self.is_there(node) && now.since(since) >= ROLLOUT_SILENCE
     }
 
-    /// There without a break for so long that whoever counts it out has heard that it is back, and
-    /// its word of that has come here.
-    pub(super) fn is_steady(&self, now: Time, node: &NodeId) -> bool {
-        self.members.get(node).is_some_and(|seen| now.since(seen.since) >= ROLLOUT_RETURN)
+    /// Heard over so long a time that whoever counts this node out has heard that it is back, and its word
+    /// of that has come here. Silence since the first record does not count: it may be cut off again.
+    pub(super) fn is_steady(&self, node: &NodeId) -> bool {
+        self.members.get(node).is_some_and(|seen| seen.heard.since(seen.since) >= ROLLOUT_RETURN)
     }
 }

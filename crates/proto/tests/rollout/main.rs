@@ -349,5 +349,7 @@ fn drawn(seed: u64) -> Plan {
 #[test]
 fn much_goes_wrong_at_a_time() {
     let seeds = std::env::var("AQUIFER_ROLLOUT_SEEDS").map_or(60, |n| n.parse().unwrap());
-    run_all((0..seeds).map(drawn));
+    // Two that were wrong once: a newcomer that was cut off at once believed itself in touch, and one that came
+    // while a rolling release was being aborted never found what to serve.
+    run_all([4101, 1276].into_iter().chain(0..seeds).map(drawn));
 }
