@@ -6,7 +6,6 @@ use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 pub(super) const NODES: u16 = 3;
-const CONNS: u16 = 1;
 const CHUNK_BYTES: u64 = 4 << 20;
 /// What an agent has under way at most, 128 MiB (`FLIGHT_BYTES_MAX` of `proto`).
 const WINDOW_CHUNKS: u32 = 32;
@@ -111,9 +110,9 @@ pub(crate) struct Transfer {
     /// Where the puller wants them
     #[arg(long, value_enum, default_value_t = Destination::Region)]
     pub(crate) into: Destination,
-    /// Connections of the transport
-    #[arg(long, value_name = "N", default_value_t = CONNS, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) conns: u16,
+    /// Connections of the transport [default: of TCP as many as an agent opens, else 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) conns: Option<u16>,
     /// Length of a chunk
     #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = units::parse)]
     pub(crate) chunk: u64,
@@ -129,6 +128,6 @@ pub(crate) struct Transfer {
 impl Transfer {
     /// With the defaults.
     pub(super) fn of(transport: Kind, source: Origin, into: Destination, common: Common, size: Size) -> Self {
-        Transfer { transport, source, into, conns: CONNS, chunk: CHUNK_BYTES, window: WINDOW_CHUNKS, common, size }
+        Transfer { transport, source, into, conns: None, chunk: CHUNK_BYTES, window: WINDOW_CHUNKS, common, size }
     }
 }

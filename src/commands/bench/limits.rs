@@ -70,7 +70,7 @@ pub(super) fn run(lab: &Lab, size: Size) -> Result<Report> {
     let series = lab.by_turns(&THINGS, |measured| match measured {
         Measured::Cores(task) => cores.ask(&task).map(|heard| heard.alone()),
         Measured::Tcp(connections) => pair.tcp(connections),
-        Measured::TcpAndHash => pair.tcp_and_hash(),
+        Measured::TcpAndHash => pair.tcp_and_hash(1),
         Measured::Disk(task) => disk.ask(&task).map(|heard| heard.alone()),
         Measured::Files(task) => files.ask(&task).map(|heard| heard.alone()),
     })?;
