@@ -2,6 +2,7 @@
 
 use crate::driver::{check, dotted, driver_version, name_of, raw_devices, sys, uuid_of};
 use crate::error::DeviceError;
+use crate::limits::DRIVER_VERSION_BATCHES;
 use crate::uuid::DeviceUuid;
 use std::ffi::{CStr, c_int};
 use std::fs;
@@ -18,6 +19,8 @@ pub struct Survey {
     pub driver: Option<String>,
     /// The newest CUDA that the driver knows, such as `13.0`.
     pub cuda: String,
+    /// Whether the driver can be told of many copies at once.
+    pub is_told_of_batches: bool,
     pub gpus: Vec<GpuSurvey>,
 }
 
@@ -43,7 +46,13 @@ pub fn survey() -> Result<Survey, DeviceError> {
     let devices = raw_devices()?;
     let named: Vec<_> = devices.iter().map(|d| Ok((*d, uuid_of(*d)?))).collect::<Result<_, DeviceError>>()?;
     let gpus = named.iter().map(|(device, uuid)| look_at(*device, *uuid, &named)).collect::<Result<_, _>>()?;
-    Ok(Survey { driver: module_version(Path::new(SYSFS)), cuda: dotted(driver_version()?), gpus })
+    let version = driver_version()?;
+    Ok(Survey {
+        driver: module_version(Path::new(SYSFS)),
+        cuda: dotted(version),
+        is_told_of_batches: version >= DRIVER_VERSION_BATCHES,
+        gpus,
+    })
 }
 
 fn look_at(
