@@ -54,7 +54,7 @@ def find_wheels(directory):
     except ImportError as missing:
         sys.exit(f"checkpoint_engine.py: {missing}: unpack the wheels that this file names into {directory}")
     if not hasattr(checkpoint_engine, "ParameterServer"):
-        sys.exit(f"checkpoint_engine.py: {checkpoint_engine.__file__} is not the package, which belongs in {directory}")
+        sys.exit(f"checkpoint_engine.py: no package of that name is in {directory}: unpack the wheels there")
     return checkpoint_engine.__version__
 
 
@@ -159,7 +159,6 @@ def environment():
         port = free.getsockname()[1]
     os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port - 1))
     os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    os.environ.setdefault("LOGURU_LEVEL", "WARNING")
 
 
 def address_of_this_machine():
@@ -275,6 +274,8 @@ def compare(found, document):
 def main():
     options = arguments()
     signal.alarm(LIMIT_S)
+    # Read when the package is imported.
+    os.environ.setdefault("LOGURU_LEVEL", "WARNING")
     version = find_wheels(options.wheels)
     if options.worker:
         return serve_updates(options.layers)
