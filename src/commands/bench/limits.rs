@@ -69,7 +69,10 @@ const fn thing(key: Measured, name: &'static str, what: &'static str) -> Thing<M
 }
 
 pub(super) fn run(lab: &Lab, card: &Card, size: Size) -> Result<Report> {
-    let gpu = Chosen::of(card);
+    let gpu = match Chosen::of(card) {
+        Err(error) if card.is_named() => return Err(error.into()),
+        found => found,
+    };
     let gpu_copies = gpu.as_ref().map_or(0, Chosen::host_copies);
     let size = machine::size(size.size, SIZE_BYTES, COPIES + gpu_copies)?;
     machine::check_room(lab.dir(), size.saturating_mul(2))?;
@@ -84,7 +87,6 @@ pub(super) fn run(lab: &Lab, card: &Card, size: Size) -> Result<Report> {
             let (copies, name) = lab.start::<Copies>(&CopiesSetup { device, bytes: size })?;
             (Some(copies), format!("GPU: {name}"))
         }
-        Err(error) if card.is_named() => return Err(error.into()),
         Err(reason) => (None, format!("GPU: {reason}")),
     };
     let things: Vec<_> = THINGS.into_iter().chain(GPU_THINGS.into_iter().filter(|_| gpu.is_some())).collect();
