@@ -2,8 +2,9 @@
 
     peers.py --program target/release/aquifer --dir DIR [--size 2147483648] [--runs 5] [--write FILE]
 
-Mooncake's transfer engine and NIXL come as wheels into a virtual environment under --dir; nginx, curl, b3sum and,
-for Mooncake, libibverbs.so.1 must be installed (where it is elsewhere, --tune takes LD_LIBRARY_PATH). A peer that is not there is said to be missing.
+Mooncake's transfer engine and NIXL come as wheels into a virtual environment under --dir; iroh-blobs is built by cargo
+from the crate beside this file, also under --dir; nginx, curl, b3sum and, for Mooncake, libibverbs.so.1 must be
+installed (where it is elsewhere, --tune takes LD_LIBRARY_PATH). A peer that is not there is said to be missing.
 
 In each round every peer is started, moves the bytes once to warm up and once to be measured, and is ended before the
 next is started; `aquifer bench transfer --transport tcp` does the same by itself. So memory holds what one of them
@@ -16,6 +17,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
@@ -30,11 +32,15 @@ WHEELS = {"mooncake": "mooncake-transfer-engine-non-cuda", "nixl": "nixl"}
 TUNED = {
     "mooncake": {"op": "write", "segment": 4 << 20, "env": {}},
     "nixl": {"op": "write", "segment": 1 << 20, "env": {"UCX_TCP_TX_SEG_SIZE": "1m", "UCX_TCP_RX_SEG_SIZE": "1m"}},
+    # Its segment is how much of the stream QUIC has under way.
+    "iroh": {"op": "read", "segment": 8 << 20, "env": {}},
 }
 #: Without the first, UCX would take shared memory between processes of one host.
 ALWAYS = {"nixl": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}, "mooncake": {"MC_FORCE_TCP": "1"}}
 #: Connections; None are as many as an agent opens.
 AQUIFERS = {"aquifer": 1, "aquifer-2": 2, "aquifer-agent": None}
+#: The crate of iroh-blobs' ends.
+IROH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "iroh-blobs")
 #: Seconds.
 POLL = 0.0002
 END_WAIT = 30
@@ -230,6 +236,18 @@ class Hashed(Pair):
         }
 
 
+class Iroh(Pair):
+    """iroh-blobs, which verifies as it goes. Its store's memory is allocated during the transfer."""
+
+    def __init__(self, program, size, tuned, log):
+        worker = [program, str(size), str(tuned["segment"])]
+        super().__init__([[*worker, "hold"], [*worker, "pull"]], {}, tuned, log)
+
+    def round(self):
+        seconds, cpu = self.move()
+        return {"seconds": seconds, "cpu": cpu, "verified_seconds": seconds, "verified_cpu": sum(cpu)}
+
+
 class Nginx:
     """nginx with sendfile from /dev/shm, to curl. curl throws away what it gets, or pipes it into b3sum."""
 
@@ -334,6 +352,19 @@ def environment(place):
     return python, missing
 
 
+def built(place):
+    """Builds iroh-blobs' program; returns where it is, and why not where it cannot be built."""
+    target = os.path.join(os.path.abspath(place), "iroh-blobs")
+    command = ["cargo", "build", "--release", "--locked", "--manifest-path", os.path.join(IROH, "Cargo.toml")]
+    try:
+        said = subprocess.run([*command, "--target-dir", target], capture_output=True, text=True)
+    except OSError as error:
+        return None, f"cargo does not run: {error}"
+    if said.returncode != 0:
+        return None, "cargo build failed: " + " ".join(said.stderr.split()[-40:])
+    return os.path.join(target, "release", "iroh-blobs-peer"), None
+
+
 def versions(python):
     listed = json.loads(subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True).stdout)
     found = [f"{p['name']} {p['version']}" for p in listed if p["name"].split("-")[0] in ("mooncake", "nixl", "blake3")]
@@ -342,7 +373,9 @@ def versions(python):
             said = subprocess.run(command, capture_output=True, text=True)
             line = (said.stdout or said.stderr).splitlines()[0]
             found.append(" ".join(line.replace("nginx version: ", "").split()[:2]))
-    return found
+    with open(os.path.join(IROH, "Cargo.lock"), encoding="utf-8") as file:
+        locked = re.findall(r'name = "(iroh|iroh-blobs)"\nversion = "(.*)"', file.read())
+    return found + [" ".join(package) for package in locked]
 
 
 def turn(make):
@@ -414,6 +447,9 @@ def prepared(options, log):
             absent = [command for command in ("nginx", "curl", "b3sum") if not shutil.which(command)]
             missing[name] = f"not installed: {', '.join(absent)}" if absent else None
             makers[name] = lambda: Nginx(os.path.abspath(options.dir), options.size)
+        elif name == "iroh":
+            program, missing[name] = built(options.dir)
+            makers[name] = lambda: Iroh(program, options.size, TUNED["iroh"], log)
         elif name in AQUIFERS:
             makers[name] = lambda name=name: Aquifer(options.program, options.size, AQUIFERS[name])
         else:
@@ -427,10 +463,10 @@ def main():
         worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "1")
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--program", required=True)
-    options.add_argument("--dir", required=True, help="where the virtual environment and the logs are")
+    options.add_argument("--dir", required=True, help="where the environment, iroh-blobs' build and the logs are")
     options.add_argument("--size", type=int, default=2 << 30)
     options.add_argument("--runs", type=int, default=5)
-    options.add_argument("--peers", default="mooncake,nixl,nginx,aquifer,aquifer-2")
+    options.add_argument("--peers", default="mooncake,nixl,nginx,iroh,aquifer,aquifer-2")
     options.add_argument("--tune", action="append", default=[], help="PEER:OP:SEGMENT[:NAME=VALUE...]")
     options.add_argument("--write", help="a file for the table")
     options = options.parse_args()
