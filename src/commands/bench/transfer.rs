@@ -74,7 +74,7 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
     let mut transfer = Transfer::start(lab, terms(args.transport)?, args.window)?;
     let mut things = vec![Thing { key: Measured::Aquifer, name, what }];
     let settings = json!({
-        "transport": args.transport.name(), "conns": args.conns, "source": args.source, "into": args.into, "size_bytes": size,
+        "transport": args.transport.name(), "conns": args.conns.map_or(json!("an agent's"), |n| json!(n)), "source": args.source, "into": args.into, "size_bytes": size,
         "chunk_bytes": args.chunk, "window": args.window, "runs": lab.runs(),
     });
     let mut report = Report::new("transfer", settings);
