@@ -12,6 +12,8 @@ use tempfile::TempDir;
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// No machine has a GPU of that name.
+const TWIN: &str = "GPU-eeeeeeee-eeee-eeee-eeee-eeeeeeeeeeee";
 
 /// The program in a directory of its own, where its files are made too.
 fn bench(home: &TempDir, args: &[&str]) -> Command {
@@ -68,12 +70,12 @@ const TRANSFER: [&str; 4] = ["aquifer over TCP", "plain TCP", "BLAKE3-plus-recei
 
 #[test]
 fn limits() {
-    let document = run(&["limits", "--size", "20MiB"]);
+    let document = run(&["limits", "--size", "20MiB", "--twin-gpu", TWIN]);
     let report = &document["benches"][0];
     let names: Vec<&str> =
         report["series"].as_array().expect("a list").iter().filter_map(|s| s["name"].as_str()).collect();
     let ratios = ["BLAKE3 on all cores", "hashing while in cache", "a second connection"];
-    assert!(names.len() == 15 && names.contains(&"disk read"), "{names:?}");
+    assert!(names.len() == 18 && names.contains(&"disk read") && names.contains(&"GPU, host to device"), "{names:?}");
     check(report, "limits", &names, &ratios);
 }
 
@@ -142,12 +144,74 @@ fn gossip() {
     );
 }
 
+/// The program does with a GPU what it does here with one that is made of host memory.
+#[test]
+fn gpu() {
+    let document = run(&["gpu", "--size", "9MiB", "--twin-gpu", TWIN]);
+    let report = &document["benches"][0];
+    let series = [
+        "plain copy, host to GPU",
+        "load, in order",
+        "load, any order",
+        "load, not registered",
+        "plain copy, GPU to host",
+        "plain copy, on the GPU",
+        "apply from shadow, in order",
+        "apply from shadow, any order",
+        "apply from shadow, 2 %",
+        "apply from host, any order",
+        "apply from host, 2 %",
+        "BLAKE3, 4 MiB",
+        "BLAKE3, 1 MiB",
+        "BLAKE3, 256 KiB",
+        "BLAKE3, 5,000,001 bytes",
+        "BLAKE3 called, 4 MiB",
+        "BLAKE3 called, 256 KiB",
+        "first touch",
+        "registering",
+    ];
+    let ratios = [
+        "hashing, 4 MiB",
+        "hashing, 256 KiB",
+        "hashing called, 4 MiB",
+        "hashing called, 256 KiB",
+        "in order, to a plain copy",
+        "any order, to a plain copy",
+        "not registered, to a plain copy",
+        "apply, to a plain copy",
+        "pause, from shadow",
+        "pause, from shadow, 2 %",
+        "pause, from host",
+        "pause, from host, 2 %",
+        "ready to be copied from",
+    ];
+    check(report, "gpu", &series, &ratios);
+    assert_eq!(
+        (&report["settings"]["chunks"], &report["settings"]["checkpoint_bytes"]),
+        (&2.into(), &(8 << 20).into())
+    );
+    assert_eq!(report["series"][17]["bytes"], 9 << 20);
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_told_of() {
+    let home = tempfile::tempdir().expect("a temporary directory");
+    for args in [["gpu", "--gpu", TWIN], ["limits", "--gpu", TWIN]] {
+        let output = bench(&home, &args).output().expect("the program starts");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let reason = format!("aquifer: bench {}: no ", args[0]);
+        assert!(output.status.code() == Some(1) && told.contains(&reason), "{args:?}: {told}");
+    }
+    assert_empty(home.path());
+}
+
 #[test]
 fn all() {
     let document = run(&["all", "--size", "9MiB", "--seconds", "1"]);
     let benches: Vec<&str> =
         document["benches"].as_array().expect("a list").iter().filter_map(|b| b["bench"].as_str()).collect();
-    assert_eq!(benches, ["limits", "transfer", "transfer", "transfer", "transfer", "publish", "swarm", "gossip"]);
+    let everywhere = benches.strip_suffix(&["gpu"]).unwrap_or(&benches);
+    assert_eq!(everywhere, ["limits", "transfer", "transfer", "transfer", "transfer", "publish", "swarm", "gossip"]);
 }
 
 #[test]

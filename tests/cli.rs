@@ -282,13 +282,13 @@ fn watching_outlasts_the_agent_and_ends_when_asked() {
     assert_eq!(watching.0.wait().expect("it ends").code(), Some(0));
 }
 
-/// With or without RDMA: what is here must not matter.
+/// With or without RDMA and GPUs: what is here must not matter.
 #[test]
 fn the_doctor_speaks_on_any_machine() {
     let home = Home::new();
     let said = home.run(&["doctor"]);
     assert_eq!(said.code, Some(0), "{}", said.err);
-    for part in ["RDMA", "Memory this user may lock", "What Aquifer will use", "shared memory", "TCP"] {
+    for part in ["RDMA", "GPUs", "Memory this user may lock", "What Aquifer will use", "shared memory", "TCP"] {
         assert!(said.out.contains(part), "{}", said.out);
     }
     let json = home.run(&["doctor", "--json"]);
@@ -297,7 +297,10 @@ fn the_doctor_speaks_on_any_machine() {
     let without = rdma["problem"].as_str();
     assert!(rdma["devices"].is_array());
     assert!(without.is_none_or(|why| why.contains("libibverbs cannot be used") || why.contains("kernel")), "{rdma}");
-    assert!(json["uses"].as_array().is_some_and(|uses| uses.len() == 2));
+    let gpus = &json["gpus"];
+    let names = gpus["devices"].as_array().expect("a list").iter().filter(|gpu| gpu["uuid"].is_string()).count();
+    assert_eq!(names == 0, gpus["problem"].is_string(), "{gpus}");
+    assert!(json["uses"].as_array().is_some_and(|uses| uses.len() == 3));
 }
 
 #[test]

@@ -16,6 +16,7 @@ mod pieces;
 mod recording;
 mod regions;
 mod releasing;
+mod telling;
 mod transports;
 mod updates;
 pub(crate) mod view;

@@ -1,9 +1,12 @@
 //! `aquifer doctor`: what this machine offers for moving chunks, what Aquifer will use of it, and what
 //! would make it faster.
 
+mod gpus;
+
 use crate::output::{plain, print_json, print_line};
 use crate::units;
 use anyhow::Result;
+use aquifer_cuda::DeviceError;
 use aquifer_rdma::verbs::LinkLayer;
 use aquifer_rdma::{DeviceSurvey, PortSurvey, RdmaConfig, Survey, survey};
 use serde_json::{Value, json};
@@ -16,34 +19,35 @@ const MEMORY_LOCK_BYTES_MIN: u64 = 1 << 30;
 /// Of a packet on a link whose interfaces take jumbo frames.
 const MTU_BYTES_MAX: u32 = 4096;
 
+/// What there is of GPUs, or why there is nothing.
+type Gpus = Result<aquifer_cuda::Survey, DeviceError>;
+
 pub(crate) fn run(json: bool) -> Result<ExitCode> {
-    let survey = survey(&RdmaConfig::default());
+    let (rdma, gpus) = (survey(&RdmaConfig::default()), aquifer_cuda::survey());
     match json {
-        true => print_json(&as_json(&survey))?,
-        false => print_line(as_text(&survey).trim_end())?,
+        true => print_json(&as_json(&rdma, &gpus))?,
+        false => print_line(as_text(&rdma, &gpus).trim_end())?,
     };
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every port that can be used.
-fn usable(survey: &Survey) -> Vec<(&DeviceSurvey, &PortSurvey)> {
-    let devices = survey.devices.iter().flatten();
-    let ports = devices.flat_map(|d| d.found.iter().flat_map(move |found| found.ports.iter().map(move |p| (d, p))));
-    ports.filter(|(_, port)| port.choice.is_ok()).collect()
-}
-
-fn uses(survey: &Survey) -> Vec<String> {
+fn uses(survey: &Survey, gpus: &Gpus) -> Vec<String> {
     let mut uses = vec!["Between processes of one user on this machine: shared memory.".to_string()];
-    let ports: Vec<String> = usable(survey).iter().map(|(d, p)| format!("{} port {}", d.name, p.port.number)).collect();
+    let ports: Vec<String> = survey.usable().iter().map(port_name).collect();
     uses.push(match ports.is_empty() {
         true => "Between machines: TCP.".to_string(),
         false => format!("Between machines: RDMA over {}, with nodes that have it too; else TCP.", ports.join(", ")),
     });
+    uses.push(gpus::uses(gpus));
     uses
 }
 
+fn port_name((device, port): &(&DeviceSurvey, &PortSurvey)) -> String {
+    format!("{} port {}", device.name, port.port.number)
+}
+
 /// What a person could change, the most important first.
-fn advice(survey: &Survey) -> Vec<String> {
+fn advice(survey: &Survey, gpus: &Gpus) -> Vec<String> {
     let mut advice = Vec::new();
     match &survey.devices {
         Err(error) => advice.push(format!("{error}. Only RDMA needs that; everything else works.")),
@@ -53,13 +57,14 @@ fn advice(survey: &Survey) -> Vec<String> {
         Ok(devices) => devices.iter().for_each(|device| advice.extend(device_advice(device))),
     }
     if let Some(bytes) = survey.memory_lock_bytes.filter(|bytes| *bytes < MEMORY_LOCK_BYTES_MIN)
-        && !usable(survey).is_empty()
+        && !survey.usable().is_empty()
     {
         advice.push(format!(
             "This user may lock only {} of memory, and what RDMA reads must be locked: raise it (ulimit -l, LimitMEMLOCK=infinity in the service's unit). What does not fit goes over TCP.",
             units::bytes(bytes)
         ));
     }
+    advice.extend(gpus::advice(gpus));
     advice
 }
 
@@ -92,7 +97,7 @@ fn device_advice(device: &DeviceSurvey) -> Vec<String> {
     advice
 }
 
-fn as_text(survey: &Survey) -> String {
+fn as_text(survey: &Survey, gpus: &Gpus) -> String {
     let mut text = String::new();
     let mut line = |words: String| {
         // A string takes any text.
@@ -104,14 +109,16 @@ fn as_text(survey: &Survey) -> String {
         Ok(devices) if devices.is_empty() => line("  libibverbs is here; no device is".into()),
         Ok(devices) => devices.iter().flat_map(device_lines).for_each(&mut line),
     }
+    line("GPUs".into());
+    gpus::lines(gpus, survey).into_iter().for_each(&mut line);
     line(match survey.memory_lock_bytes {
         Some(bytes) => format!("Memory this user may lock: {}", units::bytes(bytes)),
         None => "Memory this user may lock: all".into(),
     });
     line(String::new());
     line("What Aquifer will use".into());
-    uses(survey).into_iter().for_each(|words| line(format!("  {words}")));
-    let advice = advice(survey);
+    uses(survey, gpus).into_iter().for_each(|words| line(format!("  {words}")));
+    let advice = advice(survey, gpus);
     if !advice.is_empty() {
         line(String::new());
         line("What would make it faster, or safer".into());
@@ -152,16 +159,17 @@ fn device_lines(device: &DeviceSurvey) -> Vec<String> {
     lines
 }
 
-fn as_json(survey: &Survey) -> Value {
+fn as_json(survey: &Survey, gpus: &Gpus) -> Value {
     let (devices, problem) = match &survey.devices {
         Ok(devices) => (devices.iter().map(device_json).collect(), Value::Null),
         Err(error) => (Vec::new(), json!(error.to_string())),
     };
     json!({
         "rdma": {"devices": devices, "problem": problem},
+        "gpus": gpus::as_json(gpus, survey),
         "memory_lock_bytes": survey.memory_lock_bytes,
-        "uses": uses(survey),
-        "advice": advice(survey),
+        "uses": uses(survey, gpus),
+        "advice": advice(survey, gpus),
     })
 }
 

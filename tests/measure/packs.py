@@ -1,20 +1,22 @@
 """What a checkpoint of very many short tensors costs beside one of the same bytes in long tensors.
 
-    packs.py --program target/release/aquifer [--tensors 200000] [--work DIR] [--write docs/measured/packs.md]
+    packs.py --program target/release/aquifer [--tensors 200000] [--runs 5] [--work DIR] [--write FILE]
 
-Makes the two checkpoints of random bytes, publishes each, pulls it to a directory and compares every byte,
-hydrates an engine of the program and one of the Python package from it, and compares its manifest with itself.
+Makes the two checkpoints of random bytes and, by turns, publishes each, pulls it to a directory and compares every
+byte, hydrates an engine of the program and one of the Python package from it, and compares its manifest with itself.
 Needs Linux and the standard library; what it makes, it removes. Everything runs on this machine.
 """
 
 import argparse
 import datetime
 import json
+import mmap
 import os
 import platform
 import queue
 import shutil
 import signal
+import statistics
 import struct
 import subprocess
 import sys
@@ -29,6 +31,11 @@ SHARDS = 4
 #: Seconds.
 PATIENCE = 900.0
 PIECE_BYTES = 8 << 20
+#: Memory that is used and freed just before each thing that is timed, three times what it takes: a virtual machine
+#: may hand free memory back to its host, and getting it back takes seconds that are nobody's here.
+WARM_BYTES = 3 << 30
+#: Linux: fault all of it in.
+MADV_POPULATE_WRITE = 23
 
 #: Allocates with the Python package, and says when it has and when the weights are there.
 ENGINE = """
@@ -125,6 +132,11 @@ def make_checkpoint(directory, tensors, bytes_each):
         json.dump({"weight_map": weight_map}, file)
 
 
+def warm():
+    with mmap.mmap(-1, WARM_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(MADV_POPULATE_WRITE)
+
+
 def same(one, other):
     """Whether two files are equal, byte for byte."""
     with open(one, "rb") as first, open(other, "rb") as second:
@@ -136,13 +148,11 @@ def same(one, other):
                 return True
 
 
-def measure(program, work, tensors, bytes_each):
-    """Figures by name: seconds, but for the first ones."""
-    checkpoint = os.path.join(work, "checkpoint")
-    make_checkpoint(checkpoint, tensors, bytes_each)
-    keys = [os.path.join(work, name) for name in ("mesh.key", "publisher.key")]
+def measure(program, work, checkpoint):
+    """Figures by name: counts, and seconds."""
     base = [program, "--config", os.devnull]
     quiet = {"stdout": subprocess.PIPE, "check": True}
+    keys = [os.path.join(work, name) for name in ("mesh.key", "publisher.key")]
     subprocess.run([*base, "keygen", "mesh", "--out", keys[0]], **quiet)
     made = subprocess.run([*base, "keygen", "publisher", "--out", keys[1], "--json"], **quiet)
     trust = json.loads(made.stdout)["public"]
@@ -154,12 +164,14 @@ def measure(program, work, tensors, bytes_each):
     publish = [*base, "publish", checkpoint, "--channel", CHANNEL, "--publisher-key", keys[1], "--json", *loopback]
     Child(publish, log("warm")).event("published")  # Files are in the page cache then.
     Child.running.pop().kill()
+    warm()
     publisher = Child(publish, log("publish"))
-    _, hashed_s = publisher.event("hashed")
+    hashed, hashed_s = publisher.event("hashed")
     published, published_s = publisher.event("published")
     peer = ["--trust", trust, "--peer", published["addresses"][0]]
     target = os.path.join(work, "pulled")
     cpu_s = publisher.cpu_s()
+    warm()
     puller = Child([*base, "pull", CHANNEL, "--to", target, "--json", *peer, *loopback], log("pull"))
     pulled, pull_s = puller.event("pulled")
     pull_cpu_s = puller.ended() + publisher.cpu_s() - cpu_s
@@ -168,15 +180,17 @@ def measure(program, work, tensors, bytes_each):
             sys.exit(f"{name} is not what was published")
     shutil.rmtree(target)
     figures = {
-        "tensors": tensors,
+        "tensors": hashed["tensors"],
         "chunks": pulled["chunks_fetched"],
         "publish, until it is hashed": hashed_s,
         "publish, until it can be pulled": published_s,
         "publish, processor": cpu_s,
         "pull as files": pull_s,
         "pull as files, processor of both": pull_cpu_s,
+        "publish, plan and pull as files": published_s + pull_s,
     }
     for kind in ("the program's engine", "Python's engine"):
+        warm()
         cpu_s = publisher.cpu_s()
         agent_socket = os.path.join(work, "agent.sock")
         agent = [*base, "agent", "--channel", CHANNEL, "--socket", agent_socket, "--state", os.path.join(work, "state")]
@@ -191,7 +205,9 @@ def measure(program, work, tensors, bytes_each):
                 [*base, "demo-engine", "--socket", agent_socket, "--channel", CHANNEL, "--name", "e"], log(kind)
             )
         engine.event("hydrated")
-        figures[f"{kind}, hydrated after"] = time.monotonic() - agent.started
+        hydrated_s = time.monotonic() - agent.started
+        figures[f"{kind}, hydrated after"] = hydrated_s
+        figures[f"publish, plan and pull into {kind}"] = published_s + hydrated_s
         cpu_s = publisher.cpu_s() - cpu_s
         figures[f"{kind}, processor of all three"] = cpu_s + engine.stop() + agent.stop()
         shutil.rmtree(os.path.join(work, "state"), ignore_errors=True)
@@ -202,24 +218,28 @@ def measure(program, work, tensors, bytes_each):
     for name, operands in (("show", [manifest]), ("diff", [manifest, manifest]), ("verify", [manifest, checkpoint])):
         command = Child([*base, "manifest", name, *operands, "--json"], log(name))
         figures[f"manifest {name}, processor"] = command.ended()
-    shutil.rmtree(checkpoint)
     return figures
 
 
-def report(short, long, short_bytes, command, date, machine):
-    """A page for docs/measured."""
+def report(turns, short_bytes, command, date, machine):
+    """A page for docs/measured, of the figures of short and of long tensors, turn by turn."""
 
-    def cell(value):
-        return f"{value:,}" if isinstance(value, int) else f"{value:.2f} s"
+    def scatter(values, unit):
+        middle, least, most = statistics.median(values), min(values), max(values)
+        return f"{middle:.2f}{unit}" if len(values) == 1 else f"{middle:.2f}{unit} ({least:.2f} to {most:.2f})"
 
-    def times(name):
-        return "" if isinstance(short[name], int) else f"{short[name] / max(long[name], 0.01):.2f}"
+    def row(name):
+        short, long = ([turn[at][name] for turn in turns] for at in (0, 1))
+        if isinstance(short[0], int):
+            return f"| {name} | {short[0]:,} | {long[0]:,} |  |"
+        times = [a / max(b, 0.01) for a, b in zip(short, long)]
+        return f"| {name} | {scatter(short, ' s')} | {scatter(long, ' s')} | {scatter(times, '')} |"
 
-    rows = "\n".join(f"| {name} | {cell(short[name])} | {cell(long[name])} | {times(name)} |" for name in short)
-    size = short["tensors"] * short_bytes
+    rows = "\n".join(row(name) for name in turns[0][0])
+    size = turns[0][0]["tensors"] * short_bytes
     return f"""# Many short tensors
 
-{date}, {machine}.
+{date}, {machine}; {len(turns)} turns, medians with the least and the most, ratios of one turn.
 
 {size:,} random bytes in four shards, once as tensors of {short_bytes:,} bytes and once as tensors of 4 MiB, each
 published, pulled to files and into the memory of engines over loopback; all processes share the machine. The
@@ -239,6 +259,7 @@ def main():
     parser.add_argument("--program", default=os.environ.get("AQUIFER_BIN", "target/release/aquifer"))
     parser.add_argument("--tensors", type=int, default=200_000, help="how many short tensors")
     parser.add_argument("--short-bytes", type=int, default=4096, help="bytes of each, a multiple of 128")
+    parser.add_argument("--runs", type=int, default=5, help="turns")
     parser.add_argument("--work", default=None, help="where there is room [default: the directory for temporary files]")
     parser.add_argument("--write", default=None, metavar="FILE", help="write the page here")
     parser.add_argument("--date", default=datetime.date.today().isoformat())
@@ -246,20 +267,26 @@ def main():
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # So that what follows is done.
     program = os.path.abspath(options.program)
-    figures = []
     short, size = options.short_bytes, options.tensors * options.short_bytes
-    for tensors, length in ((options.tensors, short), (size // LONG_BYTES, LONG_BYTES)):
-        work = tempfile.mkdtemp(prefix="aquifer-packs-", dir=options.work)
-        try:
-            figures.append(measure(program, work, tensors, length))
-        finally:
-            for child in Child.running:
-                child.kill()
-            shutil.rmtree(work, ignore_errors=True)
-        print(json.dumps(figures[-1], indent=1), flush=True)
+    turns = []
+    home = tempfile.mkdtemp(prefix="aquifer-packs-", dir=options.work)
+    try:
+        checkpoints = [os.path.join(home, name) for name in ("short", "long")]
+        make_checkpoint(checkpoints[0], options.tensors, short)
+        make_checkpoint(checkpoints[1], size // LONG_BYTES, LONG_BYTES)
+        for _ in range(options.runs):
+            turns.append([])
+            for checkpoint in checkpoints:
+                with tempfile.TemporaryDirectory(dir=home) as work:
+                    turns[-1].append(measure(program, work, checkpoint))
+            print(json.dumps(turns[-1]), flush=True)
+    finally:
+        for child in Child.running:
+            child.kill()
+        shutil.rmtree(home, ignore_errors=True)
     command = f"python3 tests/measure/packs.py --program target/release/aquifer --tensors {options.tensors}"
     command += "" if short == 4096 else f" --short-bytes {short}"
-    page = report(*figures, short, command, options.date, options.machine)
+    page = report(turns, short, command, options.date, options.machine)
     print(page)
     if options.write:
         with open(options.write, "w", encoding="utf-8") as file:

@@ -2,10 +2,13 @@
 
     peers.py --program target/release/aquifer --dir DIR [--size 2147483648] [--runs 5] [--write FILE]
 
-Mooncake's transfer engine and NIXL come as wheels into a virtual environment under --dir; nginx, curl and b3sum
-must be installed. A peer that is not there is said to be missing. Each round runs every peer once and then
-`aquifer bench transfer --transport tcp`; the first round warms up and is not counted. Memory holds a source and
-a destination of --size for each of two peers and for Aquifer, and one file in /dev/shm: seven times --size.
+Mooncake's transfer engine and NIXL come as wheels into a virtual environment under --dir; iroh-blobs is built by cargo
+from the crate beside this file, also under --dir; nginx, curl, b3sum and, for Mooncake, libibverbs.so.1 must be
+installed (where it is elsewhere, --tune takes LD_LIBRARY_PATH). A peer that is not there is said to be missing.
+
+In each round every peer is started, moves the bytes once to warm up and once to be measured, and is ended before the
+next is started; `aquifer bench transfer --transport tcp` does the same by itself. So memory holds what one of them
+needs: a source and a destination of --size, and for the bench, which measures plain TCP too, four times --size.
 """
 
 import argparse
@@ -14,6 +17,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import socket
@@ -28,11 +32,19 @@ WHEELS = {"mooncake": "mooncake-transfer-engine-non-cuda", "nixl": "nixl"}
 TUNED = {
     "mooncake": {"op": "write", "segment": 4 << 20, "env": {}},
     "nixl": {"op": "write", "segment": 1 << 20, "env": {"UCX_TCP_TX_SEG_SIZE": "1m", "UCX_TCP_RX_SEG_SIZE": "1m"}},
+    # Its segment is how much of the stream QUIC has under way: iroh's own default. With 4 MiB and more it fails by
+    # "too many gaps in stream buffer" where datagrams are lost.
+    "iroh": {"op": "read", "segment": 1250000, "env": {}},
 }
 #: Without the first, UCX would take shared memory between processes of one host.
 ALWAYS = {"nixl": {"UCX_TLS": "tcp", "UCX_NET_DEVICES": "lo"}, "mooncake": {"MC_FORCE_TCP": "1"}}
+#: Connections; None are as many as an agent opens.
+AQUIFERS = {"aquifer": 1, "aquifer-2": 2, "aquifer-agent": None}
+#: The crate of iroh-blobs' ends.
+IROH = os.path.join(os.path.dirname(os.path.abspath(__file__)), "iroh-blobs")
 #: Seconds.
 POLL = 0.0002
+END_WAIT = 30
 
 
 # The workers: one process for each end, run by the virtual environment's Python.
@@ -150,13 +162,10 @@ def worker(peer, length, segment, fill):
 class End:
     """A worker, seen from the driver."""
 
-    def __init__(self, python, peer, size, tuned, fill, log):
-        command = [python, os.path.abspath(__file__), "--worker", peer, str(size), str(tuned["segment"]), str(int(fill))]
-        env = {**os.environ, **ALWAYS[peer], **tuned["env"]}
+    def __init__(self, command, env, log):
         self.child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=env
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **env}
         )
-        self.about = self.read()
 
     def read(self):
         line = self.child.stdout.readline()
@@ -170,26 +179,53 @@ class End:
         return self.read()
 
     def stop(self):
-        self.child.stdin.close()
-        self.child.wait(30)
+        try:
+            self.child.stdin.close()
+            self.child.wait(END_WAIT)
+        except (OSError, subprocess.TimeoutExpired):
+            self.child.kill()
+            self.child.wait()
 
 
 class Pair:
     """Two workers of a peer; the holder pushes where writing is what the peer does best."""
 
+    warms_up = False
+
+    def __init__(self, commands, env, tuned, log):
+        self.holder, self.puller = self.ends = [End(c, {**env, **tuned["env"]}, log) for c in commands]
+        try:
+            about = [end.read() for end in self.ends]
+            self.active, passive = (self.holder, about[1]) if tuned["op"] == "write" else (self.puller, about[0])
+            self.active.ask("prepare", other=passive, op=tuned["op"])
+        except (RuntimeError, OSError):
+            self.stop()
+            raise
+
+    def move(self):
+        """Seconds, and the CPU seconds of the holder and of the puller."""
+        self.puller.ask("spoil")
+        before = [e.ask("usage")["cpu_s"] for e in self.ends]
+        seconds = self.active.ask("move")["seconds"]
+        return seconds, [e.ask("usage")["cpu_s"] - b for e, b in zip(self.ends, before)]
+
+    def stop(self):
+        for end in self.ends:
+            end.stop()
+
+
+class Hashed(Pair):
+    """A peer that does not verify: the puller hashes what arrived."""
+
     def __init__(self, python, peer, size, tuned, log):
-        self.size = size
-        self.holder = End(python, peer, size, tuned, True, log)
-        self.puller = End(python, peer, size, tuned, False, log)
-        self.active, passive = (self.holder, self.puller) if tuned["op"] == "write" else (self.puller, self.holder)
-        self.active.ask("prepare", other=passive.about, op=tuned["op"])
-        self.digest = self.holder.ask("hash")["digest"]
+        worker = [python, os.path.abspath(__file__), "--worker", peer, str(size), str(tuned["segment"])]
+        super().__init__([[*worker, "1"], [*worker, "0"]], ALWAYS[peer], tuned, log)
+        self.digest = None
 
     def round(self):
-        self.puller.ask("spoil")
-        before = [e.ask("usage")["cpu_s"] for e in (self.holder, self.puller)]
-        seconds = self.active.ask("move")["seconds"]
-        cpu = [e.ask("usage")["cpu_s"] - b for e, b in zip((self.holder, self.puller), before)]
+        if self.digest is None:
+            self.digest = self.holder.ask("hash")["digest"]
+        seconds, cpu = self.move()
         hashed = self.puller.ask("hash")
         if hashed["digest"] != self.digest:
             raise RuntimeError("the bytes that arrived are not those that were sent")
@@ -200,16 +236,25 @@ class Pair:
             "verified_cpu": sum(cpu) + hashed["cpu_s"],
         }
 
-    def stop(self):
-        self.holder.stop()
-        self.puller.stop()
+
+class Iroh(Pair):
+    """iroh-blobs, which verifies as it goes. Its store's memory is allocated during the transfer."""
+
+    def __init__(self, program, size, tuned, log):
+        worker = [program, str(size), str(tuned["segment"])]
+        super().__init__([[*worker, "hold"], [*worker, "pull"]], {}, tuned, log)
+
+    def round(self):
+        seconds, cpu = self.move()
+        return {"seconds": seconds, "cpu": cpu, "verified_seconds": seconds, "verified_cpu": sum(cpu)}
 
 
 class Nginx:
     """nginx with sendfile from /dev/shm, to curl. curl throws away what it gets, or pipes it into b3sum."""
 
+    warms_up = False
+
     def __init__(self, work, size):
-        self.size = size
         self.file = f"/dev/shm/aquifer-peers-{os.getpid()}"
         tile = os.urandom(4 << 20)
         with open(self.file, "wb") as file:
@@ -273,10 +318,11 @@ class Nginx:
 class Aquifer:
     """One measured run of the program's own bench, which warms up by itself and verifies."""
 
+    warms_up = True
+
     def __init__(self, program, size, conns):
-        self.size, self.conns = size, conns
         self.command = [program, "bench", "transfer", "--transport", "tcp", "--json", "--runs", "1"]
-        self.command += ["--size", str(size), "--conns", str(conns)]
+        self.command += ["--size", str(size), *(["--conns", str(conns)] if conns else [])]
 
     def round(self):
         said = subprocess.run(self.command, check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -307,6 +353,19 @@ def environment(place):
     return python, missing
 
 
+def built(place):
+    """Builds iroh-blobs' program; returns where it is, and why not where it cannot be built."""
+    target = os.path.join(os.path.abspath(place), "iroh-blobs")
+    command = ["cargo", "build", "--release", "--locked", "--manifest-path", os.path.join(IROH, "Cargo.toml")]
+    try:
+        said = subprocess.run([*command, "--target-dir", target], capture_output=True, text=True)
+    except OSError as error:
+        return None, f"cargo does not run: {error}"
+    if said.returncode != 0:
+        return None, "cargo build failed: " + " ".join(said.stderr.split()[-40:])
+    return os.path.join(target, "release", "iroh-blobs-peer"), None
+
+
 def versions(python):
     listed = json.loads(subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True).stdout)
     found = [f"{p['name']} {p['version']}" for p in listed if p["name"].split("-")[0] in ("mooncake", "nixl", "blake3")]
@@ -315,24 +374,36 @@ def versions(python):
             said = subprocess.run(command, capture_output=True, text=True)
             line = (said.stdout or said.stderr).splitlines()[0]
             found.append(" ".join(line.replace("nginx version: ", "").split()[:2]))
-    return found
+    with open(os.path.join(IROH, "Cargo.lock"), encoding="utf-8") as file:
+        locked = re.findall(r'name = "(iroh|iroh-blobs)"\nversion = "(.*)"', file.read())
+    return found + [" ".join(package) for package in locked]
 
 
-def measure(peers, runs):
-    rounds = {name: [] for name in peers}
+def turn(make):
+    """Starts a peer, warms it up, measures it once and ends it."""
+    peer = make()
+    try:
+        if not peer.warms_up:
+            peer.round()
+        return peer.round()
+    finally:
+        peer.stop()
+
+
+def measure(makers, runs):
+    rounds = {name: [] for name in makers}
     failed = {}
-    for n in range(runs + 1):
-        for name, peer in peers.items():
+    for n in range(runs):
+        for name, make in makers.items():
             if name in failed:
                 continue
             try:
-                result = peer.round()
+                result = turn(make)
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
                 failed[name] = str(error)
                 continue
             print(n, name, json.dumps(result), file=sys.stderr, flush=True)
-            if n > 0:
-                rounds[name].append(result)
+            rounds[name].append(result)
     return {n: r for n, r in rounds.items() if n not in failed}, failed
 
 
@@ -363,15 +434,40 @@ def table(rounds, gb):
     return "\n".join(lines)
 
 
+def prepared(options, log):
+    """What starts each peer that can be had, the environment's Python, and why each other peer is missing."""
+    wanted = options.peers.split(",")
+    python, failed = environment(options.dir)
+    makers, missing = {}, {}
+    for name in wanted:
+        if name in WHEELS:
+            lacks = [f"{wheel}: {failed[wheel]}" for wheel in ("blake3", "numpy", WHEELS[name]) if wheel in failed]
+            missing[name] = "; ".join(lacks)
+            makers[name] = lambda name=name: Hashed(python, name, options.size, TUNED[name], log)
+        elif name == "nginx":
+            absent = [command for command in ("nginx", "curl", "b3sum") if not shutil.which(command)]
+            missing[name] = f"not installed: {', '.join(absent)}" if absent else None
+            makers[name] = lambda: Nginx(os.path.abspath(options.dir), options.size)
+        elif name == "iroh":
+            program, missing[name] = built(options.dir)
+            makers[name] = lambda: Iroh(program, options.size, TUNED["iroh"], log)
+        elif name in AQUIFERS:
+            makers[name] = lambda name=name: Aquifer(options.program, options.size, AQUIFERS[name])
+        else:
+            missing[name] = "no such peer"
+    missing = {name: why for name, why in missing.items() if why}
+    return {name: make for name, make in makers.items() if name not in missing}, python, missing
+
+
 def main():
     if len(sys.argv) > 1 and sys.argv[1] == "--worker":
         worker(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5] == "1")
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--program", required=True)
-    options.add_argument("--dir", required=True, help="where the virtual environment and the logs are")
+    options.add_argument("--dir", required=True, help="where the environment, iroh-blobs' build and the logs are")
     options.add_argument("--size", type=int, default=2 << 30)
     options.add_argument("--runs", type=int, default=5)
-    options.add_argument("--peers", default="mooncake,nixl,nginx,aquifer,aquifer-2")
+    options.add_argument("--peers", default="mooncake,nixl,nginx,iroh,aquifer,aquifer-2")
     options.add_argument("--tune", action="append", default=[], help="PEER:OP:SEGMENT[:NAME=VALUE...]")
     options.add_argument("--write", help="a file for the table")
     options = options.parse_args()
@@ -379,34 +475,12 @@ def main():
         peer, op, segment, *env = tune.split(":")
         TUNED[peer] = {"op": op, "segment": int(segment), "env": dict(e.split("=", 1) for e in env)}
     os.makedirs(options.dir, exist_ok=True)
-    wanted = options.peers.split(",")
-    python, missing = environment(options.dir)
-    peers = {}
-    try:
-        with open(os.path.join(options.dir, "peers.log"), "wb") as log:
-            for name in wanted:
-                try:
-                    if name in WHEELS and WHEELS[name] not in missing:
-                        peers[name] = Pair(python, name, options.size, TUNED[name], log)
-                    elif name == "nginx":
-                        absent = [c for c in ("nginx", "curl", "b3sum") if not shutil.which(c)]
-                        if absent:
-                            missing["nginx"] = f"not installed: {', '.join(absent)}"
-                        else:
-                            peers[name] = Nginx(os.path.abspath(options.dir), options.size)
-                except (RuntimeError, OSError) as error:
-                    missing[name] = str(error)
-            if "aquifer" in wanted:
-                peers["aquifer"] = Aquifer(options.program, options.size, 1)
-            if "aquifer-2" in wanted:
-                peers["aquifer-2"] = Aquifer(options.program, options.size, 2)
-            rounds, failed = measure(peers, options.runs)
-    finally:
-        for peer in peers.values():
-            peer.stop()
+    with open(os.path.join(options.dir, "peers.log"), "wb") as log:
+        makers, python, missing = prepared(options, log)
+        rounds, failed = measure(makers, options.runs)
     missing.update(failed)
     text = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M} UTC, {os.cpu_count()} cores, "
-    text += f"{platform.release()}, {options.size} bytes, {options.runs} rounds after one to warm up\n\n"
+    text += f"{platform.release()}, {options.size} bytes, {options.runs} rounds\n\n"
     text += ", ".join(versions(python)) + "\n\n" + table(rounds, options.size / 1e9) + "\n\n"
     text += "".join(f"Missing: {name}: {why}\n" for name, why in missing.items())
     print(text)

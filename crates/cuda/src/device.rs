@@ -52,6 +52,8 @@ pub trait Stream: fmt::Debug + Send {
     fn hash(&mut self, spans: &[DeviceSpan]) -> Result<Self::Hashing, DeviceError>;
     /// Waits for them. They come in the order of the spans.
     fn digests(&mut self, hashing: Self::Hashing) -> Result<Vec<ChunkHash>, DeviceError>;
+    /// Hashes them and waits: the seconds that the hashing itself took on the device, by its own clock.
+    fn hash_seconds(&mut self, spans: &[DeviceSpan]) -> Result<f64, DeviceError>;
 
     /// Everything queued so far.
     fn mark(&mut self) -> Result<Self::Mark, DeviceError>;

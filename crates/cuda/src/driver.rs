@@ -170,21 +170,25 @@ fn initialized() -> Result<(), DeviceError> {
     }
     let version = driver_version()?;
     if version < DRIVER_VERSION_MIN {
-        let dotted = |version: c_int| format!("{}.{}", version / 1000, version % 1000 / 10);
         return Err(DeviceError::OldDriver { found: dotted(version), needed: dotted(DRIVER_VERSION_MIN) });
     }
     // SAFETY: may be called any number of times, from any thread.
     check(unsafe { sys::cuInit(0) }, "cuInit", || "the driver (is a GPU visible to this process?)".into())
 }
 
-fn driver_version() -> Result<c_int, DeviceError> {
+/// A version as CUDA writes it in a number: 12080 is 12.8.
+pub(crate) fn dotted(version: c_int) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+pub(crate) fn driver_version() -> Result<c_int, DeviceError> {
     let mut version = 0;
     // SAFETY: every libcuda has this one, and the one that names errors; the version is live.
     check(unsafe { sys::cuDriverGetVersion(&raw mut version) }, "cuDriverGetVersion", || "the driver".into())?;
     Ok(version)
 }
 
-fn raw_devices() -> Result<Vec<sys::CUdevice>, DeviceError> {
+pub(crate) fn raw_devices() -> Result<Vec<sys::CUdevice>, DeviceError> {
     initialized()?;
     let mut count: c_int = 0;
     // SAFETY: the driver is initialised; the count is live.
@@ -198,14 +202,14 @@ fn raw_devices() -> Result<Vec<sys::CUdevice>, DeviceError> {
     (0..count).map(device).collect()
 }
 
-fn uuid_of(device: sys::CUdevice) -> Result<DeviceUuid, DeviceError> {
+pub(crate) fn uuid_of(device: sys::CUdevice) -> Result<DeviceUuid, DeviceError> {
     let mut uuid = sys::CUuuid { bytes: [0; 16] };
     // SAFETY: the device was enumerated; the UUID is live.
     check(unsafe { sys::cuDeviceGetUuid_v2(&raw mut uuid, device) }, "cuDeviceGetUuid", || format!("device {device}"))?;
     Ok(DeviceUuid(uuid.bytes.map(i8::cast_unsigned)))
 }
 
-fn name_of(device: sys::CUdevice) -> Result<String, DeviceError> {
+pub(crate) fn name_of(device: sys::CUdevice) -> Result<String, DeviceError> {
     let mut name = [0u8; 128];
     // SAFETY: the buffer has the length that is said, and the driver ends what it writes with a zero.
     let code = unsafe { sys::cuDeviceGetName(name.as_mut_ptr().cast(), 128, device) };

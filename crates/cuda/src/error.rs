@@ -14,6 +14,8 @@ pub enum DeviceError {
     OldDriver { found: String, needed: String },
     #[error("no GPU {wanted} is visible to this process (CUDA_VISIBLE_DEVICES?); there are: {found}")]
     NotFound { wanted: DeviceUuid, found: String },
+    #[error("no GPU is visible to this process (CUDA_VISIBLE_DEVICES?)")]
+    NoGpu,
     #[error("{call} for {what}: {code} ({text})")]
     Call { call: &'static str, what: String, code: String, text: String },
     #[error(

@@ -143,14 +143,14 @@ pub struct GpuMark {
 }
 
 impl GpuMark {
-    /// Milliseconds that the GPU took from an earlier mark to this one; both must have been waited for.
-    pub fn ms_since(&self, earlier: &GpuMark) -> Result<f32, DeviceError> {
+    /// What the GPU took from an earlier mark to this one; both must have been waited for.
+    fn seconds_since(&self, earlier: &GpuMark) -> Result<f64, DeviceError> {
         self.event.context.enter()?;
         let mut ms = 0.0;
         // SAFETY: both events are live and were recorded.
         let code = unsafe { sys::cuEventElapsedTime(&raw mut ms, earlier.event.raw, self.event.raw) };
         check(code, "cuEventElapsedTime", || self.event.context.name.clone())?;
-        Ok(ms)
+        Ok(f64::from(ms) / 1e3)
     }
 }
 
@@ -191,8 +191,8 @@ struct Scratch {
     host: HostSpan,
 }
 
-/// Chunks to hash, known to the GPU. It can be launched many times.
-pub struct PreparedHash {
+/// Chunks to hash, known to the GPU.
+struct PreparedHash {
     /// The one that it was prepared on, which has to do it in order.
     stream: sys::CUstream,
     plan: Plan,
@@ -220,7 +220,7 @@ impl GpuStream {
     }
 
     /// Tells the GPU what to hash.
-    pub fn prepare(&mut self, spans: &[DeviceSpan]) -> Result<PreparedHash, DeviceError> {
+    fn prepare(&mut self, spans: &[DeviceSpan]) -> Result<PreparedHash, DeviceError> {
         let uuid = self.gpu.uuid();
         spans.iter().try_for_each(|span| span.check_device(uuid))?;
         let plan = Plan::new(spans)?;
@@ -233,7 +233,7 @@ impl GpuStream {
     }
 
     /// Queues the hashing of what was prepared on this stream; a panic on any other.
-    pub fn launch(&mut self, prepared: &PreparedHash) -> Result<(), DeviceError> {
+    fn launch(&mut self, prepared: &PreparedHash) -> Result<(), DeviceError> {
         let (Some(scratch), plan) = (&prepared.scratch, &prepared.plan) else { return Ok(()) };
         assert_eq!(prepared.stream, self.raw, "what one stream was told is launched on that one");
         self.queued += 1;
@@ -482,6 +482,18 @@ impl Stream for GpuStream {
         scratch.host.span().read(plan.digests_at(), digests.as_flattened_mut())?;
         self.keep(scratch);
         Ok(digests.into_iter().map(|digest| ChunkHash(Hash(digest))).collect())
+    }
+
+    fn hash_seconds(&mut self, spans: &[DeviceSpan]) -> Result<f64, DeviceError> {
+        let prepared = self.prepare(spans)?;
+        let before = self.mark()?;
+        self.launch(&prepared)?;
+        let after = self.mark()?;
+        self.wait(&after)?;
+        if let Some(scratch) = prepared.scratch {
+            self.keep(scratch);
+        }
+        after.seconds_since(&before)
     }
 
     fn mark(&mut self) -> Result<GpuMark, DeviceError> {

@@ -16,13 +16,15 @@ mod driver;
 mod gpu;
 mod hashing;
 mod registered;
+mod survey;
 mod twin;
 mod uuid;
 
 pub use device::{Device, DeviceSpan, HostSpan, Stream};
 pub use error::DeviceError;
-pub use gpu::{Gpu, GpuHashing, GpuMark, GpuStream, PreparedHash};
+pub use gpu::{Gpu, GpuHashing, GpuMark, GpuStream};
 pub use region::{HandleError, RegionHandle};
+pub use survey::{GpuSurvey, Survey, survey};
 pub use twin::{Twin, TwinHashing, TwinMark, TwinStream};
 pub use uuid::{DeviceUuid, UuidParseError};
 pub use worker::{DeviceWorker, Goes, worker};

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Cheap to clone; clones are the same device.
 #[derive(Clone, Debug)]
@@ -162,6 +163,15 @@ impl Stream for TwinStream {
     fn digests(&mut self, hashing: TwinHashing) -> Result<Vec<ChunkHash>, DeviceError> {
         self.wait(&hashing.mark)?;
         Ok(std::mem::take(&mut lock(&hashing.digests)))
+    }
+
+    fn hash_seconds(&mut self, spans: &[DeviceSpan]) -> Result<f64, DeviceError> {
+        let queued = self.mark()?;
+        self.wait(&queued)?;
+        let hashing = self.hash(spans)?;
+        let started = Instant::now();
+        self.digests(hashing)?;
+        Ok(started.elapsed().as_secs_f64())
     }
 
     fn mark(&mut self) -> Result<TwinMark, DeviceError> {

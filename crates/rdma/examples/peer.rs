@@ -22,6 +22,9 @@ const USAGE: &str = "usage: peer COMMAND DEVICES ...   (DEVICES: names with comm
   cycles DEVICES COUNT                 connects, reads and tears down, over and over";
 
 fn main() {
+    // What a side connection ended with is seen nowhere else: RUST_LOG=aquifer_transport=debug.
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {

@@ -3,7 +3,7 @@
 use crate::config::RdmaConfig;
 use crate::error::RdmaError;
 use crate::rail::usable;
-use crate::topology::{SYSFS, device_node, line};
+use crate::topology::{SYSFS, Topology, device_node, line};
 use crate::verbs::{Device, DeviceLimits, Gid, Port, device_names};
 use rustix::process::{Resource, getrlimit};
 use std::fs;
@@ -39,6 +39,22 @@ pub struct PortSurvey {
     pub interface: String,
     /// The address it would be used by, or why it cannot be used.
     pub choice: Result<Gid, String>,
+}
+
+impl Survey {
+    /// Every port that can be used.
+    pub fn usable(&self) -> Vec<(&DeviceSurvey, &PortSurvey)> {
+        let devices = self.devices.iter().flatten();
+        let ports = devices.flat_map(|d| d.found.iter().flat_map(move |found| found.ports.iter().map(move |p| (d, p))));
+        ports.filter(|(_, port)| port.choice.is_ok()).collect()
+    }
+
+    /// Those of them that no other is nearer than to a NUMA node; none where the kernel does not tell them apart.
+    pub fn nearest(&self, node: u32) -> Vec<(&DeviceSurvey, &PortSurvey)> {
+        let (usable, topology) = (self.usable(), Topology::read(Path::new(SYSFS)));
+        let nodes: Vec<_> = usable.iter().map(|(device, _)| device.numa_node).collect();
+        topology.nearest(node, &nodes).into_iter().map(|at| usable[at]).collect()
+    }
 }
 
 /// Looks at everything as the transport would with `config`.

@@ -57,6 +57,16 @@ impl Topology {
     }
 }
 
+impl Topology {
+    /// Which of `devices`, by their nodes, no other is nearer than to a node; none where it is not known of any.
+    pub(crate) fn nearest(&self, node: u32, devices: &[Option<u32>]) -> Vec<usize> {
+        let distances = devices.iter().map(|device| device.map(|_| self.distance(Some(node), *device)));
+        let known: Vec<_> = distances.enumerate().filter_map(|(at, distance)| Some((at, distance?))).collect();
+        let least = known.iter().map(|(_, distance)| *distance).min();
+        known.into_iter().filter(|(_, distance)| Some(*distance) == least).map(|(at, _)| at).collect()
+    }
+}
+
 /// How far the ports in use are from memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Nearness {
@@ -145,6 +155,9 @@ mod tests {
         let topology = Topology::read(dir.path());
         let from_four = |device| topology.distance(Some(4), node(device));
         assert_eq!(["mlx5_0", "mlx5_1", "mlx5_2", "rxe0"].map(from_four), [32, 33, 10, REMOTE]);
+        let nodes = ["mlx5_0", "rxe0", "mlx5_1", "mlx5_0"].map(node);
+        assert_eq!([0, 1, 4].map(|from| topology.nearest(from, &nodes)), [vec![0, 3], vec![2], vec![0, 3]]);
+        assert!(topology.nearest(0, &[None]).is_empty() && topology.nearest(0, &[]).is_empty());
         let unknown = |device| topology.distance(None, node(device));
         assert_eq!(unknown("mlx5_0"), unknown("mlx5_2"), "memory that may be anywhere is near nothing");
     }

@@ -19,8 +19,20 @@ pub const TLS_PIECE_BYTES: usize = 256 << 10;
 /// and 100 Gbit/s, four cover a round trip of 1.3 ms.
 pub const PIPELINE_DEPTH: usize = 4;
 
-/// Connections to one peer. Measured on loopback: one moves 3.0–3.4 GB/s, two 4.2, more no more.
+/// Connections to one peer. Each has a thread, which receives and hashes 5 GB/s at most: four are enough for
+/// 100 Gbit/s and more cores than transfers should have.
 pub const CONNECTIONS_PER_PEER_MAX: usize = 4;
+
+/// Bytes that a connection receives before its thread is looked at, whether it is what is slow: four chunks of 4 MiB.
+pub const BUSY_AFTER_BYTES: u64 = 16 << 20;
+
+/// The share of the time from which a connection's thread is what is slow. One that waits for the network waits for
+/// most of the time; one that receives and hashes as fast as it can was seen at 0.9 and more where it had a core.
+pub const BUSY_SHARE: f64 = 0.75;
+
+/// Requests sent ahead on a connection whose thread is what is slow: it has the next one, and leaves the others to
+/// another thread.
+pub const BUSY_DEPTH: usize = 2;
 
 /// Connections accepted from one peer: what one asks for at most, twice, for those of a restart
 /// that are not yet known to be dead.

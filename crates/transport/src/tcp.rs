@@ -15,10 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+mod book;
 mod congestion;
 mod greeting;
 mod holder;
 mod link;
+mod pace;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -27,8 +29,11 @@ mod wire;
 /// What may be tuned. The defaults are those of [`limits`].
 #[derive(Clone, Debug)]
 pub struct TcpConfig {
-    /// 1 to [`limits::CONNECTIONS_PER_PEER_MAX`].
+    /// Opened as soon as reads wait for them; 1 to [`limits::CONNECTIONS_PER_PEER_MAX`].
     pub connections_per_peer: usize,
+    /// Opened when reads wait and the threads of all those that are there are what is slow, not the network;
+    /// up to [`limits::CONNECTIONS_PER_PEER_MAX`].
+    pub connections_per_peer_max: usize,
     pub connect_timeout: Duration,
     pub handshake_timeout: Duration,
     /// A reader closes a connection unused for so long.
@@ -82,6 +87,7 @@ impl Default for TcpConfig {
     fn default() -> Self {
         TcpConfig {
             connections_per_peer: 1,
+            connections_per_peer_max: limits::CONNECTIONS_PER_PEER_MAX,
             connect_timeout: limits::CONNECT_TIMEOUT,
             handshake_timeout: limits::HANDSHAKE_TIMEOUT,
             idle_timeout: limits::IDLE_TIMEOUT,

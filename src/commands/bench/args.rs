@@ -2,11 +2,11 @@
 
 use super::transfer::{Destination, Kind, Origin};
 use crate::units;
+use aquifer_cuda::DeviceUuid;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 pub(super) const NODES: u16 = 3;
-const CONNS: u16 = 1;
 const CHUNK_BYTES: u64 = 4 << 20;
 /// What an agent has under way at most, 128 MiB (`FLIGHT_BYTES_MAX` of `proto`).
 const WINDOW_CHUNKS: u32 = 32;
@@ -16,7 +16,7 @@ const ABOUT: &str = "Every bench measures what Aquifer does and what the machine
 of every process, and ratios. GB are 1e9 bytes. Figures hold for a machine that does nothing else.
 
 On two cores, with the defaults, limits and publish take half a minute each, transfer one and a half, swarm one, \
-gossip 25 s.";
+gossip 25 s. gpu needs 34 GB of GPU memory and 17 GB of host memory for Llama 8B's 16.06 GB.";
 
 #[derive(Debug, Args)]
 #[command(after_help = ABOUT)]
@@ -27,8 +27,10 @@ pub(crate) struct Bench {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
-    /// What this machine can do: copying, hashing, TCP over loopback, the disk, the page cache
+    /// What this machine can do: copying, hashing, TCP over loopback, the disk, the page cache, copies to a GPU
     Limits {
+        #[command(flatten)]
+        card: Card,
         #[command(flatten)]
         common: Common,
         #[command(flatten)]
@@ -66,8 +68,20 @@ pub(crate) enum BenchCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// All of the above, one after the other
+    /// What a GPU does with chunks: hashes, loads that it verifies, updates that it applies, host memory made
+    /// ready for it; beside plain copies
+    Gpu {
+        #[command(flatten)]
+        card: Card,
+        #[command(flatten)]
+        common: Common,
+        #[command(flatten)]
+        size: Size,
+    },
+    /// All of the above, one after the other; without a GPU, all but that
     All {
+        #[command(flatten)]
+        card: Card,
         /// Of `gossip`
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
         seconds: u64,
@@ -93,9 +107,26 @@ pub(crate) struct Common {
 }
 
 #[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Card {
+    /// The GPU to measure, by UUID as `nvidia-smi -L` shows it [default: the first that is visible]
+    #[arg(long, value_name = "UUID")]
+    pub(crate) gpu: Option<DeviceUuid>,
+    /// A GPU of that name that is made of host memory, to try all this where there is none
+    #[arg(long, value_name = "UUID", hide = true, conflicts_with = "gpu")]
+    pub(crate) twin_gpu: Option<DeviceUuid>,
+}
+
+impl Card {
+    /// Whether one was asked for, so that it is an error if it is not there.
+    pub(super) fn is_named(&self) -> bool {
+        self.gpu.is_some() || self.twin_gpu.is_some()
+    }
+}
+
+#[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct Size {
-    /// How many bytes, such as 4GiB [default: 4GiB (limits and swarm: 1GiB), or less where memory is
-    /// short]
+    /// How many bytes, such as 4GiB [default: 4GiB (limits and swarm: 1GiB; gpu: 16GiB), or less where
+    /// memory is short]
     #[arg(long, value_name = "SIZE", value_parser = units::parse)]
     pub(crate) size: Option<u64>,
 }
@@ -111,9 +142,9 @@ pub(crate) struct Transfer {
     /// Where the puller wants them
     #[arg(long, value_enum, default_value_t = Destination::Region)]
     pub(crate) into: Destination,
-    /// Connections of the transport
-    #[arg(long, value_name = "N", default_value_t = CONNS, value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub(crate) conns: u16,
+    /// Connections of the transport [default: of TCP as many as an agent opens, else 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) conns: Option<u16>,
     /// Length of a chunk
     #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = units::parse)]
     pub(crate) chunk: u64,
@@ -129,6 +160,6 @@ pub(crate) struct Transfer {
 impl Transfer {
     /// With the defaults.
     pub(super) fn of(transport: Kind, source: Origin, into: Destination, common: Common, size: Size) -> Self {
-        Transfer { transport, source, into, conns: CONNS, chunk: CHUNK_BYTES, window: WINDOW_CHUNKS, common, size }
+        Transfer { transport, source, into, conns: None, chunk: CHUNK_BYTES, window: WINDOW_CHUNKS, common, size }
     }
 }

@@ -1,8 +1,10 @@
 //! Bytes to move and to hash, in memory that was touched before.
 
+use super::machine;
 use anyhow::Result;
 use aquifer_memory::Span;
 use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes are made and moved in pieces of this size: one stays in a core's L2 cache.
 pub(super) const PIECE_BYTES: usize = 256 << 10;
@@ -43,6 +45,26 @@ pub(super) fn fill(span: &Span) -> Result<()> {
     each_piece(span.len(), |offset, len| Ok(span.write(offset, pieces.at(offset, len))?))
 }
 
+/// The same bytes, on all cores.
+pub(super) fn fill_on_all_cores(span: &Span) -> Result<()> {
+    let next = AtomicU64::new(0);
+    let work = || {
+        let mut pieces = Pieces::new();
+        loop {
+            let offset = next.fetch_add(PIECE_BYTES as u64, Ordering::Relaxed);
+            if offset >= span.len() {
+                return Ok(());
+            }
+            span.write(offset, pieces.at(offset, piece_len(span.len() - offset)))?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..machine::cores()).map(|_| scope.spawn(work)).collect();
+        let mut ends = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        ends.try_for_each(|end| end)
+    })
+}
+
 /// Writes `bytes` bytes to `to`.
 pub(super) fn write(to: &mut impl Write, bytes: u64) -> Result<()> {
     let mut pieces = Pieces::new();
@@ -51,9 +73,14 @@ pub(super) fn write(to: &mut impl Write, bytes: u64) -> Result<()> {
 
 fn each_piece(bytes: u64, mut each: impl FnMut(u64, usize) -> Result<()>) -> Result<()> {
     for offset in (0..bytes).step_by(PIECE_BYTES) {
-        each(offset, usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(PIECE_BYTES))?;
+        each(offset, piece_len(bytes - offset))?;
     }
     Ok(())
+}
+
+/// Of the next piece, where `left` bytes are to come.
+fn piece_len(left: u64) -> usize {
+    usize::try_from(left).unwrap_or(usize::MAX).min(PIECE_BYTES)
 }
 
 #[cfg(test)]
@@ -69,6 +96,9 @@ mod tests {
         write(&mut file, bytes).unwrap();
         assert_eq!(span.hash().unwrap(), aquifer_core::ChunkHash::of(&file));
         assert_ne!(file[..PIECE_BYTES], file[PIECE_BYTES..2 * PIECE_BYTES]);
+        let by_all = Mapping::anonymous(bytes).unwrap().span();
+        fill_on_all_cores(&by_all).unwrap();
+        assert_eq!(by_all.hash().unwrap(), span.hash().unwrap());
         let memory = memory(file.len());
         assert_ne!(memory[..PIECE_BYTES], memory[PIECE_BYTES..2 * PIECE_BYTES]);
     }

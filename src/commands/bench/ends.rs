@@ -91,12 +91,13 @@ impl Kind {
         grants: Arc<dyn Grants>,
         completions: impl Fn(Completion) + Send + Sync + 'static,
     ) -> Result<Started> {
-        let connections_per_peer = usize::from(terms.connections);
         let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
         let encryption = match self {
             Kind::Tcp => Encryption::Off,
             Kind::Tls => Encryption::Tls,
             Kind::Shm => {
+                // Beside one thread's copies and hashes.
+                let connections_per_peer = usize::from(terms.connections.unwrap_or(1));
                 let config = ShmConfig { connections_per_peer, ..ShmConfig::default() };
                 let shm = ShmTransport::start(&terms.sockets, grants, completions, config);
                 let shm = shm.context("cannot start shared memory")?;
@@ -110,7 +111,11 @@ impl Kind {
             }
         };
         let identity = Some(NodeSecret::from_seed(identity));
-        let config = TcpConfig { connections_per_peer, encryption, identity, ..TcpConfig::default() };
+        let mut config = TcpConfig { encryption, identity, ..TcpConfig::default() };
+        if let Some(connections) = terms.connections {
+            config.connections_per_peer = usize::from(connections);
+            config.connections_per_peer_max = config.connections_per_peer;
+        }
         let tcp = TcpTransport::start(loopback, grants, completions, config).context("cannot start TCP")?;
         Ok(Started { endpoints: vec![tcp.local_addr().into()], transport: tcp })
     }
@@ -120,7 +125,8 @@ impl Kind {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Terms {
     pub(super) kind: Kind,
-    pub(super) connections: u16,
+    /// `None`: one of shared memory, and of TCP as many as an agent opens.
+    pub(super) connections: Option<u16>,
     pub(super) bytes: u64,
     pub(super) chunk_bytes: u64,
     pub(super) origin: Origin,
@@ -133,11 +139,11 @@ pub(super) struct Terms {
 
 impl Terms {
     /// From an engine's memory to another's.
-    pub(super) fn new(kind: Kind, connections: u16, bytes: u64, chunk_bytes: u64, dir: &Path) -> Result<Self> {
+    pub(super) fn new(kind: Kind, connections: Option<u16>, bytes: u64, chunk_bytes: u64, dir: &Path) -> Result<Self> {
         if chunk_bytes == 0 || chunk_bytes > CHUNK_BYTES_MAX {
             bail!("--chunk {chunk_bytes} is not a length of chunks: 1 to {CHUNK_BYTES_MAX} bytes are");
         }
-        if usize::from(connections) > CONNECTIONS_PER_PEER_MAX {
+        if let Some(connections) = connections.filter(|n| usize::from(*n) > CONNECTIONS_PER_PEER_MAX) {
             bail!("--conns {connections} is too many: {CONNECTIONS_PER_PEER_MAX} are the most to one peer");
         }
         let sockets = dir.join("shm");
@@ -396,7 +402,7 @@ mod tests {
     fn chunks_are_pulled_again_and_again() {
         let dir = tempfile::tempdir().unwrap();
         for kind in HERE {
-            let terms = Terms::new(kind, 2, 1_000_001, 100_000, dir.path()).unwrap();
+            let terms = Terms::new(kind, Some(2), 1_000_001, 100_000, dir.path()).unwrap();
             let (_holding, offer) = Holding::start(&terms, dir.path()).unwrap();
             assert_eq!(offer.digests.len(), 11);
             let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
@@ -413,7 +419,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for kind in HERE {
             let (origin, destination) = (Origin::Store, Destination::Store);
-            let terms = Terms { origin, destination, ..Terms::new(kind, 2, 80 << 20, 1 << 20, dir.path()).unwrap() };
+            let terms =
+                Terms { origin, destination, ..Terms::new(kind, Some(2), 80 << 20, 1 << 20, dir.path()).unwrap() };
             let (_holding, offer) = Holding::start(&terms, dir.path()).unwrap();
             let mut pulling = Pulling::start(terms, &offer, 3).unwrap();
             assert!(pulling.check().is_err());
@@ -428,7 +435,7 @@ mod tests {
     fn wrong_bytes_are_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let origin = Origin::File;
-        let terms = Terms { origin, ..Terms::new(Kind::Tcp, 1, 100_000, 10_000, dir.path()).unwrap() };
+        let terms = Terms { origin, ..Terms::new(Kind::Tcp, None, 100_000, 10_000, dir.path()).unwrap() };
         let (_holding, mut offer) = Holding::start(&terms, &dir.path().join("f")).unwrap();
         offer.digests[7] = ChunkHash::of(b"other").to_string();
         let error = Pulling::start(terms, &offer, 10).unwrap().pull().unwrap_err().to_string();
@@ -437,8 +444,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        assert!(Terms::new(Kind::Tcp, 99, 1, 1, Path::new("")).is_err());
-        assert!(Terms::new(Kind::Tcp, 1, 1, 0, Path::new("")).is_err());
-        assert!(Terms::new(Kind::Tcp, 1, 1, u64::MAX, Path::new("")).is_err());
+        assert!(Terms::new(Kind::Tcp, Some(99), 1, 1, Path::new("")).is_err());
+        assert!(Terms::new(Kind::Tcp, None, 1, 0, Path::new("")).is_err());
+        assert!(Terms::new(Kind::Tcp, None, 1, u64::MAX, Path::new("")).is_err());
     }
 }

@@ -49,7 +49,7 @@ const ASKED_MS: f64 = 50.0;
 
 pub(super) fn run(lab: &Lab, seconds: u64) -> Result<Report> {
     let size = machine::size(None, SIZE_BYTES, 2)?;
-    let terms = Terms::new(Kind::Tcp, 1, size, CHUNK_BYTES.min(size), lab.dir())?;
+    let terms = Terms::new(Kind::Tcp, None, size, CHUNK_BYTES.min(size), lab.dir())?;
     let mesh_key = keys::random_bytes()?;
     let (mut answerer, there) = lab.start::<Answerer>(&AnswererSetup { terms: terms.clone(), mesh_key })?;
     let (mut asker, ()) = lab.start::<Asker>(&AskerSetup { terms, mesh_key, there })?;

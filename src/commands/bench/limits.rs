@@ -1,18 +1,21 @@
 //! `aquifer bench limits`: what this machine can do, without Aquifer.
 
-use super::args::Size;
+use super::args::{Card, Size};
 use super::cores::{Cores, Setup, Task, Threads};
 use super::disk::{self, Disk};
-use super::figures::{Asked, Ratio, Series};
+use super::figures::{Asked, Ratio, Run, Series};
 use super::files::{self, Files, Make, Maker};
-use super::lab::{Lab, Thing};
+use super::gpu::{Chosen, Copies, CopiesSetup, Copy};
+use super::lab::{Child, Lab, Thing};
 use super::machine;
 use super::report::Report;
 use super::wire::Pair;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::json;
 
 const SIZE_BYTES: u64 = 1 << 30;
+/// Source and destination of copies, the file in the page cache; and both ends of TCP.
+const COPIES: u64 = 5;
 
 #[derive(Clone, Copy, Debug)]
 enum Measured {
@@ -21,6 +24,7 @@ enum Measured {
     TcpAndHash,
     Disk(disk::Task),
     Files(files::Task),
+    Gpu(Copy),
 }
 
 const THINGS: [Thing<Measured>; 15] = [
@@ -53,13 +57,24 @@ const THINGS: [Thing<Measured>; 15] = [
     ),
 ];
 
+/// Where there is a GPU.
+const GPU_THINGS: [Thing<Measured>; 3] = [
+    thing(Measured::Gpu(Copy::In), "GPU, host to device", "PCIe: registered memory, one copy of all"),
+    thing(Measured::Gpu(Copy::Out), "GPU, device to host", "the same"),
+    thing(Measured::Gpu(Copy::Within), "GPU, on the device", "one copy of all: each byte is read and written"),
+];
+
 const fn thing(key: Measured, name: &'static str, what: &'static str) -> Thing<Measured> {
     Thing { key, name, what }
 }
 
-pub(super) fn run(lab: &Lab, size: Size) -> Result<Report> {
-    // Source and destination of copies, the file in the page cache; and both ends of TCP.
-    let size = machine::size(size.size, SIZE_BYTES, 5)?;
+pub(super) fn run(lab: &Lab, card: &Card, size: Size) -> Result<Report> {
+    let gpu = match Chosen::of(card) {
+        Err(error) if card.is_named() => return Err(error.into()),
+        found => found,
+    };
+    let gpu_copies = gpu.as_ref().map_or(0, Chosen::host_copies);
+    let size = machine::size(size.size, SIZE_BYTES, COPIES + gpu_copies)?;
     machine::check_room(lab.dir(), size.saturating_mul(2))?;
     let files = lab.dir().join("files");
     lab.once::<Maker>(&(), &Make::File { dir: files.clone(), bytes: size })?;
@@ -67,16 +82,25 @@ pub(super) fn run(lab: &Lab, size: Size) -> Result<Report> {
     let mut pair = Pair::start(lab, size, size)?;
     let (mut disk, uncached) = lab.start::<Disk>(&disk::Setup { dir: lab.dir().to_path_buf(), bytes: size })?;
     let (mut files, _) = lab.start::<Files>(&files)?;
-    let series = lab.by_turns(&THINGS, |measured| match measured {
+    let (mut gpu, told) = match gpu {
+        Ok(device) => {
+            let (copies, name) = lab.start::<Copies>(&CopiesSetup { device, bytes: size })?;
+            (Some(copies), format!("GPU: {name}"))
+        }
+        Err(reason) => (None, format!("GPU: {reason}")),
+    };
+    let things: Vec<_> = THINGS.into_iter().chain(GPU_THINGS.into_iter().filter(|_| gpu.is_some())).collect();
+    let series = lab.by_turns(&things, |measured| match measured {
         Measured::Cores(task) => cores.ask(&task).map(|heard| heard.alone()),
         Measured::Tcp(connections) => pair.tcp(connections),
-        Measured::TcpAndHash => pair.tcp_and_hash(),
+        Measured::TcpAndHash => pair.tcp_and_hash(1),
         Measured::Disk(task) => disk.ask(&task).map(|heard| heard.alone()),
         Measured::Files(task) => files.ask(&task).map(|heard| heard.alone()),
+        Measured::Gpu(task) => copy(&mut gpu, task),
     })?;
     let mut report = Report::new("limits", json!({"size_bytes": size, "runs": lab.runs(), "disk_uncached": uncached}));
     report.ratios = scaling(&series);
-    report.notes = vec![pair.sends_by()];
+    report.notes = vec![pair.sends_by(), told];
     report.notes.push(match uncached {
         true => "disk: past the page cache (O_DIRECT), one request at a time".to_string(),
         false => {
@@ -87,6 +111,10 @@ pub(super) fn run(lab: &Lab, size: Size) -> Result<Report> {
     });
     report.series = series;
     Ok(report)
+}
+
+fn copy(gpu: &mut Option<Child<Copies>>, task: Copy) -> Result<Run> {
+    Ok(gpu.as_mut().context("there is no GPU")?.ask(&task)?.alone())
 }
 
 /// What more cores and fewer passes bring.

@@ -14,6 +14,7 @@ mod ends;
 mod figures;
 mod files;
 mod gossip;
+mod gpu;
 mod lab;
 mod limits;
 mod machine;
@@ -28,7 +29,7 @@ use super::StopSignal;
 use crate::errors::reasons;
 use crate::output::{print_json, print_line, tell};
 use anyhow::{Context, Result};
-use args::{BenchCommand, Common, Size};
+use args::{BenchCommand, Card, Common, Size};
 use lab::{Lab, Stop};
 use machine::Machine;
 use report::Report;
@@ -98,6 +99,7 @@ impl BenchCommand {
             | BenchCommand::Publish { common, .. }
             | BenchCommand::Swarm { common, .. }
             | BenchCommand::Gossip { common, .. }
+            | BenchCommand::Gpu { common, .. }
             | BenchCommand::All { common, .. } => common,
             BenchCommand::Transfer(transfer) => &transfer.common,
         }
@@ -105,15 +107,16 @@ impl BenchCommand {
 
     fn benches(&self) -> Vec<Bench<'_>> {
         match self {
-            BenchCommand::Limits { size, .. } => vec![limits_of(*size)],
+            BenchCommand::Limits { card, size, .. } => vec![limits_of(*card, *size)],
             BenchCommand::Transfer(args) => vec![("transfer", Box::new(|lab: &Lab| transfer::run(lab, args)))],
             BenchCommand::Publish { path, size, .. } => {
                 vec![("publish", Box::new(|lab: &Lab| publish::run(lab, path.as_deref(), *size)))]
             }
             BenchCommand::Swarm { nodes, size, .. } => vec![swarm_of(*nodes, *size)],
             BenchCommand::Gossip { seconds, .. } => vec![gossip_of(*seconds)],
-            BenchCommand::All { seconds, size, common } => vec![
-                limits_of(*size),
+            BenchCommand::Gpu { card, size, .. } => vec![gpu_of(*card, *size)],
+            BenchCommand::All { card, seconds, size, common } => [
+                limits_of(*card, *size),
                 transfer_of(Kind::Tcp, common, *size),
                 transfer_of(Kind::Tls, common, *size),
                 transfer_of(Kind::Shm, common, *size),
@@ -121,13 +124,31 @@ impl BenchCommand {
                 ("publish", Box::new(|lab: &Lab| publish::run(lab, None, *size))),
                 swarm_of(args::NODES, *size),
                 gossip_of(*seconds),
-            ],
+            ]
+            .into_iter()
+            .chain(gpu_if_there(*card, *size))
+            .collect(),
         }
     }
 }
 
-fn limits_of<'a>(size: Size) -> Bench<'a> {
-    ("limits", Box::new(move |lab: &Lab| limits::run(lab, size)))
+fn limits_of<'a>(card: Card, size: Size) -> Bench<'a> {
+    ("limits", Box::new(move |lab: &Lab| limits::run(lab, &card, size)))
+}
+
+fn gpu_of<'a>(card: Card, size: Size) -> Bench<'a> {
+    ("gpu", Box::new(move |lab: &Lab| gpu::run(lab, &card, size)))
+}
+
+/// Whoever asks for all asks for what there is, and by name for that.
+fn gpu_if_there<'a>(card: Card, size: Size) -> Option<Bench<'a>> {
+    match gpu::Chosen::of(&card) {
+        Err(reason) if !card.is_named() => {
+            tell(&format!("gpu is left out: {reason}"));
+            None
+        }
+        _ => Some(gpu_of(card, size)),
+    }
 }
 
 fn transfer_of(kind: Kind, common: &Common, size: Size) -> Bench<'_> {

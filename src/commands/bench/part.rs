@@ -4,7 +4,7 @@
 //! with one. It ends when its input does: whoever started it is gone then.
 
 use super::machine::{cpu_seconds, status_bytes};
-use super::{cores, disk, files, gossip, publish, transfer, wire};
+use super::{cores, disk, files, gossip, gpu, publish, transfer, wire};
 use crate::errors::reasons;
 use crate::output::print_json;
 use anyhow::{Context, Result, bail};
@@ -62,6 +62,9 @@ pub(super) fn run(name: &str) -> Result<ExitCode> {
         publish::Hasher::NAME => serve::<publish::Hasher>(),
         gossip::Answerer::NAME => serve::<gossip::Answerer>(),
         gossip::Asker::NAME => serve::<gossip::Asker>(),
+        gpu::Chunks::NAME => serve::<gpu::Chunks>(),
+        gpu::Copies::NAME => serve::<gpu::Copies>(),
+        gpu::Registrar::NAME => serve::<gpu::Registrar>(),
         other => bail!("a bench has no part called '{other}'"),
     }
 }

@@ -14,9 +14,11 @@ use super::wire::Pair;
 use crate::output::tell;
 use crate::units;
 use anyhow::{Result, bail};
+use aquifer_transport::limits::CONNECTIONS_PER_PEER_MAX;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
+use std::thread;
 
 const SIZE_BYTES: u64 = 4 << 30;
 
@@ -34,11 +36,15 @@ enum Measured {
 const HASH: Thing<Measured> = thing(Measured::Hash, "BLAKE3", "one thread hashing as many bytes from memory, by 4 MiB");
 
 const BESIDE_TCP: [Thing<Measured>; 3] = [
-    thing(Measured::Tcp, "plain TCP", "std's blocking sockets, 1 connection, from memory to memory, nothing hashed"),
+    thing(
+        Measured::Tcp,
+        "plain TCP",
+        "std's blocking sockets, a connection for each core or as many as --conns, from memory to memory, nothing hashed",
+    ),
     thing(
         Measured::TcpAndHash,
         "BLAKE3-plus-receive",
-        "the same; the receiving thread hashes each piece of 256 KiB while it is in cache",
+        "the same; the receiving threads hash each piece of 256 KiB while it is in cache",
     ),
     HASH,
 ];
@@ -68,19 +74,20 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
     let mut transfer = Transfer::start(lab, terms(args.transport)?, args.window)?;
     let mut things = vec![Thing { key: Measured::Aquifer, name, what }];
     let settings = json!({
-        "transport": args.transport.name(), "conns": args.conns, "source": args.source, "into": args.into, "size_bytes": size,
+        "transport": args.transport.name(), "conns": args.conns.map_or(json!("an agent's"), |n| json!(n)), "source": args.source, "into": args.into, "size_bytes": size,
         "chunk_bytes": args.chunk, "window": args.window, "runs": lab.runs(),
     });
     let mut report = Report::new("transfer", settings);
     report.series = match args.transport {
         Kind::Tcp => {
             let mut pair = Pair::start(lab, size, size)?;
-            report.notes = vec![pair.sends_by()];
+            let connections = connections_beside(args.conns);
+            report.notes = vec![pair.sends_by(), format!("connections of plain TCP: {connections}")];
             things.extend(BESIDE_TCP);
             lab.by_turns(&things, |measured| match measured {
                 Measured::Aquifer | Measured::Plain => transfer.pull(),
-                Measured::Tcp | Measured::Copy => pair.tcp(1),
-                Measured::TcpAndHash => pair.tcp_and_hash(),
+                Measured::Tcp | Measured::Copy => pair.tcp(connections),
+                Measured::TcpAndHash => pair.tcp_and_hash(connections),
                 Measured::Hash => pair.hash(),
             })?
         }
@@ -119,6 +126,12 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
     transfer.check()?;
     report.ratios = ratios(args.transport, args.into, &report.series)?;
     Ok(report)
+}
+
+/// Connections of plain TCP beside a transfer's: so many that all cores have work, unless the transfer may not.
+fn connections_beside(conns: Option<u16>) -> u16 {
+    let cores = thread::available_parallelism().map_or(1, usize::from).min(CONNECTIONS_PER_PEER_MAX);
+    conns.unwrap_or(u16::try_from(cores).unwrap_or(1))
 }
 
 fn ratios(kind: Kind, into: Destination, series: &[Series]) -> Result<Vec<Ratio>> {

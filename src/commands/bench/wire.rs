@@ -46,8 +46,8 @@ impl Pair {
         self.receive(connections, Then::Nothing)
     }
 
-    pub(super) fn tcp_and_hash(&mut self) -> Result<Run> {
-        self.receive(1, Then::Hash)
+    pub(super) fn tcp_and_hash(&mut self, connections: u16) -> Result<Run> {
+        self.receive(connections, Then::Hash)
     }
 
     /// BLAKE3 alone, by one thread, of as many bytes as the other runs move.

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 pub(crate) const CHANNEL: &str = "test/model";
 
 /// Longer than anything takes on a machine that does something else besides; then it is a failure.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(20);

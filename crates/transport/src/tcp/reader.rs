@@ -3,16 +3,18 @@
 //! A read is in exactly one place at any time: in the queue of its peer, in the hands of one
 //! connection's thread, or completed. Whoever takes it out completes it, and no lock is held then.
 
+use super::book::{Connection, Queued, State};
 use super::greeting::greet;
 use super::link::Link;
+use super::pace::Pace;
 use super::wire::{HEADER_BYTES, Header, Request};
 use super::{Counters, Encryption, TcpConfig};
-use crate::limits::{CONNECTIONS_PER_PEER_MAX, PIPELINE_DEPTH, RECEIVE_PIECE_BYTES, RETRIES_MAX, THREAD_STACK_BYTES};
+use crate::limits::{BUSY_DEPTH, PIPELINE_DEPTH, RECEIVE_PIECE_BYTES, RETRIES_MAX, THREAD_STACK_BYTES};
 use crate::socket::{Timed, is_timeout};
 use crate::tls::Tls;
 use crate::{Completion, Endpoint, OpId, ReadDone, ReadError, ReadOp, check_landing};
 use aquifer_core::{Access, ChunkHash, Hash, NodeId};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -32,58 +34,6 @@ pub(super) struct Reader {
     state: Mutex<State>,
     /// Told when a thread ends.
     ended: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    closing: bool,
-    next: u64,
-    threads: usize,
-    peers: BTreeMap<NodeId, Peer>,
-    /// Where each read that is not completed is to be found.
-    ops: BTreeMap<OpId, NodeId>,
-}
-
-#[derive(Default)]
-struct Peer {
-    queue: VecDeque<Queued>,
-    connections: BTreeMap<u64, Connection>,
-    /// Told when there is something to do for a waiting connection.
-    wake: Arc<Condvar>,
-    /// Where the last connection succeeded.
-    reached: Option<SocketAddr>,
-}
-
-#[derive(Clone, Debug)]
-struct Queued {
-    op: ReadOp,
-    retries: u8,
-}
-
-/// What others may know of, and do to, a connection: its thread owns the rest.
-#[derive(Default)]
-struct Connection {
-    stream: Option<Arc<TcpStream>>,
-    under_way: BTreeSet<OpId>,
-    cancelled: BTreeSet<OpId>,
-    waiting: bool,
-    /// We cut it ourselves, to cancel a read.
-    cut: bool,
-    /// It must end, and its reads with it, for this reason.
-    end: Option<&'static str>,
-}
-
-impl Connection {
-    fn shut(&self) {
-        if let Some(stream) = &self.stream {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-    }
-
-    fn end(&mut self, reason: &'static str) {
-        self.end.get_or_insert(reason);
-        self.shut();
-    }
 }
 
 const SHUTTING_DOWN: &str = "this node's transport is shutting down";
@@ -108,7 +58,12 @@ impl Reader {
         let entry = state.peers.entry(peer).or_default();
         entry.queue.push_back(Queued { op, retries: 0 });
         entry.wake.notify_one();
-        if entry.wants_connection(self.config.connections_per_peer) {
+        self.connect_if_wanted(peer, state);
+    }
+
+    /// Opens another connection to the peer, if that is of use.
+    fn connect_if_wanted(self: &Arc<Self>, peer: NodeId, mut state: MutexGuard<'_, State>) {
+        if state.peers.get(&peer).is_some_and(|entry| entry.wants_connection(&self.config)) {
             let thread = state.register(peer);
             drop(state);
             self.spawn(peer, thread);
@@ -181,6 +136,9 @@ impl Reader {
             under_way: VecDeque::new(),
             last: Instant::now(),
             piece: vec![0; RECEIVE_PIECE_BYTES].into_boxed_slice(),
+            received: 0,
+            busy: false,
+            pace: None,
         };
         let name = format!("aquifer-read-{connection}");
         let started = thread::Builder::new().name(name).stack_size(THREAD_STACK_BYTES).spawn(move || worker.work());
@@ -194,62 +152,6 @@ impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
         write!(f, "Reader({} reads of {} peers)", state.ops.len(), state.peers.len())
-    }
-}
-
-impl State {
-    fn register(&mut self, peer: NodeId) -> u64 {
-        self.next += 1;
-        self.threads += 1;
-        self.peers.entry(peer).or_default().connections.insert(self.next, Connection::default());
-        self.next
-    }
-
-    fn connection(&mut self, peer: NodeId, id: u64) -> Option<&mut Connection> {
-        self.peers.get_mut(&peer)?.connections.get_mut(&id)
-    }
-
-    /// Takes all queued reads of a peer, which the caller must complete.
-    fn drain(&mut self, peer: NodeId, mut which: impl FnMut(&Queued) -> bool) -> Vec<Queued> {
-        let Some(entry) = self.peers.get_mut(&peer) else { return Vec::new() };
-        let (taken, kept) = std::mem::take(&mut entry.queue).into_iter().partition::<Vec<_>, _>(|q| which(q));
-        entry.queue = kept.into();
-        taken.iter().for_each(|q| {
-            self.ops.remove(&q.op.id);
-        });
-        taken
-    }
-
-    /// The queue, if no other connection is there to serve it.
-    fn drain_unserved(&mut self, peer: NodeId) -> Vec<Queued> {
-        let served = self.peers.get(&peer).is_some_and(|p| p.connections.values().any(|c| c.end.is_none()));
-        match served {
-            true => Vec::new(),
-            false => self.drain(peer, |_| true),
-        }
-    }
-
-    fn end_peer(&mut self, peer: NodeId, reason: &'static str) -> Vec<Queued> {
-        if let Some(entry) = self.peers.get_mut(&peer) {
-            entry.connections.values_mut().for_each(|c| c.end(reason));
-            entry.wake.notify_all();
-        }
-        self.drain(peer, |_| true)
-    }
-
-    fn forget_if_idle(&mut self, peer: NodeId) {
-        if self.peers.get(&peer).is_some_and(|p| p.queue.is_empty() && p.connections.is_empty()) {
-            self.peers.remove(&peer);
-        }
-    }
-}
-
-impl Peer {
-    /// Whether another connection should be opened for what is queued.
-    fn wants_connection(&self, configured: usize) -> bool {
-        let alive = self.connections.values().filter(|c| c.end.is_none());
-        let (count, waiting) = alive.fold((0, 0), |(n, w), c| (n + 1, w + usize::from(c.waiting)));
-        self.queue.len() > waiting && count < configured.clamp(1, CONNECTIONS_PER_PEER_MAX)
     }
 }
 
@@ -282,6 +184,12 @@ struct Worker {
     last: Instant,
     /// What was received last, until it has been hashed and put where it belongs.
     piece: Box<[u8]>,
+    /// Bytes, since the thread began.
+    received: u64,
+    /// As others see it: see [`Connection::busy`].
+    busy: bool,
+    /// Since when it has been received without a break.
+    pace: Option<Pace>,
 }
 
 struct Flight {
@@ -438,15 +346,20 @@ impl Worker {
             self.ask(link)?;
             if !self.under_way.is_empty() {
                 self.receive_next(link)?;
-            } else if matches!(self.wait(), Waited::Unneeded) {
-                return Ok(());
+                self.look_at_pace();
+            } else {
+                self.pace = None;
+                if matches!(self.wait(), Waited::Unneeded) {
+                    return Ok(());
+                }
             }
         }
     }
 
     /// Sends requests while there are any and the pipeline has room.
     fn ask(&mut self, mut link: &Link) -> Result<(), Loss> {
-        while self.under_way.len() < PIPELINE_DEPTH {
+        let depth = if self.busy { BUSY_DEPTH } else { PIPELINE_DEPTH };
+        while self.under_way.len() < depth {
             let Some(read) = self.take_queued() else { return Ok(()) };
             let ReadOp { chunk, lease, .. } = read.op;
             let len = u32::try_from(read.op.into.len()).unwrap_or(u32::MAX); // checked when it was submitted
@@ -454,6 +367,19 @@ impl Worker {
             link.write_all(&Request { chunk, lease, len }.encode())?;
         }
         Ok(())
+    }
+
+    /// Where this thread is what is slow, another takes a share of what is queued.
+    fn look_at_pace(&mut self) {
+        let bytes = self.received;
+        let Some(busy) = self.pace.get_or_insert_with(|| Pace::begin(bytes)).busy(bytes) else { return };
+        self.pace = None;
+        self.busy = busy;
+        let mut state = self.reader.lock();
+        if let Some(connection) = state.connection(self.peer, self.connection) {
+            connection.busy = busy;
+        }
+        self.reader.connect_if_wanted(self.peer, state);
     }
 
     fn take_queued(&self) -> Option<Queued> {
@@ -547,6 +473,7 @@ impl Worker {
                 Ok(0) => return Err(Loss::Broken("it closed the connection in the middle of a chunk".into())),
                 Ok(n) => {
                     got += n;
+                    self.received += n as u64;
                     self.reader.counters.received.fetch_add(n as u64, Ordering::Relaxed);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
