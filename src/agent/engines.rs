@@ -488,7 +488,7 @@ impl Agent {
     }
 
     /// Where a chunk lies whole in an engine's memory, maybe under another release's numbering.
-    fn in_region(&self, conn: ConnId, hash: &ChunkHash) -> Option<Span> {
+    pub(super) fn in_region(&self, conn: ConnId, hash: &ChunkHash) -> Option<Span> {
         if self.spoiled.contains(&(conn, *hash)) {
             return None;
         }

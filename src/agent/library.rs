@@ -10,7 +10,6 @@ use aquifer_core::{
     ChannelName, ChunkHash, ChunkSet, Layout, Manifest, ManifestHash, NodeId, PeerMessage, PublisherKey, Release,
     SignedRelease,
 };
-use aquifer_engine::ConnId;
 use aquifer_engine::protocol::{Event as EngineNews, ReleaseInfo};
 use aquifer_memory::{FileTree, Published, Span};
 use aquifer_proto::Input;
@@ -344,11 +343,7 @@ impl Agent {
 
     fn region_span(&self, manifest: &ManifestHash, chunk: u32) -> Option<Span> {
         let hash = self.manifests.get(manifest)?.layout.chunks.get(chunk as usize)?.hash;
-        let sound = |id: &ConnId| !self.spoiled.contains(&(*id, hash));
-        self.sessions.iter().filter(|(id, _)| sound(id)).find_map(|(_, conn)| {
-            let (region, range) = conn.session.place(manifest, chunk)?;
-            conn.region_slice(region, range)
-        })
+        self.sessions.keys().find_map(|id| self.in_region(*id, &hash))
     }
 
     pub(super) fn grant(

@@ -212,7 +212,5 @@ fn two_channels_that_share_weights() {
     engines[1].assert_holds(&tuned);
     let mut chunks = base.tensor_chunks();
     chunks.extend(tuned.tensor_chunks());
-    let (once, fetched) = (chunks.values().sum::<u64>(), agent.status().traffic.bytes_in);
-    // A read that takes long is handed to the other holder, and may come twice then; what is shared is most of it.
-    assert!((once..once + once / 10).contains(&fetched), "what is shared is fetched once: {fetched} bytes of {once}");
+    assert_eq!(agent.status().traffic.bytes_in, chunks.values().sum::<u64>(), "what is shared is fetched once");
 }
