@@ -39,7 +39,7 @@ pub(super) struct EngineConn {
     pub(super) to_copy: Vec<(u32, Source)>,
     pub(super) copying: bool,
     /// What lies on GPUs of a release that is about to be applied.
-    pub(super) staged: Option<(ManifestHash, Arc<Staged>)>,
+    pub(super) staged: Option<Arc<Staged>>,
     all_fresh: bool,
     bindings: Vec<Binding>,
     rows: Vec<Row>,

@@ -191,7 +191,7 @@ impl Memory {
             gpu.apply.push((from.clone(), goes.clone()));
             gpu.applied.push(at);
         }
-        if staged.is_some_and(|staged| staged.has_all_of(chunk, self)) {
+        if staged.is_some_and(|staged| staged.complete.contains(chunk)) {
             return Ok(());
         }
         let is_private = !matches!(source, Source::Store(_));

@@ -60,7 +60,7 @@ impl Agent {
             return; // It turned to another release meanwhile, and that will be staged.
         }
         let bytes = target.plan.bytes_of(&changes);
-        entry.staged = Some((manifest, Arc::new(staged)));
+        entry.staged = Some(Arc::new(staged));
         if let Some(channel) = entry.channel.clone() {
             self.tell_engine(conn, &channel, Tell::Pause { manifest, bytes });
         }
@@ -74,9 +74,8 @@ impl Agent {
         chunks: &ChunkSet,
     ) -> Option<Vec<(u32, Source)>> {
         let entry = self.sessions.get(&conn)?;
-        let staged = entry.staged.clone().filter(|(manifest, _)| *manifest == target.manifest);
-        let memory = entry.memory(target);
-        let on_gpus = |chunk| staged.as_ref().is_some_and(|(_, staged)| staged.has_all_of(chunk, &memory));
+        let (staged, memory) = (entry.staged.clone(), entry.memory(target));
+        let on_gpus = |chunk| staged.as_ref().is_some_and(|staged| staged.has_all_of(chunk, &memory));
         let (there, elsewhere): (Vec<u32>, Vec<u32>) = chunks.iter().partition(|chunk| on_gpus(*chunk));
         let elsewhere = elsewhere.into_iter().map(|c| Some((c, self.source(conn, &target.manifest, c)?)));
         let mut sources = elsewhere.collect::<Option<Vec<_>>>()?;
@@ -86,8 +85,7 @@ impl Agent {
 
     pub(super) fn apply_update(&mut self, conn: ConnId, target: &Target, sources: Vec<(u32, Source)>) {
         let Some(entry) = self.sessions.get_mut(&conn) else { return };
-        let staged = entry.staged.take().filter(|(manifest, _)| *manifest == target.manifest);
-        let staged = staged.map(|(_, staged)| staged);
+        let staged = entry.staged.take();
         let memory = entry.memory(target);
         let nobody_reads = entry.regions_are_gpus();
         let job = Job::Apply { conn, sources, staged, memory };

@@ -72,9 +72,16 @@ pub enum Phase {
 impl Report {
     /// The release that it is to serve now.
     pub fn due(&self) -> Option<ReleaseId> {
-        match self.step {
-            Step::Going | Step::Done => Some(self.wanted),
-            Step::Waiting | Step::GoingBack | Step::Halted => self.base,
+        self.step.due(self.wanted, self.base)
+    }
+}
+
+impl Step {
+    /// Which of both is to be served then.
+    pub fn due(self, wanted: ReleaseId, base: Option<ReleaseId>) -> Option<ReleaseId> {
+        match self {
+            Step::Going | Step::Done => Some(wanted),
+            Step::Waiting | Step::GoingBack | Step::Halted => base,
         }
     }
 }

@@ -6,7 +6,7 @@ use aquifer_core::NodeId;
 use aquifer_memory::Span;
 use aquifer_rdma::verbs::{Access, Address, CompletionQueue, Device, ProtectionDomain, QueuePair, Region};
 use aquifer_rdma::{RdmaConfig, RdmaTransport};
-use aquifer_transport::conformance::{Book, access, memory, noise};
+use aquifer_transport::conformance::{Book, access, memory, noise, read_of};
 use aquifer_transport::{Completion, Endpoint, Operation, ReadOp, Transport};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -74,17 +74,8 @@ fn holder(devices: &str, chunks: u32, len: u32) -> Arc<RdmaTransport> {
 }
 
 fn op(endpoint: SocketAddr, id: u64, chunk: u32, into: Span) -> ReadOp {
-    ReadOp {
-        id,
-        peer: NodeId([1; 32]),
-        endpoints: vec![Endpoint::Rdma(endpoint)],
-        access: access(),
-        lease: 1,
-        chunk,
-        into,
-        adopts: false,
-        stall: Duration::from_secs(20),
-    }
+    let stall = Duration::from_secs(20);
+    ReadOp { id, peer: NodeId([1; 32]), stall, ..read_of(&[Endpoint::Rdma(endpoint)], chunk, into) }
 }
 
 fn hold(devices: &str, chunks: u32, len: u32) {

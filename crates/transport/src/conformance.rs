@@ -225,21 +225,26 @@ impl Holding {
 
     /// A read of `chunk`, numbered like it.
     pub fn read(&self, chunk: u32, len: usize) -> ReadOp {
-        ReadOp {
-            id: u64::from(chunk),
-            peer: self.id,
-            endpoints: self.node.endpoints.clone(),
-            access: access(),
-            lease: 1,
-            chunk,
-            into: memory(len),
-            adopts: false,
-            stall: PATIENCE,
-        }
+        ReadOp { peer: self.id, ..read_of(&self.node.endpoints, chunk, memory(len)) }
     }
 
     pub fn wait_asked(&self, chunk: u32) {
         while self.asked.recv_timeout(PATIENCE).expect("the holder is asked") != chunk {}
+    }
+}
+
+/// A read of `chunk` of the one holder, numbered like it.
+pub fn read_of(endpoints: &[Endpoint], chunk: u32, into: Span) -> ReadOp {
+    ReadOp {
+        id: u64::from(chunk),
+        peer: holder(),
+        endpoints: endpoints.to_vec(),
+        access: access(),
+        lease: 1,
+        chunk,
+        into,
+        adopts: false,
+        stall: PATIENCE,
     }
 }
 

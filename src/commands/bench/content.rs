@@ -48,7 +48,7 @@ pub(super) fn fill(span: &Span) -> Result<()> {
 /// The same bytes, on all cores.
 pub(super) fn fill_on_all_cores(span: &Span) -> Result<()> {
     let next = AtomicU64::new(0);
-    let work = || {
+    let work = |_| {
         let mut pieces = Pieces::new();
         loop {
             let offset = next.fetch_add(PIECE_BYTES as u64, Ordering::Relaxed);
@@ -58,11 +58,7 @@ pub(super) fn fill_on_all_cores(span: &Span) -> Result<()> {
             span.write(offset, pieces.at(offset, piece_len(span.len() - offset)))?;
         }
     };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..machine::cores()).map(|_| scope.spawn(work)).collect();
-        let mut ends = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        ends.try_for_each(|end| end)
-    })
+    machine::each(0..machine::cores(), work).map(drop)
 }
 
 /// Writes `bytes` bytes to `to`.

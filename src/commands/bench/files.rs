@@ -118,17 +118,14 @@ impl Files {
             places.extend(chunks.map(|offset| Place { file: at, offset, len: (len - offset).min(CHUNK_BYTES as u64) }));
         }
         let next = AtomicUsize::new(0);
-        let work = || -> Result<()> {
+        let work = |_| -> Result<()> {
             let mut piece = vec![0; content::PIECE_BYTES];
             while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
                 hash(&files[place.file], place, &mut piece)?;
             }
             Ok(())
         };
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..machine::cores()).map(|_| scope.spawn(work)).collect();
-            threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })
+        machine::each(0..machine::cores(), work).map(drop)
     }
 }
 

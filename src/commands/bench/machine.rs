@@ -68,6 +68,18 @@ pub(super) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
+/// Works on each item on a thread of its own; what came of each, in their order, or the first error.
+pub(super) fn each<T: Send, R: Send>(
+    items: impl Iterator<Item = T>,
+    work: impl Fn(T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.map(|item| scope.spawn(move || work(item))).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
+
 /// The size to measure with: `asked`, or the largest of `default` and its halves that memory
 /// suffices for. `copies` is how often a bench has its bytes in memory.
 pub(super) fn size(asked: Option<u64>, default: u64, copies: u64) -> Result<u64> {

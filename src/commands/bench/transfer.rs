@@ -18,7 +18,6 @@ use aquifer_transport::limits::CONNECTIONS_PER_PEER_MAX;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::path::PathBuf;
-use std::thread;
 
 const SIZE_BYTES: u64 = 4 << 30;
 
@@ -130,7 +129,7 @@ pub(super) fn run(lab: &Lab, args: &args::Transfer) -> Result<Report> {
 
 /// Connections of plain TCP beside a transfer's: so many that all cores have work, unless the transfer may not.
 fn connections_beside(conns: Option<u16>) -> u16 {
-    let cores = thread::available_parallelism().map_or(1, usize::from).min(CONNECTIONS_PER_PEER_MAX);
+    let cores = machine::cores().min(CONNECTIONS_PER_PEER_MAX);
     conns.unwrap_or(u16::try_from(cores).unwrap_or(1))
 }
 

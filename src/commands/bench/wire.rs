@@ -5,6 +5,7 @@ use super::content::{self, PIECE_BYTES};
 use super::cores::{CHUNK_BYTES, Took, hash_chunks};
 use super::figures::Run;
 use super::lab::{Child, Lab};
+use super::machine;
 use super::part::Part;
 use anyhow::{Context, Result};
 use rustix::net::sockopt::{set_tcp_congestion, tcp_congestion};
@@ -106,7 +107,8 @@ impl Part for Sender {
         let streams = shares.iter().map(|_| accept()).collect::<Result<Vec<_>>>()?;
         let size = self.region.len().div_ceil(streams.len());
         let regions = self.region.chunks(size);
-        each(streams.into_iter().zip(regions).zip(shares), |((stream, region), share)| send(&stream, region, share))
+        let parts = streams.into_iter().zip(regions).zip(shares);
+        machine::each(parts, |((stream, region), share)| send(&stream, region, share)).map(drop)
     }
 }
 
@@ -193,7 +195,7 @@ impl Receiver {
         let streams = shares.iter().map(|_| connect()).collect::<Result<Vec<_>>>()?;
         let size = self.region.len().div_ceil(streams.len());
         let regions = self.region.chunks_mut(size);
-        each(streams.into_iter().zip(regions).zip(shares), |((stream, region), share)| {
+        machine::each(streams.into_iter().zip(regions).zip(shares), |((stream, region), share)| {
             receive(&stream, region, share, then)
         })?;
         Ok(Took::since(start, bytes))
@@ -223,15 +225,6 @@ fn receive_chunk(mut stream: &TcpStream, chunk: &mut [u8], then: Then) -> Result
     }
     black_box(hasher.finalize());
     Ok(())
-}
-
-/// Works on each item on a thread of its own.
-fn each<T: Send>(items: impl Iterator<Item = T>, work: impl Fn(T) -> Result<()> + Sync) -> Result<()> {
-    let work = &work;
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = items.map(|item| scope.spawn(move || work(item))).collect();
-        threads.into_iter().try_for_each(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
 }
 
 /// What each connection carries.

@@ -210,10 +210,7 @@ impl Rollout {
 
     fn hear(&mut self, node: NodeId, report: Option<&Report>) {
         let (Some(report), Some(stand)) = (report, &self.stand) else { return };
-        self.past.on_report(node, report);
-        if report.wanted == stand.wanted {
-            self.heard.on_report(node, report.step, report.settled);
-        }
+        note(&mut self.past, &mut self.heard, stand, node, report);
     }
 
     /// What was said before this node knew what it was about.
@@ -223,10 +220,7 @@ impl Rollout {
         let kept: BTreeSet<ReleaseId> = synchronous.collect();
         self.past.keep(&kept);
         for (node, _, report) in self.view.reports() {
-            self.past.on_report(*node, report);
-            if report.wanted == stand.wanted {
-                self.heard.on_report(*node, report.step, report.settled);
-            }
+            note(&mut self.past, &mut self.heard, stand, *node, report);
         }
     }
 
@@ -382,5 +376,13 @@ impl Rollout {
             !failed || !report.ready || self.engines.failure(&report.wanted.manifest).is_none(),
             "ready and failed"
         );
+    }
+}
+
+/// What a report says that stays true.
+fn note(past: &mut Past, heard: &mut Heard, stand: &Stand, node: NodeId, report: &Report) {
+    past.on_report(node, report);
+    if report.wanted == stand.wanted {
+        heard.on_report(node, report.step, report.settled);
     }
 }

@@ -23,10 +23,7 @@ pub struct Stand {
 impl Stand {
     /// The release that is to be served now.
     pub fn due(&self) -> Option<ReleaseId> {
-        match self.step {
-            Step::Going | Step::Done => Some(self.wanted),
-            Step::Waiting | Step::GoingBack | Step::Halted => self.base,
-        }
+        self.step.due(self.wanted, self.base)
     }
 
     pub(super) fn used(&self) -> Vec<ReleaseId> {

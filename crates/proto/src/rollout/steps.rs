@@ -34,17 +34,20 @@ impl Rollout {
     /// Takes one step, if there is one to take.
     pub(super) fn take_step(&mut self, now: Time) -> bool {
         let (Some(before), Some(release)) = (self.stand.clone(), self.release().cloned()) else { return false };
-        let mut stand = before.clone();
+        let (mut stand, always) = (before.clone(), || true);
         self.find_base(&mut stand, &release);
         self.open_base(now, &mut stand);
         if stand.failed.is_none() {
             stand.failed = self.failure(&release);
         }
         stand.step = match release.policy.how {
-            _ if self.overridden != Override::Follow => self.step_alone(&stand, true),
-            How::AtOnce => self.step_alone(&stand, true),
-            How::Manual => self.step_alone(&stand, self.lane.is_committed(&release.id())),
-            How::Rolling { .. } => self.step_in_turn(&stand, &release),
+            _ if self.overridden != Override::Follow => self.step_alone(&stand, always, always),
+            How::AtOnce => self.step_alone(&stand, always, always),
+            How::Manual => self.step_alone(&stand, || self.lane.is_committed(&release.id()), always),
+            How::Rolling { .. } => {
+                let may_return = || self.turns.may_return(&self.me, &self.heard).is_ok();
+                self.step_alone(&stand, || self.is_in_turn(&release), may_return)
+            }
             How::Synchronous { .. } => self.step_together(now, &stand, &release),
         };
         let changed = stand != before;
@@ -52,29 +55,15 @@ impl Rollout {
         changed
     }
 
-    fn step_alone(&self, stand: &Stand, may_go: bool) -> Step {
+    /// Where a node goes by itself: `may_go`, once it is prepared; `may_return`, once it failed.
+    fn step_alone(&self, stand: &Stand, may_go: impl Fn() -> bool, may_return: impl Fn() -> bool) -> Step {
         let failed = stand.failed.is_some();
         match stand.step {
             Step::Waiting if failed && self.is_settled() => Step::Halted,
-            Step::Waiting if !failed && may_go && self.is_prepared(stand) => Step::Going,
+            Step::Waiting if !failed && self.is_prepared(stand) && may_go() => Step::Going,
             Step::Going if failed => Step::GoingBack,
             Step::Going if self.all_serve(&stand.wanted.manifest) => Step::Done,
-            Step::Done if failed && stand.base.is_some() => Step::GoingBack,
-            Step::GoingBack if self.is_settled() => Step::Halted,
-            step @ (Step::Waiting | Step::Going | Step::Done | Step::GoingBack | Step::Halted) => step,
-        }
-    }
-
-    fn step_in_turn(&self, stand: &Stand, release: &Release) -> Step {
-        let failed = stand.failed.is_some();
-        match stand.step {
-            Step::Waiting if failed && self.is_settled() => Step::Halted,
-            Step::Waiting if !failed && self.is_prepared(stand) && self.is_in_turn(release) => Step::Going,
-            Step::Going if failed => Step::GoingBack,
-            Step::Going if self.all_serve(&stand.wanted.manifest) => Step::Done,
-            Step::Done if failed && stand.base.is_some() && self.turns.may_return(&self.me, &self.heard).is_ok() => {
-                Step::GoingBack
-            }
+            Step::Done if failed && stand.base.is_some() && may_return() => Step::GoingBack,
             Step::GoingBack if self.is_settled() => Step::Halted,
             step @ (Step::Waiting | Step::Going | Step::Done | Step::GoingBack | Step::Halted) => step,
         }

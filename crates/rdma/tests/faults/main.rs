@@ -10,7 +10,7 @@ use aquifer_rdma::verbs::{
     REGISTERING_LASTS, Region, RemoteRegion, Window, WorkError,
 };
 use aquifer_rdma::{RdmaConfig, RdmaTransport};
-use aquifer_transport::conformance::{Book, HOLDER, OnCompletion, Reading, access, content, holder, memory, noise};
+use aquifer_transport::conformance::{self, Book, HOLDER, OnCompletion, Reading, access, content, memory, noise};
 use aquifer_transport::conformance::{Holding, Node};
 use aquifer_transport::{Endpoint, Grants, Operation, ReadDone, ReadError, ReadOp, Refusal, Transport};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -61,19 +61,9 @@ fn on_both(_: NodeSecret, grants: Arc<dyn Grants>, completions: OnCompletion) ->
     node(grants, completions, &["rxe0", "rxe1"])
 }
 
-/// A read of `chunk`, numbered like it.
+/// A read of `chunk`, numbered like it, that is not patient.
 fn read_of(endpoints: &[Endpoint], chunk: u32, into: Span) -> ReadOp {
-    ReadOp {
-        id: u64::from(chunk),
-        peer: holder(),
-        endpoints: endpoints.to_vec(),
-        access: access(),
-        lease: 1,
-        chunk,
-        into,
-        adopts: false,
-        stall: Duration::from_secs(20),
-    }
+    ReadOp { stall: Duration::from_secs(20), ..conformance::read_of(endpoints, chunk, into) }
 }
 
 /// A holder in a process of its own.

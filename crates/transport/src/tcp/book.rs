@@ -125,21 +125,10 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::conformance::{access, holder, memory};
-    use std::time::Duration;
+    use crate::conformance::{memory, read_of};
 
     fn queued(n: usize) -> VecDeque<Queued> {
-        let op = ReadOp {
-            id: 1,
-            peer: holder(),
-            endpoints: vec![],
-            access: access(),
-            lease: 1,
-            chunk: 1,
-            into: memory(1),
-            adopts: false,
-            stall: Duration::from_secs(1),
-        };
+        let op = read_of(&[], 1, memory(1));
         (0..n).map(|_| Queued { op: op.clone(), retries: 0 }).collect()
     }
 

@@ -5,7 +5,7 @@ mod encrypted;
 use super::wire::{HEADER_BYTES, Header, REQUEST_BYTES, Request};
 use super::*;
 use crate::conformance::{
-    Book, HOLDER, Holding, Node, OnCompletion, Reading, access, content, holder, memory, noise, reader,
+    Book, HOLDER, Holding, Node, OnCompletion, Reading, access, content, holder, memory, noise, read_of, reader,
 };
 use crate::handshake::{
     CHALLENGE_BYTES, CONFIRM_BYTES, Challenge, Confirm, HELLO_BYTES, Handshake, Hello, PROOF_BYTES, Transcript,
@@ -92,17 +92,7 @@ fn wait_closed(mut stream: &TcpStream) {
 }
 
 fn read_at(address: SocketAddr, id: OpId, len: usize) -> ReadOp {
-    ReadOp {
-        id,
-        peer: holder(),
-        endpoints: vec![address.into()],
-        access: access(),
-        lease: 1,
-        chunk: 1,
-        into: memory(len),
-        adopts: false,
-        stall: Duration::from_secs(60),
-    }
+    ReadOp { id, ..read_of(&[address.into()], 1, memory(len)) }
 }
 
 /// A reader without manners. `None` if it is turned away.

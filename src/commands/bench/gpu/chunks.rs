@@ -299,10 +299,6 @@ fn cut<D: Device>(len: u64, memory: &Memory<D>) -> Result<(Vec<DeviceSpan>, Vec<
 /// By the CPU, on all cores.
 fn digests(spans: &[HostSpan]) -> Result<Vec<ChunkHash>> {
     let share = spans.len().div_ceil(machine::cores()).max(1);
-    std::thread::scope(|scope| {
-        let hash = |part: &[HostSpan]| part.iter().map(|span| Ok(span.span().hash()?)).collect::<Result<Vec<_>>>();
-        let threads: Vec<_> = spans.chunks(share).map(|part| scope.spawn(move || hash(part))).collect();
-        let hashed = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        Ok(hashed.collect::<Result<Vec<_>>>()?.concat())
-    })
+    let hash = |part: &[HostSpan]| part.iter().map(|span| Ok(span.span().hash()?)).collect::<Result<Vec<_>>>();
+    Ok(machine::each(spans.chunks(share), hash)?.concat())
 }
