@@ -143,6 +143,9 @@ impl Mesh {
             labels: vec![],
             channels: vec![("c".parse().expect("a channel name"), vec![publisher().public()])],
             accepted: vec![release()],
+            said: Vec::new(),
+            stands: Vec::new(),
+            overrides: Vec::new(),
             leased_bytes_max: LEASED_BYTES_MAX,
             upload_bytes_per_s: None,
             seed: 1,
@@ -457,6 +460,8 @@ fn status(node: NodeId, seq: u64, options: Options) -> Status {
         manifest: manifest(),
         chunks_wanted: options.chunks,
         chunks_have: options.chunks / 2,
+        also: Vec::new(),
+        report: None,
     };
     Status {
         node,

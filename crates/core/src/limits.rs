@@ -51,8 +51,8 @@ pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Longest channel name, in bytes. Guess: it appears in every status record.
 pub const CHANNEL_BYTES_MAX: usize = 128;
 
-/// Longest encoded status record. One with 16 channels is under 4 KiB.
-pub const RECORD_BYTES_MAX: usize = 32 << 10;
+/// Longest encoded status record. One with 16 channels is under 6 KiB.
+pub const RECORD_BYTES_MAX: usize = 48 << 10;
 
 /// Longest encoded release: [`ROSTER_MAX`] entries of 37 bytes, the longest note and selectors.
 pub const RELEASE_BYTES_MAX: usize = 48 << 10;
@@ -63,6 +63,9 @@ pub const STATEMENT_BYTES_MAX: usize = 4 << 10;
 /// Nodes that a release may name as those it is rolled out to. Guess: a signed release with so many
 /// is 38 KB, and it is told once to each node.
 pub const ROSTER_MAX: usize = 1024;
+
+/// Longest reason in a report, in bytes: one for each channel is in every status record.
+pub const REPORT_REASON_BYTES_MAX: usize = 96;
 
 /// Labels that a selector may ask for. Guess: zone, rack, model, role and as many again.
 pub const SELECTOR_LABELS_MAX: usize = 8;
@@ -80,6 +83,10 @@ pub const MANIFEST_PIECE_BYTES: usize = 1 << 20;
 pub const STATUS_LABELS_MAX: usize = 32;
 pub const STATUS_CHANNELS_MAX: usize = 64;
 pub const STATUS_ADDRESSES_MAX: usize = 32;
+
+/// Manifests of a channel that a status record names, besides the one it is at. Guess: one to go back to, and
+/// the sides of a comparison.
+pub const STATUS_ALSO_MAX: usize = 4;
 
 /// Longest name of a node, and longest `key=value` of a label, in bytes. With as many labels,
 /// channels and addresses as there may be, a record stays below [`RECORD_BYTES_MAX`].

@@ -8,6 +8,7 @@ use crate::codec::{self, CodecError, Kind};
 use crate::hash::ManifestHash;
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::release::SignedRelease;
+use crate::statement::SignedStatement;
 use crate::status::SignedStatus;
 use bincode::{Decode, Encode};
 use std::fmt;
@@ -17,6 +18,7 @@ use std::fmt;
 pub enum GossipMessage {
     Status(SignedStatus),
     Release(SignedRelease),
+    Statement(SignedStatement),
 }
 
 /// Said by one agent to another, over their authenticated control connection. Delivered in
@@ -24,8 +26,9 @@ pub enum GossipMessage {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum PeerMessage {
     /// The first words on a new connection: all the sender knows of the mesh. Each status comes
-    /// with its age in milliseconds, counted by the sender.
-    Snapshot { statuses: Vec<(SignedStatus, u32)>, releases: Vec<SignedRelease> },
+    /// with its age in milliseconds, counted by the sender. Releases are the last few of each channel,
+    /// oldest first.
+    Snapshot { statuses: Vec<(SignedStatus, u32)>, releases: Vec<SignedRelease>, statements: Vec<SignedStatement> },
     /// "Send me the manifest's bytes from `offset` on."
     ManifestAsk { manifest: ManifestHash, offset: u64 },
     /// Bytes of a manifest from `offset` on. `total` is its whole length; zero says that the

@@ -3,7 +3,8 @@
 use crate::codec::{self, CodecError, Kind};
 use crate::hash::ManifestHash;
 use crate::id::{ChannelName, IdError, NodeId, NodeSecret, SIGNATURE_BYTES};
-use crate::limits::{RECORD_BYTES_MAX, STATUS_ADDRESSES_MAX, STATUS_CHANNELS_MAX, STATUS_LABELS_MAX};
+use crate::limits::{RECORD_BYTES_MAX, STATUS_ADDRESSES_MAX, STATUS_ALSO_MAX, STATUS_CHANNELS_MAX, STATUS_LABELS_MAX};
+use crate::report::Report;
 use bincode::de::{BorrowDecoder, Decoder};
 use bincode::enc::Encoder;
 use bincode::error::{DecodeError, EncodeError};
@@ -47,20 +48,31 @@ pub struct Status {
     pub version: String,
 }
 
-/// How far a node is with the newest release of a channel it follows; `seq` is zero as long as it
-/// has heard of none.
+/// How far a node is with a channel it follows.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ChannelStatus {
     pub channel: ChannelName,
+    /// The newest release it has heard of; zero: none.
     pub seq: u64,
+    /// Of the release that is for it: the newest, unless that is for others.
     pub manifest: ManifestHash,
     /// Distinct chunks it wants of the manifest, and how many of those it has verified. Zero
     /// wanted means that it has not read the manifest yet.
     pub chunks_wanted: u32,
     pub chunks_have: u32,
+    /// Other manifests of the channel whose chunks it has or gets: of a release it goes back to, or of one for
+    /// others.
+    pub also: Vec<ManifestHash>,
+    /// How far its engines are with the rollout; None if it has none.
+    pub report: Option<Report>,
 }
 
 impl ChannelStatus {
+    /// Whether it says to have chunks of the manifest, or to be getting them.
+    pub fn has(&self, manifest: &ManifestHash) -> bool {
+        self.manifest == *manifest || self.also.contains(manifest)
+    }
+
     pub fn is_hydrated(&self) -> bool {
         self.chunks_wanted > 0 && self.chunks_have >= self.chunks_wanted
     }
@@ -141,11 +153,13 @@ impl SignedStatus {
 
 impl Status {
     fn check_bounds(&self) -> Result<(), StatusError> {
+        let also = self.channels.iter().map(|c| c.also.len()).max();
         let bounds = [
             ("addresses", self.addresses.len(), STATUS_ADDRESSES_MAX),
             ("data endpoints", self.data_endpoints.len(), STATUS_ADDRESSES_MAX),
             ("labels", self.labels.len(), STATUS_LABELS_MAX),
             ("channels", self.channels.len(), STATUS_CHANNELS_MAX),
+            ("manifests of a channel", also.unwrap_or(0), STATUS_ALSO_MAX),
         ];
         match bounds.into_iter().find(|(_, count, limit)| count > limit) {
             Some((what, count, limit)) => Err(StatusError::TooMany { what, count, limit }),
@@ -185,7 +199,9 @@ impl<'de, C> BorrowDecode<'de, C> for SignedStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{CHANNEL_BYTES_MAX, STATUS_LABEL_BYTES_MAX, STATUS_NAME_BYTES_MAX};
+    use crate::limits::{CHANNEL_BYTES_MAX, REPORT_REASON_BYTES_MAX, STATUS_LABEL_BYTES_MAX, STATUS_NAME_BYTES_MAX};
+    use crate::release::ReleaseId;
+    use crate::report::{Phase, Step};
 
     fn status(node: NodeId) -> Status {
         Status {
@@ -218,12 +234,26 @@ mod tests {
     #[test]
     fn the_longest_record_that_options_allow_can_be_read() {
         let me = NodeSecret::from_seed([1; 32]);
+        let id = ReleaseId { seq: u64::MAX, manifest: ManifestHash::of(b"") };
+        let report = Report {
+            wanted: id,
+            base: Some(id),
+            step: Step::Halted,
+            phase: Phase::RolledBack,
+            served: Some(id.manifest),
+            settled: true,
+            ready: true,
+            held: true,
+            reason: "r".repeat(REPORT_REASON_BYTES_MAX),
+        };
         let channel = |i: usize| ChannelStatus {
             channel: format!("{i:0>CHANNEL_BYTES_MAX$}").parse().unwrap(),
             seq: u64::MAX,
             manifest: ManifestHash::of(b""),
             chunks_wanted: u32::MAX,
             chunks_have: u32::MAX,
+            also: vec![ManifestHash::of(b""); STATUS_ALSO_MAX],
+            report: Some(report.clone()),
         };
         let label = ("k".repeat(STATUS_LABEL_BYTES_MAX / 2), "v".repeat(STATUS_LABEL_BYTES_MAX / 2));
         let longest = Status {

@@ -1,7 +1,10 @@
 //! The doors of the machine: all that can come in, all that can go out.
 
 use crate::releases::Rejection;
-use aquifer_core::{ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease};
+use crate::rollout::{EngineId, Facts, Order, Stand};
+use aquifer_core::{
+    ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease, SignedStatement,
+};
 use bincode::{Decode, Encode};
 use std::time::Duration;
 
@@ -67,6 +70,20 @@ pub enum Input {
     ReadDone {
         op: OpId,
         outcome: ReadOutcome,
+    },
+    /// How an engine that follows the channel is; and that it is gone.
+    Engine {
+        channel: ChannelName,
+        engine: EngineId,
+        facts: Facts,
+    },
+    EngineGone {
+        channel: ChannelName,
+        engine: EngineId,
+    },
+    /// A word about a release, signed here.
+    Say {
+        statement: SignedStatement,
     },
     /// Say goodbye.
     Leave,
@@ -136,10 +153,27 @@ pub enum Output {
     CancelRead {
         op: OpId,
     },
-    /// A newer release of a followed channel: persist it, load its manifest.
+    /// A release of a followed channel that was not known: persist what is known of the channel. It need not be
+    /// the newest, nor for this node.
     ReleaseAccepted {
         signed: SignedRelease,
         release: Box<Release>,
+    },
+    /// The same of a word about a release.
+    StatementAccepted {
+        signed: SignedStatement,
+    },
+    /// Where this node stands in the channel: which release is for it, and which it goes back to. Persist it
+    /// before anything else is done, have the manifests of both, and no others.
+    Stand {
+        channel: ChannelName,
+        stand: Stand,
+    },
+    /// What an engine is to do.
+    Order {
+        channel: ChannelName,
+        engine: EngineId,
+        order: Order,
     },
     /// The bytes of a manifest that was wanted; they hash to its name.
     ManifestFetched {

@@ -237,5 +237,7 @@ pub const ROLLOUT_RETURN: Duration = STATUS_INTERVAL.saturating_mul(2);
 /// others that are about to pause. Guess: far more than pausing takes, less than who asks waits.
 pub const ROLLOUT_HOLD: Duration = Duration::from_secs(2);
 
-/// Longest reason in a report, in bytes. With 64 channels a status record stays in its bounds.
-pub const REPORT_REASON_BYTES_MAX: usize = 96;
+/// Reports that others decide by are told at once: one node's at this interval at least, and many nodes' spread
+/// over this for each member. Guess: gossip takes some milliseconds, and a synchronous switch waits for three of them.
+pub const REPORT_SPACING: Duration = Duration::from_millis(5);
+pub const REPORT_TURN: Duration = Duration::from_micros(500);

@@ -169,14 +169,16 @@ impl Members {
         known.is_some_and(|m| m.signed == *signed)
     }
 
-    pub(crate) fn on_timeout(&mut self, now: Time, notices: &mut Vec<Notice>) {
+    /// Returns those that are not heard of any more.
+    pub(crate) fn on_timeout(&mut self, now: Time, notices: &mut Vec<Notice>) -> Vec<NodeId> {
         let silent = |m: &Member| m.age(now) >= self.timeout(&m.status);
         let expired: Vec<_> = self.members.iter().filter(|(_, m)| silent(m)).map(|(n, _)| *n).collect();
-        for node in expired {
+        for &node in &expired {
             let order = self.members.get(&node).map_or((0, 0), |m| (m.status.incarnation, m.status.seq));
             self.bury(node, order, now, false, notices);
         }
         self.gone.retain(|_, (_, since)| now.since(*since) < TOMBSTONE);
+        expired
     }
 
     /// Records to greet a new connection to `node` with, and their ages in milliseconds.
@@ -348,7 +350,15 @@ mod tests {
         };
         let manifest = ManifestHash::of(b"m");
         let channel = "c".parse().unwrap();
-        let follows = ChannelStatus { channel, seq: 1, manifest, chunks_wanted: 9, chunks_have: 0 };
+        let follows = ChannelStatus {
+            channel,
+            seq: 1,
+            manifest,
+            chunks_wanted: 9,
+            chunks_have: 0,
+            also: Vec::new(),
+            report: None,
+        };
         says(&|_| ());
         says(&|s| s.labels = vec![("rack".into(), "1".into())]);
         says(&|s| s.channels = vec![follows.clone()]);

@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 mod reading;
 mod review;
+mod rollouts;
 mod serving;
 mod status;
 mod stock;
@@ -11,13 +12,14 @@ use crate::io::{Input, LocalStatus, Notice, OpId, Output, Verdict};
 use crate::limits::{REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL};
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members};
-use crate::releases::{Heard as ReleaseHeard, Rejection, RejectionCounts, Releases};
+use crate::releases::{RejectionCounts, Releases};
+use crate::rollout::{Override, Rollout, RolloutInput, Stand};
 use crate::swarm::{Budget, EarlyAsk, EarlyAsks, Swarm};
 use crate::trust::Trust;
 use aquifer_core::message::Refusal;
 use aquifer_core::{
-    ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, Release,
-    SignedRelease, SignedStatus, Time,
+    ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, Release, Report,
+    SignedRelease, SignedStatement, SignedStatus, Time,
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -34,8 +36,12 @@ pub struct Config {
     pub labels: Vec<(String, String)>,
     /// Channels to follow, with the publishers trusted for each.
     pub channels: Vec<(ChannelName, Vec<PublisherKey>)>,
-    /// Releases accepted in earlier lives.
+    /// Releases accepted in earlier lives, what was said of them, and where the node stood.
     pub accepted: Vec<SignedRelease>,
+    pub said: Vec<SignedStatement>,
+    pub stands: Vec<(ChannelName, Stand)>,
+    /// What the operator wants of this node alone.
+    pub overrides: Vec<(ChannelName, Override)>,
     /// Chunk bytes this node lets others read at once.
     pub leased_bytes_max: u64,
     /// Chunk bytes per second that this node uploads at most, on average.
@@ -51,6 +57,9 @@ pub struct Node {
     rng: SmallRng,
     members: Members,
     releases: Releases,
+    rollouts: BTreeMap<ChannelName, Rollout>,
+    /// What is said of each in status records.
+    reported: BTreeMap<ChannelName, Report>,
     manifests: Manifests,
     trust: Trust,
     swarms: BTreeMap<ManifestHash, Swarm>,
@@ -101,15 +110,20 @@ impl Node {
 
     /// A node that goes by `me`, whoever's the key it signs with is: a replay lacks the key.
     pub(crate) fn known_as(me: NodeId, config: Config, now: Time) -> Self {
-        let mut releases = Releases::default();
+        let (mut releases, mut rollouts) = (Releases::default(), BTreeMap::new());
         for (channel, trusted) in &config.channels {
             releases.follow(channel.clone(), trusted.iter().copied());
+            let overridden = config.overrides.iter().find(|(c, _)| c == channel).map(|(_, o)| *o).unwrap_or_default();
+            let stand = config.stands.iter().find(|(c, _)| c == channel).map(|(_, stand)| stand.clone());
+            rollouts.insert(channel.clone(), Rollout::new(me, config.labels.clone(), overridden, stand, now));
         }
         let mut node = Node {
             me,
             rng: SmallRng::seed_from_u64(config.seed),
             members: Members::new(me),
             releases,
+            rollouts,
+            reported: BTreeMap::new(),
             manifests: Manifests::default(),
             trust: Trust::default(),
             swarms: BTreeMap::new(),
@@ -130,9 +144,13 @@ impl Node {
             out: VecDeque::new(),
             config,
         };
-        for signed in std::mem::take(&mut node.config.accepted) {
-            node.on_release(now, me, signed);
+        // What was said comes first: a release is not to be prepared anew that was given up.
+        for signed in std::mem::take(&mut node.config.said) {
+            node.on_statement(now, me, signed);
         }
+        let mut accepted = std::mem::take(&mut node.config.accepted);
+        accepted.sort_by_cached_key(|signed| signed.open().ok().map(|release| release.id()));
+        node.on_releases(now, me, accepted);
         node
     }
 
@@ -145,6 +163,7 @@ impl Node {
                 let verdict = match message {
                     GossipMessage::Status(signed) => self.on_status(now, via, signed, Duration::ZERO),
                     GossipMessage::Release(signed) => self.on_release(now, via, signed),
+                    GossipMessage::Statement(signed) => self.on_statement(now, via, signed),
                 };
                 self.out.push_back(Output::Verdict { token, verdict });
             }
@@ -154,11 +173,13 @@ impl Node {
                     self.status_soon(now);
                 }
             }
-            Input::Publish { release } => {
-                if self.on_release(now, self.me, release.clone()) == Verdict::Accept {
-                    self.out.push_back(Output::Gossip(GossipMessage::Release(release)));
-                }
-                self.status_soon(now);
+            Input::Publish { release } => self.publish(now, release),
+            Input::Say { statement } => self.say(now, statement),
+            Input::Engine { channel, engine, facts } => {
+                self.rollout_input(now, &channel, RolloutInput::Engine { engine, facts });
+            }
+            Input::EngineGone { channel, engine } => {
+                self.rollout_input(now, &channel, RolloutInput::EngineGone { engine });
             }
             Input::ManifestWanted { manifest, bytes } => {
                 self.manifests.want(manifest, bytes);
@@ -192,8 +213,9 @@ impl Node {
         if self.review_at <= now {
             self.review_at = now + REVIEW_INTERVAL;
             let mut notices = Vec::new();
-            self.members.on_timeout(now, &mut notices);
+            let gone = self.members.on_timeout(now, &mut notices);
             self.out.extend(notices.into_iter().map(Output::Notice));
+            gone.into_iter().for_each(|node| self.tell_rollouts(now, node));
             let dials = self.members.to_dial(&mut self.rng);
             self.out.extend(dials.into_iter().map(|(node, addresses)| Output::Dial { node, addresses }));
             let in_vain = self.early_asks.on_timeout(now, |m| self.manifests.is_wanted(m));
@@ -218,6 +240,7 @@ impl Node {
                 self.out.push_back(Output::Send { to: reader, message });
             }
         }
+        self.rollouts_timeout(now);
         if self.status_at <= now {
             self.publish_status(now);
         }
@@ -239,7 +262,8 @@ impl Node {
         let own = [(self.status_at, "status"), (self.review_at, "review")];
         let swarms = swarms.chain(self.swarms_at.map(|t| (t, "swarms")));
         let cap = self.budget.next_timeout().map(|t| (t, "upload cap"));
-        swarms.chain(manifests).chain(cap).chain(own).min_by_key(|(at, _)| *at)
+        let rollouts = self.rollouts.values().filter_map(Rollout::poll_timeout);
+        swarms.chain(manifests).chain(cap).chain(rollouts).chain(own).min_by_key(|(at, _)| *at)
     }
 
     pub fn id(&self) -> NodeId {
@@ -294,8 +318,8 @@ impl Node {
         self.swarms.values_mut().for_each(|s| s.pulling.on_connected());
         let mut statuses = self.members.snapshot(now, &node, &mut self.rng);
         statuses.push((self.sign_status(false), 0));
-        let releases = self.releases.all_newest().map(|(signed, _)| signed.clone()).collect();
-        self.send(node, PeerMessage::Snapshot { statuses, releases });
+        let (releases, statements) = self.releases.all();
+        self.send(node, PeerMessage::Snapshot { statuses, releases, statements });
         self.review_manifests(now);
         self.review_swarms(now);
     }
@@ -315,13 +339,15 @@ impl Node {
 
     fn on_message(&mut self, now: Time, from: NodeId, message: PeerMessage) {
         match message {
-            PeerMessage::Snapshot { statuses, releases } => {
+            PeerMessage::Snapshot { statuses, releases, statements } => {
                 for (signed, age_ms) in statuses {
                     self.on_status(now, from, signed, Duration::from_millis(age_ms.into()));
                 }
-                for signed in releases {
-                    self.on_release(now, from, signed);
+                // A release that was given up is not to be begun.
+                for signed in statements {
+                    self.on_statement(now, from, signed);
                 }
+                self.on_releases(now, from, releases);
                 self.review_manifests(now);
             }
             PeerMessage::ManifestAsk { manifest, offset } => {
@@ -361,6 +387,7 @@ impl Node {
         self.out.extend(notices.into_iter().map(Output::Notice));
         match heard {
             StatusHeard::News(node) => {
+                self.tell_rollouts(now, node);
                 self.on_member_news(now, node);
                 Verdict::Accept
             }
@@ -386,7 +413,9 @@ impl Node {
             };
             ahead |= theirs.seq > ours.seq;
             behind |= theirs.seq < ours.seq;
-            holds_new |= self.swarms.get(&ours.manifest).is_some_and(|s| s.pulling.is_looking(&s.stock, now));
+            behind |= theirs.report.as_ref().is_some_and(|r| self.lacks_a_word(&theirs.channel, r));
+            let looking = |manifest| self.swarms.get(manifest).is_some_and(|s| s.pulling.is_looking(&s.stock, now));
+            holds_new |= looking(&ours.manifest) || looking(&theirs.manifest) || theirs.also.iter().any(looking);
         }
         let follows = |c: &(ChannelName, Vec<PublisherKey>)| member.status.channels.iter().any(|t| t.channel == c.0);
         let shared = self.config.channels.iter().any(follows);
@@ -395,35 +424,12 @@ impl Node {
             if ahead && shared {
                 self.out.push_back(Output::Dial { node, addresses });
             }
-        } else if behind && !self.reminded.contains_key(&node) {
-            self.reminded.insert(node, now);
-            let releases = self.releases.all_newest().map(|(signed, _)| signed.clone()).collect();
-            self.send(node, PeerMessage::Snapshot { statuses: Vec::new(), releases });
+        } else if behind {
+            self.remind(now, node);
         }
         if holds_new {
             // A newcomer may be a holder: look the swarm over before the next review.
             self.review_swarms_soon(now);
-        }
-    }
-
-    fn on_release(&mut self, now: Time, via: NodeId, signed: SignedRelease) -> Verdict {
-        match self.releases.on_release(via, &signed) {
-            ReleaseHeard::Accepted(release) => {
-                self.status_soon(now);
-                self.out.push_back(Output::ReleaseAccepted { signed, release });
-                Verdict::Accept
-            }
-            ReleaseHeard::Known => Verdict::Ignore,
-            ReleaseHeard::Elsewhere => Verdict::Accept,
-            ReleaseHeard::Rejected { rejection, detail, first } => {
-                if first {
-                    self.out.push_back(Output::Notice(Notice::ReleaseRejected { via, rejection, detail }));
-                }
-                match rejection {
-                    Rejection::Forged => Verdict::Reject,
-                    Rejection::Untrusted | Rejection::Older => Verdict::Ignore,
-                }
-            }
         }
     }
 
@@ -452,7 +458,7 @@ impl Node {
         let members = &self.members;
         let likely = |manifest: &ManifestHash| -> Vec<NodeId> {
             let has = |m: &Member| {
-                m.status.channels.iter().any(|c| c.manifest == *manifest && c.chunks_wanted > 0)
+                m.status.channels.iter().any(|c| c.has(manifest) && c.chunks_wanted > 0)
                     && members.is_connected(&m.status.node)
             };
             members.iter().filter(|(_, m)| has(m)).map(|(n, _)| *n).collect()

@@ -19,9 +19,11 @@ pub use replay::{Difference, Replay, Report, replay, variant};
 use crate::io::{Input, Output};
 use crate::limits::RECORD_FRAME_BYTES_MAX;
 use crate::node::{Config, Node};
+use crate::rollout::{Override, Stand};
 use aquifer_core::codec::{self, CodecError, Kind};
 use aquifer_core::{
-    ChannelName, GossipMessage, Hash, NodeId, NodeSecret, PeerMessage, PublisherKey, SignedRelease, Time,
+    ChannelName, GossipMessage, Hash, NodeId, NodeSecret, PeerMessage, PublisherKey, SignedRelease, SignedStatement,
+    Time,
 };
 use bincode::{Decode, Encode};
 use frame::Writer;
@@ -30,7 +32,7 @@ use std::ops::Deref;
 use thiserror::Error;
 
 /// Grows when the meaning of a recording's bytes changes.
-const FORMAT: u16 = 1;
+const FORMAT: u16 = 2;
 
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RecordError {
@@ -162,6 +164,9 @@ struct Head {
     labels: Vec<(String, String)>,
     channels: Vec<(ChannelName, Vec<PublisherKey>)>,
     accepted: Vec<SignedRelease>,
+    said: Vec<SignedStatement>,
+    stands: Vec<(ChannelName, Stand)>,
+    overrides: Vec<(ChannelName, Override)>,
     leased_bytes_max: u64,
     upload_bytes_per_s: Option<u64>,
     seed: u64,
@@ -179,6 +184,9 @@ impl Head {
             labels,
             channels,
             accepted,
+            said,
+            stands,
+            overrides,
             leased_bytes_max,
             upload_bytes_per_s,
             seed,
@@ -191,6 +199,9 @@ impl Head {
             labels,
             channels,
             accepted,
+            said,
+            stands,
+            overrides,
             leased_bytes_max,
             upload_bytes_per_s,
             seed,
@@ -207,6 +218,9 @@ impl Head {
             labels: self.labels,
             channels: self.channels,
             accepted: self.accepted,
+            said: self.said,
+            stands: self.stands,
+            overrides: self.overrides,
             leased_bytes_max: self.leased_bytes_max,
             upload_bytes_per_s: self.upload_bytes_per_s,
             seed: self.seed,
@@ -291,9 +305,9 @@ impl Digest {
 fn append_unsigned(bytes: &mut Vec<u8>, output: &Output) {
     if let Output::Gossip(GossipMessage::Status(signed)) = output {
         codec::append(bytes, &signed.body());
-    } else if let Output::Send { to, message: PeerMessage::Snapshot { statuses, releases } } = output {
+    } else if let Output::Send { to, message: PeerMessage::Snapshot { statuses, releases, statements } } = output {
         let unsigned: Vec<(&[u8], u32)> = statuses.iter().map(|(signed, age)| (signed.body(), *age)).collect();
-        codec::append(bytes, &(to, unsigned, releases));
+        codec::append(bytes, &(to, unsigned, releases, statements));
     } else {
         codec::append(bytes, output);
     }

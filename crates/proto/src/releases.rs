@@ -1,9 +1,14 @@
 //! Which release of each channel this node believes in.
 
-use crate::limits::REJECTION_PEERS_MAX;
-use aquifer_core::{ChannelName, ManifestHash, NodeId, PublisherKey, Release, SignedRelease};
+use crate::limits::{REJECTION_PEERS_MAX, RELEASES_KEPT};
+use aquifer_core::{
+    ChannelName, ManifestHash, NodeId, PublisherKey, Release, ReleaseId, SignedRelease, SignedStatement, Statement,
+};
 use bincode::Encode;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Statements of a channel that are remembered. Guess: one of each release, and some that came before theirs.
+const STATEMENTS_KEPT: usize = 2 * RELEASES_KEPT;
 
 #[derive(Debug, Default)]
 pub(crate) struct Releases {
@@ -16,7 +21,29 @@ pub(crate) struct Releases {
 #[derive(Debug, Default)]
 struct Channel {
     trusted: BTreeSet<PublisherKey>,
-    newest: Option<(SignedRelease, Release)>,
+    /// The last ones, oldest first. A newcomer needs those before the newest as well: rollouts go from one to the next.
+    known: BTreeMap<ReleaseId, (SignedRelease, Release)>,
+    statements: BTreeMap<ReleaseId, (SignedStatement, Statement)>,
+}
+
+impl Channel {
+    fn newest(&self) -> Option<&(SignedRelease, Release)> {
+        self.known.last_key_value().map(|(_, pair)| pair)
+    }
+
+    /// The oldest goes first, but for the newest of each selector: its nodes may serve it for long.
+    fn make_room(&mut self) {
+        while self.known.len() > RELEASES_KEPT {
+            let is_followed = |id: &ReleaseId, r: &Release| {
+                self.known.iter().any(|(later, (_, l))| later > id && l.policy.subset == r.policy.subset)
+            };
+            let oldest = self.known.iter().find(|(id, (_, r))| is_followed(id, r)).map(|(id, _)| *id);
+            match oldest.or_else(|| self.known.keys().next().copied()) {
+                Some(id) => drop(self.known.remove(&id)),
+                None => return,
+            }
+        }
+    }
 }
 
 /// Why a release changes nothing.
@@ -26,7 +53,7 @@ pub enum Rejection {
     Forged,
     /// Signed by a key this node does not trust for the channel.
     Untrusted,
-    /// Not newer than what was accepted before.
+    /// Not newer than what was accepted before, and none of those that led there.
     Older,
 }
 
@@ -37,11 +64,11 @@ pub struct RejectionCounts {
     pub older: u64,
 }
 
-/// What came of a release.
+/// What came of a release, or of a statement about one.
 #[derive(Debug)]
-pub(crate) enum Heard {
-    Accepted(Box<Release>),
-    /// The one we have.
+pub(crate) enum Heard<T> {
+    Accepted(Box<T>),
+    /// One we have, or one that does not count beside it.
     Known,
     /// Of a channel this node does not follow: none of its business, but signed correctly.
     Elsewhere,
@@ -62,27 +89,45 @@ impl Releases {
     }
 
     pub(crate) fn newest(&self, channel: &ChannelName) -> Option<&Release> {
-        self.channels.get(channel)?.newest.as_ref().map(|(_, release)| release)
+        self.channels.get(channel)?.newest().map(|(_, release)| release)
     }
 
     /// Every followed channel, and its newest release if one was heard of.
     pub(crate) fn followed(&self) -> impl Iterator<Item = (&ChannelName, Option<&Release>)> {
-        self.channels.iter().map(|(name, c)| (name, c.newest.as_ref().map(|(_, release)| release)))
+        self.channels.iter().map(|(name, c)| (name, c.newest().map(|(_, release)| release)))
     }
 
-    /// Channels whose newest release is this manifest.
-    pub(crate) fn channels_at<'a>(&'a self, manifest: &'a ManifestHash) -> impl Iterator<Item = &'a ChannelName> {
-        self.all_newest().filter(move |(_, r)| r.manifest == *manifest).map(|(_, r)| &r.channel)
+    /// The newest release of each channel that names this manifest.
+    pub(crate) fn of_manifest<'a>(&'a self, manifest: &'a ManifestHash) -> impl Iterator<Item = &'a Release> {
+        let newest = |c: &'a Channel| c.known.values().rev().map(|(_, r)| r).find(|r| r.manifest == *manifest);
+        self.channels.values().filter_map(newest)
     }
 
-    pub(crate) fn all_newest(&self) -> impl Iterator<Item = &(SignedRelease, Release)> {
-        self.channels.values().filter_map(|c| c.newest.as_ref())
+    /// What is known of all channels, to be told to others: releases oldest first.
+    pub(crate) fn all(&self) -> (Vec<SignedRelease>, Vec<SignedStatement>) {
+        let releases = self.channels.values().flat_map(|c| c.known.values().map(|(signed, _)| signed.clone()));
+        let statements = self.channels.values().flat_map(|c| c.statements.values().map(|(signed, _)| signed.clone()));
+        (releases.collect(), statements.collect())
+    }
+
+    /// What is known of one channel, oldest first.
+    pub(crate) fn of_channel(&self, channel: &ChannelName) -> impl Iterator<Item = &(SignedRelease, Release)> {
+        self.channels.get(channel).into_iter().flat_map(|c| c.known.values())
+    }
+
+    pub(crate) fn statements(&self, channel: &ChannelName) -> impl Iterator<Item = &(SignedStatement, Statement)> {
+        self.channels.get(channel).into_iter().flat_map(|c| c.statements.values())
+    }
+
+    /// What was said of a release.
+    pub(crate) fn statement(&self, channel: &ChannelName, release: &ReleaseId) -> Option<&Statement> {
+        self.channels.get(channel)?.statements.get(release).map(|(_, statement)| statement)
     }
 
     /// Judges a release brought by `via`. Of two with one sequence number, which only an
     /// unsettled pair of publishers makes, the greater manifest hash wins, so that all nodes
     /// settle alike whichever they hear first.
-    pub(crate) fn on_release(&mut self, via: NodeId, signed: &SignedRelease) -> Heard {
+    pub(crate) fn on_release(&mut self, via: NodeId, signed: &SignedRelease) -> Heard<Release> {
         let release = match signed.open() {
             Ok(release) => release,
             Err(error) => return self.reject(via, Rejection::Forged, error.to_string()),
@@ -94,21 +139,51 @@ impl Releases {
             let detail = format!("{} is not trusted for {}", signed.publisher, release.channel);
             return self.reject(via, Rejection::Untrusted, detail);
         }
-        let order = |r: &Release| -> (u64, ManifestHash) { (r.seq, r.manifest) };
-        if let Some((_, newest)) = &channel.newest {
-            if order(newest) == order(&release) {
-                return Heard::Known;
-            }
-            if order(newest) > order(&release) {
+        let id = release.id();
+        if channel.known.contains_key(&id) {
+            return Heard::Known;
+        }
+        if let Some((newest, _)) = channel.known.last_key_value().filter(|(newest, _)| **newest > id) {
+            // One that led to the newest has a number of its own, and there is room for it.
+            let taken = channel.known.keys().any(|known| known.seq == id.seq);
+            let room = channel.known.len() < RELEASES_KEPT;
+            if taken || !room {
                 let detail = format!("{} is at {}, this is {}", release.channel, newest.seq, release.seq);
                 return self.reject(via, Rejection::Older, detail);
             }
         }
-        channel.newest = Some((signed.clone(), release.clone()));
+        channel.known.insert(id, (signed.clone(), release.clone()));
+        channel.make_room();
         Heard::Accepted(Box::new(release))
     }
 
-    fn reject(&mut self, via: NodeId, rejection: Rejection, detail: String) -> Heard {
+    /// Judges a statement brought by `via`; it may come before the release that it speaks of.
+    pub(crate) fn on_statement(&mut self, via: NodeId, signed: &SignedStatement) -> Heard<Statement> {
+        let statement = match signed.open() {
+            Ok(statement) => statement,
+            Err(error) => return self.reject(via, Rejection::Forged, error.to_string()),
+        };
+        let Some(channel) = self.channels.get_mut(&statement.channel) else {
+            return Heard::Elsewhere;
+        };
+        if !channel.trusted.contains(&signed.publisher) {
+            let detail = format!("{} is not trusted for {}", signed.publisher, statement.channel);
+            return self.reject(via, Rejection::Untrusted, detail);
+        }
+        let known = channel.statements.get(&statement.release);
+        if known.is_some_and(|(_, known)| known.word >= statement.word) {
+            return Heard::Known;
+        }
+        channel.statements.insert(statement.release, (signed.clone(), statement.clone()));
+        while channel.statements.len() > STATEMENTS_KEPT {
+            let unknown = channel.statements.keys().find(|id| !channel.known.contains_key(id)).copied();
+            let Some(id) = unknown.or_else(|| channel.statements.keys().next().copied()) else { break };
+            channel.statements.remove(&id);
+        }
+        Heard::Accepted(Box::new(statement))
+    }
+
+    fn reject<T>(&mut self, via: NodeId, rejection: Rejection, detail: String) -> Heard<T> {
         let count = match rejection {
             Rejection::Forged => &mut self.counts.forged,
             Rejection::Untrusted => &mut self.counts.untrusted,
@@ -123,7 +198,7 @@ impl Releases {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aquifer_core::{Policy, PublisherSecret};
+    use aquifer_core::{Policy, PublisherSecret, Word};
 
     fn release(seq: u64, manifest: &[u8]) -> Release {
         Release {
@@ -150,16 +225,61 @@ mod tests {
     fn only_newer_trusted_releases_change_anything() {
         let (secret, stranger) = (PublisherSecret::from_seed([1; 32]), PublisherSecret::from_seed([2; 32]));
         let mut releases = followed(&secret);
-        let mut hear =
-            |seq, by: &PublisherSecret| releases.on_release(VIA, &SignedRelease::sign(&release(seq, b"m"), by));
+        let hear_of = |releases: &mut Releases, seq, manifest: &[u8], by: &PublisherSecret| {
+            releases.on_release(VIA, &SignedRelease::sign(&release(seq, manifest), by))
+        };
+        let mut hear = |seq, by: &PublisherSecret| hear_of(&mut releases, seq, b"m", by);
         assert!(matches!(hear(3, &stranger), Heard::Rejected { rejection: Rejection::Untrusted, first: true, .. }));
         assert!(matches!(hear(9, &stranger), Heard::Rejected { rejection: Rejection::Untrusted, first: false, .. }));
         assert!(matches!(hear(3, &secret), Heard::Accepted(_)));
         assert!(matches!(hear(3, &secret), Heard::Known));
-        assert!(matches!(hear(2, &secret), Heard::Rejected { rejection: Rejection::Older, first: true, .. }));
+        assert!(matches!(hear(2, &secret), Heard::Accepted(_)), "it led there");
         assert!(matches!(hear(4, &secret), Heard::Accepted(_)));
+        let other = hear_of(&mut releases, 2, b"other", &secret);
+        assert!(matches!(other, Heard::Rejected { rejection: Rejection::Older, first: true, .. }));
         assert_eq!(releases.counts(), RejectionCounts { forged: 0, untrusted: 2, older: 1 });
         assert_eq!(releases.newest(&"c".parse().unwrap()).unwrap().seq, 4);
+        let seqs: Vec<u64> = releases.of_channel(&"c".parse().unwrap()).map(|(_, r)| r.seq).collect();
+        assert_eq!(seqs, [2, 3, 4]);
+    }
+
+    #[test]
+    fn a_few_are_remembered_and_the_newest_of_each_selector() {
+        let secret = PublisherSecret::from_seed([1; 32]);
+        let mut releases = followed(&secret);
+        let mut hear = |release: &Release| releases.on_release(VIA, &SignedRelease::sign(release, &secret));
+        let side = Policy { subset: "ab=x".parse().unwrap(), pinned: true, ..Policy::default() };
+        hear(&Release { policy: side, ..release(1, b"x") });
+        let last = 3 * RELEASES_KEPT as u64;
+        for seq in 2..=last {
+            hear(&release(seq, b"m"));
+        }
+        assert!(matches!(hear(&release(5, b"m")), Heard::Rejected { rejection: Rejection::Older, .. }), "too old");
+        let seqs: Vec<u64> = releases.of_channel(&"c".parse().unwrap()).map(|(_, r)| r.seq).collect();
+        assert_eq!((seqs.len(), seqs[0], seqs[seqs.len() - 1]), (RELEASES_KEPT, 1, last));
+    }
+
+    #[test]
+    fn of_what_is_said_the_greater_word_of_a_trusted_key_counts() {
+        let (secret, stranger) = (PublisherSecret::from_seed([1; 32]), PublisherSecret::from_seed([2; 32]));
+        let mut releases = followed(&secret);
+        let of = |seq, word| Statement {
+            channel: "c".parse().unwrap(),
+            release: release(seq, b"m").id(),
+            word,
+            reason: String::new(),
+            created_unix_ms: 0,
+        };
+        let mut hear = |seq, word, by| releases.on_statement(VIA, &SignedStatement::sign(&of(seq, word), by));
+        let untrusted = hear(1, Word::Commit, &stranger);
+        assert!(matches!(untrusted, Heard::Rejected { rejection: Rejection::Untrusted, .. }));
+        assert!(matches!(hear(1, Word::Abort, &secret), Heard::Accepted(_)));
+        assert!(matches!(hear(1, Word::Commit, &secret), Heard::Accepted(_)));
+        assert!(matches!(hear(1, Word::Abort, &secret), Heard::Known));
+        for seq in 2..=3 * STATEMENTS_KEPT as u64 {
+            hear(seq, Word::Commit, &secret);
+        }
+        assert_eq!(releases.statements(&"c".parse().unwrap()).count(), STATEMENTS_KEPT);
     }
 
     #[test]

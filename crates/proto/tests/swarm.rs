@@ -82,6 +82,9 @@ impl World {
             labels: vec![],
             channels: vec![("c".parse().unwrap(), vec![Self::publisher().public()])],
             accepted: vec![],
+            said: Vec::new(),
+            stands: Vec::new(),
+            overrides: Vec::new(),
             leased_bytes_max: 64 * u64::from(CHUNK),
             upload_bytes_per_s: None,
             seed: self.rng.random(),
@@ -189,7 +192,11 @@ impl World {
                 self.send(id, to, PeerMessage::Grant { manifest, lease, ttl_ms: 30_000, chunks, access });
             }
             Output::Gossip(message) => self.flood(id, message),
-            Output::Verdict { .. } | Output::LeaseClosed { .. } => {}
+            Output::Verdict { .. }
+            | Output::LeaseClosed { .. }
+            | Output::StatementAccepted { .. }
+            | Output::Stand { .. }
+            | Output::Order { .. } => {}
             Output::Dial { node, .. } => {
                 if self.nodes.get(&node).is_some_and(|p| !p.dead) {
                     self.connect(id, node);

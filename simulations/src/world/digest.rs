@@ -41,6 +41,9 @@ impl Digest {
             Output::Verdict { .. }
             | Output::Dial { .. }
             | Output::ReleaseAccepted { .. }
+            | Output::StatementAccepted { .. }
+            | Output::Stand { .. }
+            | Output::Order { .. }
             | Output::ManifestFetched { .. }
             | Output::ManifestAsked { .. }
             | Output::Hydrated { .. }

@@ -38,7 +38,7 @@ pub(super) fn form(peers: &mut [Peer], there: &[u32], links: &mut Links, rng: &m
         let from = peers[there[from] as usize].node.id();
         tell(
             &mut peers[i as usize],
-            Input::Message { from, message: PeerMessage::Snapshot { statuses, releases: vec![] } },
+            Input::Message { from, message: PeerMessage::Snapshot { statuses, releases: vec![], statements: vec![] } },
         );
     }
 }

@@ -400,6 +400,8 @@ impl<'a> World<'a> {
             }
             Output::Notice(Notice::PeerBlamed { node, avoid, .. }) => self.check_blame(i, node, avoid),
             Output::Notice(Notice::PeerFailing { node, avoid }) => self.check_failing(i, node, avoid),
+            // Its nodes have no engines.
+            Output::StatementAccepted { .. } | Output::Stand { .. } | Output::Order { .. } => {}
             Output::Notice(_) | Output::Verdict { .. } => {}
         }
     }

@@ -5,7 +5,7 @@ use crate::io::Output;
 use crate::limits::PROMPT_REVIEW;
 use crate::members::Member;
 use crate::swarm;
-use aquifer_core::{ChannelName, ManifestHash, NodeId, Time};
+use aquifer_core::{ChannelStatus, ManifestHash, NodeId, Release, Time};
 
 impl Node {
     pub(super) fn review_swarms_soon(&mut self, now: Time) {
@@ -33,8 +33,8 @@ impl Node {
         }
     }
 
-    /// Peers that may be asked. Only newest releases are announced; for another, asking costs
-    /// little: who does not have it refuses.
+    /// Peers that may be asked. Of a manifest that no release is known to name, nobody is known to have it:
+    /// asking costs little, and who does not have it refuses.
     fn candidates(&self, now: Time, manifest: &ManifestHash) -> Vec<swarm::Candidate> {
         let fit = |m: &&Member| !self.trust.is_avoided(&m.status.node, now);
         let swarm = self.swarms.get(manifest);
@@ -44,18 +44,24 @@ impl Node {
             distance: self.distance(m),
             asks_us: swarm.is_some_and(|s| s.serving.is_asked_by(&m.status.node)),
         };
-        if self.releases.channels_at(manifest).next().is_some() {
+        if self.releases.of_manifest(manifest).next().is_some() {
             return self.following(manifest).filter(fit).map(candidate).collect();
         }
         let neighbours = self.members.connected().filter_map(|n| self.members.member(n));
         neighbours.filter(fit).map(candidate).collect()
     }
 
-    /// Whoever follows a channel that is at the manifest has it or is getting it, also if its last
-    /// status record is older than the release: at thousands of nodes records are rare.
+    /// Whoever says that it has the manifest or gets it; and whoever follows a channel with a release of it, if its
+    /// last status record is older than that: at thousands of nodes records are rare.
     fn following<'a>(&'a self, manifest: &'a ManifestHash) -> impl Iterator<Item = &'a Member> {
-        let channels: Vec<&ChannelName> = self.releases.channels_at(manifest).collect();
-        let follows = move |m: &&Member| m.status.channels.iter().any(|c| channels.contains(&&c.channel));
+        let releases: Vec<&Release> = self.releases.of_manifest(manifest).collect();
+        let follows = move |m: &&Member| {
+            let may_have = |c: &ChannelStatus| {
+                let of = releases.iter().find(|r| r.channel == c.channel);
+                of.is_some_and(|release| c.has(manifest) || c.seq < release.seq)
+            };
+            m.status.channels.iter().any(may_have)
+        };
         self.members.iter().map(|(_, m)| m).filter(follows)
     }
 

@@ -4,11 +4,13 @@ use super::Node;
 use crate::io::Output;
 use crate::limits::STATUS_SPACING;
 use crate::members::jittered;
-use aquifer_core::limits::{STATUS_ADDRESSES_MAX, STATUS_CHANNELS_MAX};
+use crate::rollout::Rollout;
+use aquifer_core::limits::{STATUS_ADDRESSES_MAX, STATUS_ALSO_MAX, STATUS_CHANNELS_MAX};
 use aquifer_core::{
     ChannelName, ChannelStatus, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedStatus, Status, Time,
 };
 use rand::Rng;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Node {
@@ -18,7 +20,11 @@ impl Node {
         // Gossip may take a heartbeat; those next to us should know at once.
         let neighbours: Vec<NodeId> = self.members.connected().copied().collect();
         for node in neighbours {
-            let message = PeerMessage::Snapshot { statuses: vec![(record.clone(), 0)], releases: Vec::new() };
+            let message = PeerMessage::Snapshot {
+                statuses: vec![(record.clone(), 0)],
+                releases: Vec::new(),
+                statements: Vec::new(),
+            };
             self.send(node, message);
         }
     }
@@ -68,14 +74,20 @@ impl Node {
 
     fn channel_statuses(&self) -> Vec<ChannelStatus> {
         let of = |(channel, release): (&ChannelName, Option<&Release>)| {
-            let manifest = release.map_or(ManifestHash::NONE, |r| r.manifest);
+            let mine = self.rollouts.get(channel).and_then(Rollout::wanted);
+            let manifest = mine.map_or(ManifestHash::NONE, |r| r.manifest);
             let progress = self.progress(&manifest).unwrap_or_default();
+            let here =
+                |m: &ManifestHash| *m != manifest && self.swarms.get(m).is_some_and(|s| !s.stock.have.is_empty());
+            let others: BTreeSet<ManifestHash> = self.releases.of_channel(channel).map(|(_, r)| r.manifest).collect();
             ChannelStatus {
                 channel: channel.clone(),
                 seq: release.map_or(0, |r| r.seq),
                 manifest,
                 chunks_wanted: progress.chunks_wanted,
                 chunks_have: progress.chunks_have,
+                also: others.into_iter().filter(here).take(STATUS_ALSO_MAX).collect(),
+                report: self.reported.get(channel).cloned(),
             }
         };
         self.releases.followed().map(of).take(STATUS_CHANNELS_MAX).collect()

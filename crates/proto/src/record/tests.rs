@@ -32,6 +32,9 @@ fn config(seed: u64) -> Config {
         labels: vec![("zone".into(), "a".into())],
         channels: vec![("c".parse().unwrap(), vec![publisher().public()])],
         accepted: vec![release(1)],
+        said: Vec::new(),
+        stands: Vec::new(),
+        overrides: Vec::new(),
         leased_bytes_max: 16 << 20,
         upload_bytes_per_s: Some(100 << 20),
         seed,
@@ -63,6 +66,8 @@ fn status(n: u8, seq: u64) -> SignedStatus {
         manifest: manifest(),
         chunks_wanted: 40,
         chunks_have: 9,
+        also: Vec::new(),
+        report: None,
     };
     let status = Status {
         seq,

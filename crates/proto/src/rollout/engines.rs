@@ -1,13 +1,14 @@
 //! What each engine of a node is told to do for a channel, and what all of them together have come to.
 
 use aquifer_core::{ManifestHash, Phase};
+use bincode::{Decode, Encode};
 use std::collections::BTreeMap;
 
 /// The driver's number for an engine.
 pub type EngineId = u64;
 
 /// How an engine is, as its session knows.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Facts {
     /// What it answers from, whole. None: it answers nothing, or nothing that is known to be whole.
     pub served: Option<ManifestHash>,
@@ -19,14 +20,14 @@ pub struct Facts {
 }
 
 /// What an engine is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode)]
 pub struct Order {
     pub manifest: ManifestHash,
     pub until: Until,
 }
 
 /// How far it may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode)]
 pub enum Until {
     /// Everything waits beside what it serves; it goes on answering.
     Staged,

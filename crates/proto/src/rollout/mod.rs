@@ -31,8 +31,10 @@ pub use engines::{EngineId, Facts, Order, Until};
 pub use state::Stand;
 pub use together::Verdict;
 
-use crate::limits::{REPORT_REASON_BYTES_MAX, REVIEW_INTERVAL, ROLLOUT_HOLD, ROLLOUT_SILENCE};
+use crate::limits::{REVIEW_INTERVAL, ROLLOUT_HOLD, ROLLOUT_SILENCE};
+use aquifer_core::limits::REPORT_REASON_BYTES_MAX;
 use aquifer_core::{How, ManifestHash, NodeId, Phase, Release, ReleaseId, Report, Statement, Step, Time};
+use bincode::{Decode, Encode};
 use engines::Engines;
 use lane::Lane;
 use std::collections::{BTreeSet, VecDeque};
@@ -45,6 +47,8 @@ use view::View;
 #[derive(Clone, Debug)]
 pub enum RolloutInput {
     Release(Release),
+    /// Those that became known together: none of them is turned to but the last.
+    Releases(Vec<Release>),
     Statement(Statement),
     /// What a member says of itself; `report`: of this channel.
     Member {
@@ -79,7 +83,7 @@ pub enum RolloutOutput {
 }
 
 /// What an operator wants of this node alone, whatever releases say.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub enum Override {
     #[default]
     Follow,
@@ -148,11 +152,8 @@ impl Rollout {
 
     pub fn handle(&mut self, now: Time, input: RolloutInput) {
         match input {
-            RolloutInput::Release(release) => {
-                let used = self.stand.as_ref().map(Stand::used).unwrap_or_default();
-                self.lane.on_release(release, &used);
-                self.hear_again();
-            }
+            RolloutInput::Release(release) => self.on_releases(vec![release]),
+            RolloutInput::Releases(releases) => self.on_releases(releases),
             RolloutInput::Statement(statement) => self.lane.on_statement(statement),
             RolloutInput::Member { node, .. } if node == self.me => {}
             RolloutInput::Member { node, labels, report } => {
@@ -183,6 +184,26 @@ impl Rollout {
         self.review_at.map(|at| (at, "rollout"))
     }
 
+    /// The release that is for this node: to be got to, or arrived at.
+    pub fn wanted(&self) -> Option<&Release> {
+        self.release()
+    }
+
+    /// Where it stands.
+    pub fn stand(&self) -> Option<&Stand> {
+        self.stand.as_ref()
+    }
+
+    /// The release that is to be served here now, if one may be ready with it: an engine is ready that serves it.
+    pub fn vouched(&self) -> Option<ReleaseId> {
+        self.stand.as_ref().filter(|stand| self.may_be_ready(stand))?.due()
+    }
+
+    /// Whether what a member says matters here: it reports, or was there when it did.
+    pub fn concerns(&self, node: &NodeId, report: Option<&Report>) -> bool {
+        report.is_some() || self.view.is_there(node)
+    }
+
     /// What it says of itself now.
     pub fn report(&self) -> Option<&Report> {
         self.said.as_ref()
@@ -206,6 +227,12 @@ impl Rollout {
     /// The release to get to.
     fn release(&self) -> Option<&Release> {
         self.lane.get(&self.stand.as_ref()?.wanted)
+    }
+
+    fn on_releases(&mut self, releases: Vec<Release>) {
+        let used = self.stand.as_ref().map(Stand::used).unwrap_or_default();
+        releases.into_iter().for_each(|release| self.lane.on_release(release, &used));
+        self.hear_again();
     }
 
     fn hear(&mut self, node: NodeId, report: Option<&Report>) {
@@ -333,19 +360,23 @@ impl Rollout {
     }
 
     fn is_ready(&self) -> bool {
-        let (Some(stand), Some(release)) = (&self.stand, self.release()) else { return false };
-        let serves = stand.due().is_some() && self.is_settled();
-        serves
-            && match stand.step {
-                Step::Done => true,
-                Step::Going | Step::GoingBack => false,
-                Step::Waiting => stand.is_base_open && self.is_sure(stand),
-                // Where each node goes by itself, one that could not is not where it should be.
-                Step::Halted => {
-                    let by_itself = matches!(release.policy.how, How::AtOnce | How::Manual);
-                    !by_itself && stand.is_base_open && self.is_sure(stand)
-                }
+        let Some(stand) = &self.stand else { return false };
+        stand.due().is_some() && self.is_settled() && self.may_be_ready(stand)
+    }
+
+    /// But for what the engines serve.
+    fn may_be_ready(&self, stand: &Stand) -> bool {
+        let Some(release) = self.release() else { return false };
+        match stand.step {
+            Step::Done => true,
+            Step::Going | Step::GoingBack => false,
+            Step::Waiting => stand.is_base_open && self.is_sure(stand),
+            // Where each node goes by itself, one that could not is not where it should be.
+            Step::Halted => {
+                let by_itself = matches!(release.policy.how, How::AtOnce | How::Manual);
+                !by_itself && stand.is_base_open && self.is_sure(stand)
             }
+        }
     }
 
     /// Whether no synchronous release can have been committed, and opened to others, unheard.

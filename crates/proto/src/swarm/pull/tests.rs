@@ -465,6 +465,9 @@ impl Puller {
             labels: vec![],
             channels: vec![("c".parse().unwrap(), vec![publisher().public()])],
             accepted: vec![release()],
+            said: Vec::new(),
+            stands: Vec::new(),
+            overrides: Vec::new(),
             leased_bytes_max: 1 << 30,
             upload_bytes_per_s: None,
             seed: 1,
@@ -644,6 +647,8 @@ fn status(n: u8) -> SignedStatus {
         manifest: manifest(),
         chunks_wanted: CHUNKS,
         chunks_have: CHUNKS,
+        also: Vec::new(),
+        report: None,
     };
     let status = Status { addresses: vec!["there".into()], channels: vec![channel], ..bare_status(named(n).public()) };
     SignedStatus::sign(&status, &named(n))
