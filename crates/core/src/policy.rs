@@ -46,6 +46,7 @@ pub enum How {
         required: Required,
         /// From the release on, by the publisher's clock: with too few prepared by then, it aborts.
         deadline_ms: u64,
+        on_failure: OnFailure,
     },
     /// Canaries, then a bounded number at a time.
     Rolling {
@@ -66,6 +67,17 @@ pub enum Required {
     Count(u32),
     /// Of a thousand.
     PerMille(u16),
+}
+
+/// What a publisher's agent does once a synchronous release has been committed, and then fails at so many of
+/// its roster that it would not have been, had they failed before: at one, where all are required.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub enum OnFailure {
+    /// Nothing: those where it failed are not ready, the others serve it.
+    Stay,
+    /// It releases what was served before, for all.
+    #[default]
+    RollBack,
 }
 
 /// How many of a group may be out at a time.
@@ -143,7 +155,7 @@ impl How {
         };
         match self {
             How::AtOnce | How::Manual => Ok(()),
-            How::Synchronous { required, deadline_ms } => {
+            How::Synchronous { required, deadline_ms, on_failure: _ } => {
                 range("deadline_ms", *deadline_ms, *deadline_ms > 0, "it must not be zero")?;
                 match required {
                     Required::All => Ok(()),
@@ -242,12 +254,13 @@ pub(crate) mod tests {
         let unavailable =
             prop_oneof![(1..=u32::MAX).prop_map(Unavailable::Count), (1..=100u8).prop_map(Unavailable::Percent),];
         let by = prop::option::of("[a-z]{1,8}");
-        let synchronous = |(required, deadline_ms)| How::Synchronous { required, deadline_ms };
+        let on_failure = prop_oneof![Just(OnFailure::Stay), Just(OnFailure::RollBack)];
+        let synchronous = |(required, deadline_ms, on_failure)| How::Synchronous { required, deadline_ms, on_failure };
         let rolling = |(canary, max_unavailable, by)| How::Rolling { canary, max_unavailable, by };
         prop_oneof![
             Just(How::AtOnce),
             Just(How::Manual),
-            (required, 1..=u64::MAX).prop_map(synchronous),
+            (required, 1..=u64::MAX, on_failure).prop_map(synchronous),
             (prop::option::of(selector()), unavailable, by).prop_map(rolling),
         ]
     }
@@ -296,7 +309,8 @@ pub(crate) mod tests {
         let sound = Policy::default();
         assert_eq!(sound.check(), Ok(()));
         let rolling = |max_unavailable| How::Rolling { canary: None, max_unavailable, by: None };
-        let synchronous = |required, deadline_ms| How::Synchronous { required, deadline_ms };
+        let on_failure = OnFailure::default();
+        let synchronous = |required, deadline_ms| How::Synchronous { required, deadline_ms, on_failure };
         for how in [
             rolling(Unavailable::Count(0)),
             rolling(Unavailable::Percent(0)),

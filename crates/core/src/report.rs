@@ -3,6 +3,7 @@
 
 use crate::hash::ManifestHash;
 use crate::release::ReleaseId;
+use crate::times::Times;
 use bincode::{Decode, Encode};
 use std::fmt;
 
@@ -25,6 +26,8 @@ pub struct Report {
     pub held: bool,
     /// What it waits for, or what went wrong; for people.
     pub reason: String,
+    /// When it reached each phase of the wanted release; for people.
+    pub times: Times,
 }
 
 /// A node's way through one release. It only ever goes down this list, also over restarts: others

@@ -245,6 +245,7 @@ mod tests {
             ready: true,
             held: true,
             reason: "r".repeat(REPORT_REASON_BYTES_MAX),
+            times: crate::times::tests::full(),
         };
         let channel = |i: usize| ChannelStatus {
             channel: format!("{i:0>CHANNEL_BYTES_MAX$}").parse().unwrap(),

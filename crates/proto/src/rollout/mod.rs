@@ -33,7 +33,7 @@ pub use together::Verdict;
 
 use crate::limits::{REVIEW_INTERVAL, ROLLOUT_HOLD, ROLLOUT_SILENCE};
 use aquifer_core::limits::REPORT_REASON_BYTES_MAX;
-use aquifer_core::{How, ManifestHash, NodeId, Phase, Release, ReleaseId, Report, Statement, Step, Time};
+use aquifer_core::{How, ManifestHash, NodeId, Phase, Release, ReleaseId, Report, Statement, Step, Time, Times};
 use bincode::{Decode, Encode};
 use engines::Engines;
 use lane::Lane;
@@ -106,6 +106,8 @@ pub struct Rollout {
     stand: Option<Stand>,
     /// Since when this life stands there: the publisher's deadline counts from it.
     since: Time,
+    /// Since then. Empty if an earlier life heard of the release, and knows.
+    times: Times,
     /// Of the wanted release, as those after it.
     ranked: Option<ReleaseId>,
     turns: Turns,
@@ -138,6 +140,7 @@ impl Rollout {
             start: now,
             stand: saved.clone(),
             since: now,
+            times: Times::default(),
             ranked: None,
             turns: Turns::default(),
             heard: Heard::default(),
@@ -212,7 +215,7 @@ impl Rollout {
     /// What a publisher is to say of the newest release, if it waits for a word.
     pub fn verdict(&self, now: Time) -> Option<Verdict> {
         let release = self.release()?;
-        let How::Synchronous { required, deadline_ms } = release.policy.how else { return None };
+        let How::Synchronous { required, deadline_ms, .. } = release.policy.how else { return None };
         if !self.lane.waits_for_word(release) || self.lane.aborted(&release.id()).is_some() {
             return None;
         }
@@ -277,7 +280,7 @@ impl Rollout {
             self.out.push_back(RolloutOutput::Keep(stand.clone()));
         }
         self.order(now);
-        let report = self.account();
+        let report = self.account(now);
         if report != self.said {
             self.said.clone_from(&report);
             self.out.push_back(RolloutOutput::Report(report));
@@ -323,7 +326,7 @@ impl Rollout {
         }
     }
 
-    fn account(&self) -> Option<Report> {
+    fn account(&mut self, now: Time) -> Option<Report> {
         let stand = self.stand.as_ref()?;
         let release = self.release()?;
         if self.engines.is_empty() && stand.base.is_none() && release.policy.entry(&self.me).is_none() {
@@ -340,6 +343,11 @@ impl Rollout {
         };
         let mut reason = self.reason();
         reasons::shorten(&mut reason, REPORT_REASON_BYTES_MAX);
+        // Only when something has changed: a report is not said anew because time has passed.
+        if !self.times.is_empty() {
+            let after = now.since(self.since).as_millis();
+            self.times.reach(phase, u32::try_from(after).unwrap_or(u32::MAX));
+        }
         Some(Report {
             wanted: stand.wanted,
             base: stand.base,
@@ -350,6 +358,7 @@ impl Rollout {
             ready,
             held: self.overridden != Override::Follow,
             reason,
+            times: self.times,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use super::turns::{Heard, Turns, Wait};
 use super::{Override, Rollout, Stand, together};
-use aquifer_core::{How, Release, ReleaseId, Report, Step, Time};
+use aquifer_core::{How, Phase, Release, ReleaseId, Report, Step, Time, Times};
 
 impl Rollout {
     /// Turns to the release that is to be had now, if it is another one than before.
@@ -18,7 +18,8 @@ impl Rollout {
             Some(stand) if stand.wanted == next => {}
             stand => {
                 self.stand = Some(superseded(stand.as_ref(), self.is_synchronous(), next));
-                (self.since, self.ranked) = (now, None);
+                (self.since, self.ranked, self.times) = (now, None, Times::default());
+                self.times.reach(Phase::Heard, 0);
             }
         }
         if self.ranked != Some(next) {

@@ -3,7 +3,7 @@
 use super::testing::{commit, id, release};
 use super::*;
 use aquifer_core::policy::{Entry, Required, Unavailable};
-use aquifer_core::{Policy, Word};
+use aquifer_core::{OnFailure, Policy, Times, Word};
 
 const ME: NodeId = NodeId([1; 32]);
 const S: Duration = Duration::from_secs(1);
@@ -17,7 +17,8 @@ fn roster(nodes: u8) -> Vec<Entry> {
 }
 
 fn synchronous(nodes: u8, required: Required) -> Policy {
-    Policy { how: How::Synchronous { required, deadline_ms: 10_000 }, roster: roster(nodes), ..Policy::default() }
+    let how = How::Synchronous { required, deadline_ms: 10_000, on_failure: OnFailure::RollBack };
+    Policy { how, roster: roster(nodes), ..Policy::default() }
 }
 
 /// Serves release 1 with one engine, among `nodes` that have been there for long.
@@ -54,6 +55,7 @@ fn says(rollout: &mut Rollout, now: Time, node: NodeId, step: Step, phase: Phase
         ready: false,
         held: false,
         reason: "the disk is full".to_string(),
+        times: Times::default(),
     };
     rollout.handle(now, RolloutInput::Member { node, labels: vec![], report: Some(report) });
 }
@@ -206,4 +208,41 @@ fn a_long_reason_is_cut_between_characters() {
     let mut reason = "é".repeat(40);
     reasons::shorten(&mut reason, 5);
     assert_eq!(reason, "éé");
+}
+
+#[test]
+fn a_report_says_when_each_phase_was_reached() {
+    let start = Time::ZERO + S * 60;
+    let mut rollout = at_rest(1);
+    rollout.handle(start, RolloutInput::Release(release(2, Policy::default())));
+    engine(&mut rollout, start + S, staged(Some(1), Phase::Planned));
+    while rollout.poll_output().is_some() {}
+    for seconds in 2..5 {
+        rollout.handle_timeout(start + S * seconds);
+    }
+    assert_eq!(rollout.poll_output(), None, "time alone is no news");
+    engine(&mut rollout, start + S * 5, staged(Some(1), Phase::Staged));
+    engine(&mut rollout, start + S * 6, staged(None, Phase::Paused));
+    engine(&mut rollout, start + S * 7, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    let times: Vec<_> = rollout.report().unwrap().times.iter().collect();
+    let expected =
+        [(Phase::Heard, 0), (Phase::Planned, 1000), (Phase::Staged, 5000), (Phase::Paused, 6000), (Phase::Ready, 7000)];
+    assert_eq!(times, expected);
+}
+
+#[test]
+fn who_was_started_anew_meanwhile_says_no_times() {
+    let mut rollout = at_rest(1);
+    rollout.handle(Time::ZERO, RolloutInput::Release(release(2, Policy::default())));
+    let stand = std::iter::from_fn(|| rollout.poll_output()).filter_map(|o| match o {
+        RolloutOutput::Keep(stand) => Some(stand),
+        RolloutOutput::Order { .. } | RolloutOutput::Report(_) => None,
+    });
+    let mut rollout = Rollout::new(ME, vec![], Override::Follow, stand.last(), Time::ZERO);
+    rollout.handle(Time::ZERO, RolloutInput::Release(release(2, Policy::default())));
+    engine(&mut rollout, Time::ZERO + S, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    let report = rollout.report().unwrap();
+    assert!(report.ready && report.times.is_empty(), "{report:?}");
+    rollout.handle(Time::ZERO + S, RolloutInput::Release(release(3, Policy::default())));
+    assert_eq!(rollout.report().unwrap().times.at(Phase::Heard), Some(0));
 }

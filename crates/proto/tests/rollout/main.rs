@@ -10,7 +10,7 @@ mod engine;
 mod world;
 
 use aquifer_core::policy::{Required, Unavailable};
-use aquifer_core::{How, ManifestHash, Phase, Policy, ReleaseId, Report, Step, Time, Word};
+use aquifer_core::{How, ManifestHash, OnFailure, Phase, Policy, ReleaseId, Report, Step, Time, Word};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -170,7 +170,7 @@ impl Plan {
         let how = match self.kind {
             Kind::AtOnce => How::AtOnce,
             Kind::Manual => How::Manual,
-            Kind::Synchronous(required) => How::Synchronous { required, deadline_ms },
+            Kind::Synchronous(required) => How::Synchronous { required, deadline_ms, on_failure: OnFailure::Stay },
             Kind::Rolling(max_unavailable) => {
                 let (canary, by) = (Some("canary=yes".parse().unwrap()), Some("rack".to_string()));
                 How::Rolling { canary, max_unavailable, by }
