@@ -3,6 +3,7 @@
 use crate::commands::bench::args::Bench;
 use crate::options::{AgentOptions, NodeOptions};
 use crate::output::{ErrorStream, plain, tell};
+use crate::policy::PolicyOptions;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use tracing_subscriber::fmt::format;
 /// `agent` runs on every node beside its engines, `status` shows what it does.
 ///
 /// Exit codes: 0 done; 1 failed, with the reason on the error stream; 2 wrong usage; 3 not done in
-/// the time given; 4 what was compared or verified differs.
+/// the time given; 4 what was compared or verified differs; 5 a release was given up.
 #[derive(Debug, Parser)]
 #[command(name = "aquifer", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -82,6 +83,23 @@ pub(crate) enum Command {
     /// Rebuild a release's files in a directory, bit for bit
     #[command(after_help = PULL_EXAMPLE)]
     Pull(Pull),
+    /// Give out what an earlier release of a channel had, as a new one. Nodes have kept what they need for it
+    Rollback(Rollback),
+    /// Say of a release that waits for it: switch now, or never
+    Release {
+        #[command(subcommand)]
+        command: ReleaseCommand,
+    },
+    /// Show a channel's releases: whose they are, how each node fared, how long it took
+    Releases {
+        channel: String,
+        /// The agent's socket [default: the one `aquifer agent` takes by default]
+        #[arg(long, env = "AQUIFER_SOCKET", value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show this machine's agent: engines, peers, progress
     Status {
         /// The agent's socket [default: the one `aquifer agent` takes by default]
@@ -142,6 +160,8 @@ pub(crate) struct Publish {
     /// A note for people, carried in the release
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) note: String,
+    #[command(flatten)]
+    pub(crate) rollout: PolicyOptions,
     /// Leave out files and directories that match, such as 'optimizer*'. May be repeated
     #[arg(long, value_name = "PATTERN")]
     pub(crate) exclude: Vec<String>,
@@ -153,6 +173,59 @@ pub(crate) struct Publish {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) node: NodeOptions,
+}
+
+/// Who signs, for which channel, and which agent passes it on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Operator {
+    /// The channel
+    pub(crate) channel: String,
+    /// File with a secret key that the channel's nodes trust (`aquifer keygen publisher`)
+    #[arg(long, env = "AQUIFER_PUBLISHER_KEY", value_name = "FILE")]
+    pub(crate) publisher_key: PathBuf,
+    /// The socket of an agent that follows the channel [default: the one `aquifer agent` takes by default]
+    #[arg(long, env = "AQUIFER_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Rollback {
+    #[command(flatten)]
+    pub(crate) operator: Operator,
+    /// The number of the release to go back to [default: what there was before the newest]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) to: Option<u64>,
+    /// A note for people, carried in the release
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) note: String,
+    /// Print JSON lines instead of text
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) rollout: PolicyOptions,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReleaseCommand {
+    /// All nodes that take it switch to it
+    Commit(WordAbout),
+    /// All nodes stay with what they have
+    Abort(WordAbout),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct WordAbout {
+    #[command(flatten)]
+    pub(crate) operator: Operator,
+    /// The release's number [default: the newest that waits for a word]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) seq: Option<u64>,
+    /// Why, for people
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub(crate) reason: String,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -11,6 +11,7 @@ mod errors;
 mod keys;
 mod options;
 mod output;
+mod policy;
 mod progress;
 mod state;
 mod units;

@@ -6,6 +6,7 @@ use crate::{keys, units};
 use anyhow::{Context, Result, anyhow, bail};
 use aquifer_core::limits::{STATUS_CHANNELS_MAX, STATUS_LABEL_BYTES_MAX, STATUS_LABELS_MAX, STATUS_NAME_BYTES_MAX};
 use aquifer_core::{ChannelName, PublisherKey};
+use aquifer_proto::rollout::Override;
 use clap::Args;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -107,6 +108,9 @@ pub(crate) struct AgentOptions {
     /// A channel to follow, such as prod/model. May be repeated
     #[arg(long, env = "AQUIFER_CHANNEL", value_name = "CHANNEL", value_delimiter = ',')]
     pub(crate) channel: Vec<String>,
+    /// Stay with this manifest, whatever is released: its hash, or CHANNEL=HASH. May be repeated
+    #[arg(long, env = "AQUIFER_PIN", value_name = "HASH", value_delimiter = ',')]
+    pub(crate) pin: Vec<String>,
     /// Socket for engines on this machine [default: $XDG_RUNTIME_DIR/aquifer.sock or /tmp/aquifer-UID.sock]
     #[arg(long, env = "AQUIFER_SOCKET", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
@@ -202,7 +206,7 @@ fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
 /// As on the command line, a single value may stand where a list is meant, and a size may be a
 /// number of bytes.
 fn as_meant(key: &str, value: toml::Value) -> toml::Value {
-    const LISTS: [&str; 6] = ["peer", "listen", "external", "label", "trust", "channel"];
+    const LISTS: [&str; 7] = ["peer", "listen", "external", "label", "trust", "channel", "pin"];
     const SIZES: [&str; 4] = ["upload-window", "upload-limit", "store-limit", "memory-limit"];
     match value.as_integer() {
         Some(bytes) if SIZES.contains(&key) => toml::Value::String(bytes.to_string()),
@@ -317,6 +321,7 @@ impl NodeOptions {
                 .map_err(|reason| anyhow!("--data-encryption: {reason}"))?,
             labels,
             channels,
+            overrides: Vec::new(),
             hold: Hold::Own,
             shadow: true,
             twin_gpu: None,
@@ -397,6 +402,7 @@ impl AgentOptions {
     fn or(self, file: Self) -> Self {
         AgentOptions {
             channel: list(self.channel, file.channel),
+            pin: list(self.pin, file.pin),
             socket: self.socket.or(file.socket),
             store: self.store.or(file.store),
             store_limit: self.store_limit.or(file.store_limit),
@@ -410,6 +416,25 @@ impl AgentOptions {
 
     pub(crate) fn channels(&self) -> Result<Vec<ChannelName>> {
         self.channel.iter().map(|c| c.parse().with_context(|| format!("--channel '{c}'"))).collect()
+    }
+
+    /// What each channel is to stay with.
+    fn overrides(&self) -> Result<Vec<(ChannelName, Override)>> {
+        let mut pinned = Vec::new();
+        let hash = |text: &str| text.parse().map(Override::Pinned);
+        for text in &self.pin {
+            let wrong = || format!("--pin '{text}'");
+            match text.split_once('=') {
+                Some((channel, manifest)) => {
+                    pinned.push((channel.parse().with_context(wrong)?, hash(manifest).with_context(wrong)?));
+                }
+                None => {
+                    let manifest = hash(text).with_context(wrong)?;
+                    pinned.extend(self.channels()?.into_iter().map(|channel| (channel, manifest)));
+                }
+            }
+        }
+        Ok(pinned)
     }
 
     /// Adds these options to a node's configuration.
@@ -431,6 +456,7 @@ impl AgentOptions {
         };
         config.twin_gpu = self.twin_gpu.as_deref().map(str::parse).transpose().context("--twin-gpu")?;
         config.record = self.record.clone();
+        config.overrides = self.overrides()?;
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));
         Ok(())
     }

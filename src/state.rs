@@ -3,7 +3,8 @@
 
 use anyhow::{Context, Result, bail};
 use aquifer_core::limits::MANIFEST_BYTES_MAX;
-use aquifer_core::{ChannelName, ManifestHash, NodeSecret, SignedRelease};
+use aquifer_core::{ChannelName, ManifestHash, NodeSecret, ReleaseId, SignedRelease, SignedStatement};
+use aquifer_proto::rollout::Stand;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ pub(crate) struct StateDir {
 
 impl StateDir {
     pub(crate) fn open(dir: &Path) -> Result<Self> {
-        for sub in ["", "releases", "manifests"] {
+        for sub in ["", "releases", "statements", "stands", "manifests"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("cannot make the state directory {}", path.display()))?;
         }
@@ -51,18 +52,63 @@ impl StateDir {
 
     /// Accepted releases of earlier lives. One that cannot be read is left out, and told.
     pub(crate) fn releases(&self) -> Vec<SignedRelease> {
-        let entries = fs::read_dir(self.dir.join("releases")).into_iter().flatten().flatten();
+        self.read_all("releases", |bytes| SignedRelease::decode(bytes).map_err(|e| e.to_string()))
+    }
+
+    /// What was said of them.
+    pub(crate) fn statements(&self) -> Vec<SignedStatement> {
+        self.read_all("statements", |bytes| SignedStatement::decode(bytes).map_err(|e| e.to_string()))
+    }
+
+    /// Where the node stood in a channel. What cannot be read is told, and as if it were not there: the node then
+    /// goes by what its engines serve.
+    pub(crate) fn stand(&self, channel: &ChannelName) -> Option<Stand> {
+        let path = self.dir.join("stands").join(file_name(channel));
+        let bytes = fs::read(&path).ok()?;
+        Stand::decode(&bytes).inspect_err(|e| tracing::warn!("{} is left out: {e}", path.display())).ok()
+    }
+
+    /// Keeps these of the channel, and no others.
+    pub(crate) fn save_releases(&self, channel: &ChannelName, encoded: &[(ReleaseId, Vec<u8>)]) -> Result<()> {
+        self.replace_all("releases", channel, encoded)
+    }
+
+    pub(crate) fn save_statements(&self, channel: &ChannelName, encoded: &[(ReleaseId, Vec<u8>)]) -> Result<()> {
+        self.replace_all("statements", channel, encoded)
+    }
+
+    pub(crate) fn save_stand(&self, channel: &ChannelName, stand: &Stand) -> Result<()> {
+        self.replace(&self.dir.join("stands").join(file_name(channel)), &stand.encode())
+    }
+
+    fn read_all<T>(&self, kind: &str, decode: impl Fn(&[u8]) -> Result<T, String>) -> Vec<T> {
+        let entries = fs::read_dir(self.dir.join(kind)).into_iter().flatten().flatten();
         let read = |path: PathBuf| {
             let bytes = fs::read(&path).ok()?;
-            SignedRelease::decode(&bytes).inspect_err(|e| tracing::warn!("{} is left out: {e}", path.display())).ok()
+            decode(&bytes).inspect_err(|e| tracing::warn!("{} is left out: {e}", path.display())).ok()
         };
         entries.filter_map(|e| read(e.path())).collect()
     }
 
-    pub(crate) fn save_release(&self, channel: &ChannelName, signed: &SignedRelease) -> Result<()> {
-        // A channel's name may hold slashes and have any length up to 128: its hash names the file.
-        let name = blake3::hash(channel.as_str().as_bytes()).to_hex();
-        self.replace(&self.dir.join("releases").join(name.as_str()), &signed.encode())
+    fn replace_all(&self, kind: &str, channel: &ChannelName, encoded: &[(ReleaseId, Vec<u8>)]) -> Result<()> {
+        let (dir, channel) = (self.dir.join(kind), file_name(channel));
+        let name = |id: &ReleaseId| format!("{channel}-{}-{}", id.seq, &id.manifest.to_string()[..16]);
+        let names: Vec<String> = encoded.iter().map(|(id, _)| name(id)).collect();
+        for ((_, bytes), name) in encoded.iter().zip(&names) {
+            let path = dir.join(name);
+            if fs::read(&path).ok().as_ref() != Some(bytes) {
+                self.replace(&path, bytes)?;
+            }
+        }
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            let old =
+                entry.file_name().to_str().is_some_and(|n| n.starts_with(&channel) && !names.iter().any(|k| k == n));
+            if old {
+                // One that stays is read again after a restart, and found old.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn manifest(&self, hash: &ManifestHash) -> Option<Vec<u8>> {
@@ -106,6 +152,11 @@ impl StateDir {
         };
         write().with_context(|| format!("cannot write {}: free some room, or give another --state", path.display()))
     }
+}
+
+/// A channel's name may hold slashes and have any length up to 128: its hash names the file.
+fn file_name(channel: &ChannelName) -> String {
+    blake3::hash(channel.as_str().as_bytes()).to_hex().to_string()
 }
 
 pub(crate) fn unix_ms() -> u64 {

@@ -12,6 +12,7 @@ use aquifer_engine::protocol::{
 };
 use aquifer_engine::{ConnId, EngineEvent, ManifestPage};
 use aquifer_memory::Span;
+use aquifer_proto::rollout::{Facts, Order};
 use aquifer_proto::{EngineInput, EngineOutput, EngineSession, Input, Plan, Target, Tell};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -32,17 +33,20 @@ pub(super) struct EngineConn {
     /// None until it has said hello.
     pub(super) channel: Option<ChannelName>,
     pub(super) session: EngineSession,
+    /// What it was told to do last, and how it was as the brain knows it.
+    pub(super) order: Option<Order>,
+    pub(super) told: Option<Facts>,
     said_serving: Option<ManifestHash>,
     /// Shared with the jobs that write to them.
-    regions: Arc<Regions>,
+    pub(super) regions: Arc<Regions>,
     /// Chunks that are to be copied to a GPU, when those before them are: together they take less time.
     pub(super) to_copy: Vec<(u32, Source)>,
     pub(super) copying: bool,
     /// What lies on GPUs of a release that is about to be applied.
     pub(super) staged: Option<Arc<Staged>>,
     all_fresh: bool,
-    bindings: Vec<Binding>,
-    rows: Vec<Row>,
+    pub(super) bindings: Vec<Binding>,
+    pub(super) rows: Vec<Row>,
     /// Requests for a manifest that is not here yet, and from which tensor on, if in pages.
     waiting: Vec<(u64, Option<u32>)>,
     pub(super) progress: Option<(Instant, u64)>,
@@ -77,7 +81,7 @@ impl EngineConn {
     }
 }
 
-type Reply = Result<Value, ErrorReply>;
+pub(super) type Reply = Result<Value, ErrorReply>;
 
 impl Agent {
     pub(super) fn on_engine(&mut self, event: EngineEvent) {
@@ -89,6 +93,8 @@ impl Agent {
                     name: format!("pid-{pid}"),
                     channel: None,
                     session: EngineSession::default(),
+                    order: None,
+                    told: None,
                     said_serving: None,
                     regions: Arc::default(),
                     to_copy: Vec::new(),
@@ -124,6 +130,9 @@ impl Agent {
                 tracing::info!("asked to leave");
                 self.ended = Some(super::Ended::Stopped);
                 return Some(Ok(json!({})));
+            }
+            Request::Releases(_) | Request::Draft(_) | Request::Announce(_) | Request::Word(_) => {
+                return Some(self.on_operator(request));
             }
             Request::Hello(hello) => return Some(self.on_hello(conn, hello)),
             _ if self.sessions.get(&conn).is_none_or(|c| c.channel.is_none()) => {
@@ -272,7 +281,8 @@ impl Agent {
         let channel = entry.channel.clone();
         entry.session.handle(EngineInput::Hydrate { serving, fresh });
         if let Some(channel) = channel {
-            self.retarget_engines(&channel);
+            self.report_engine(conn);
+            self.obey_all(&channel);
         }
     }
 
@@ -289,6 +299,9 @@ impl Agent {
         let Some(channel) = entry.channel else { return };
         tracing::info!("engine {} (pid {}), for {channel}, is gone", entry.name, entry.pid);
         self.spoiled.retain(|(id, _)| *id != conn);
+        if entry.told.is_some() {
+            self.input(Input::EngineGone { channel, engine: conn.0 });
+        }
         self.refresh_all();
         self.tidy();
         self.count_engines();
@@ -298,34 +311,6 @@ impl Agent {
         if let Some(entry) = self.sessions.get_mut(&conn) {
             entry.session.handle(input);
             self.drain_engine(conn);
-        }
-    }
-
-    /// Points every registered engine of the channel at its current release.
-    pub(super) fn retarget_engines(&mut self, channel: &ChannelName) {
-        let Some(current) = self.current_manifest(channel) else { return };
-        let Some(loaded) = self.manifests.get(&current).filter(|l| l.checked) else { return };
-        let (manifest, layout) = (loaded.manifest.clone(), loaded.layout.clone());
-        let concerned = |c: &EngineConn| {
-            c.channel.as_ref() == Some(channel)
-                && !c.session.is_registering()
-                && c.session.aim().is_none_or(|t| t.manifest != current)
-                && c.session.refusal().is_none_or(|(m, _)| *m != current)
-        };
-        let conns: Vec<ConnId> = self.sessions.iter().filter(|(_, c)| concerned(c)).map(|(id, _)| *id).collect();
-        for conn in conns {
-            let Some(entry) = self.sessions.get(&conn) else { continue };
-            let regions = region_bytes(&entry.regions);
-            let input = match Plan::of(&manifest, &layout, &entry.bindings, &entry.rows, &regions) {
-                Ok(plan) => {
-                    EngineInput::Target(Target { manifest: current, plan: Arc::new(plan), layout: layout.clone() })
-                }
-                Err(error) => {
-                    tracing::warn!("engine {} cannot take release {}: {error}", entry.name, current.short());
-                    EngineInput::Unfit { manifest: current, reason: error.to_string() }
-                }
-            };
-            self.engine_input(conn, input);
         }
     }
 
@@ -405,6 +390,7 @@ impl Agent {
         while let Some(output) = self.sessions.get_mut(&conn).and_then(|c| c.session.poll_output()) {
             self.carry_out_engine(conn, output);
         }
+        self.report_engine(conn);
     }
 
     fn carry_out_engine(&mut self, conn: ConnId, output: EngineOutput) {
@@ -513,10 +499,10 @@ impl Agent {
         self.retire();
     }
 
-    /// Whether the engine serves exactly what its channel is at.
+    /// Whether the engine serves exactly what it should.
     pub(super) fn is_ready(&self, conn: &EngineConn) -> bool {
-        let wanted = conn.channel.as_ref().and_then(|c| self.current_manifest(c));
-        wanted.is_some() && conn.session.verified() == wanted
+        let due = conn.channel.as_ref().and_then(|channel| self.node.rollout(channel)?.vouched());
+        due.is_some_and(|due| conn.session.verified() == Some(due.manifest))
     }
 
     fn count_engines(&mut self) {
@@ -535,6 +521,6 @@ impl Agent {
     }
 }
 
-fn region_bytes(regions: &Regions) -> BTreeMap<u32, u64> {
+pub(super) fn region_bytes(regions: &Regions) -> BTreeMap<u32, u64> {
     regions.iter().map(|(id, region)| (*id, region.len())).collect()
 }

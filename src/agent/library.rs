@@ -6,29 +6,12 @@ use super::{Agent, Hold, PullWhat};
 use crate::errors::reasons;
 use anyhow::{Context, Result};
 use aquifer_core::limits::MANIFEST_PIECE_BYTES;
-use aquifer_core::{
-    ChannelName, ChunkHash, ChunkSet, Layout, Manifest, ManifestHash, NodeId, PeerMessage, PublisherKey, Release,
-    SignedRelease,
-};
-use aquifer_engine::protocol::{Event as EngineNews, ReleaseInfo};
+use aquifer_core::{ChannelName, ChunkHash, ChunkSet, Layout, Manifest, ManifestHash, NodeId, PeerMessage};
 use aquifer_memory::{FileTree, Published, Span};
 use aquifer_proto::Input;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Releases of a channel that are remembered. Guess: an engine is rarely two behind.
-const HISTORY_MAX: usize = 16;
-
-/// A followed channel.
-#[derive(Debug, Default)]
-pub(super) struct Channel {
-    pub(super) release: Option<(Release, PublisherKey)>,
-    /// It and those before it, oldest first: an engine may still be on its way to one of them.
-    pub(super) history: VecDeque<(Release, PublisherKey)>,
-    /// Why the newest release cannot be had, if a person must mend it.
-    pub(super) problem: Option<String>,
-}
 
 /// A manifest whose bytes are here.
 #[derive(Debug)]
@@ -69,49 +52,6 @@ impl Agent {
         Ok(())
     }
 
-    pub(super) fn on_release(&mut self, signed: SignedRelease, release: Release) -> Result<()> {
-        if let Some(state) = &self.state
-            && let Err(error) = state.save_release(&release.channel, &signed)
-        {
-            // Engines go on being served; what is lost is the memory of it after a restart.
-            self.tell_once("state".into(), || {
-                tracing::warn!("a restart will not remember this release: {}", reasons(&error))
-            });
-        }
-        self.release_again_if_overtaken(&release);
-        tracing::info!("{} is at release {}: manifest {}", release.channel, release.seq, release.manifest.short());
-        let info = ReleaseInfo::new(&release, signed.publisher);
-        let channel = release.channel.clone();
-        self.tell_engines(&channel, &EngineNews::Release { release: info });
-        let manifest = release.manifest;
-        let bytes = release.manifest_bytes;
-        let entry = self.channels.entry(channel.clone()).or_default();
-        entry.history.push_back((release.clone(), signed.publisher));
-        entry.history.drain(..entry.history.len().saturating_sub(HISTORY_MAX));
-        let before = entry.release.replace((release, signed.publisher));
-        entry.problem = None;
-        let superseded = before.map(|(r, _)| r.manifest).filter(|m| !self.manifests.contains_key(m));
-        if let Some(old) = superseded.filter(|m| self.channels_at(m).is_empty()) {
-            self.input(Input::Forget { manifest: old });
-        }
-        if let Some(loaded) = self.manifests.get_mut(&manifest) {
-            loaded.channels.insert(channel.clone());
-            self.turn_to(&channel);
-            return Ok(());
-        }
-        let wants_it = match (self.hold, &self.pull) {
-            (Hold::Own, Some(pull)) => matches!(&pull.what, PullWhat::Channel(c) if *c == channel),
-            (Hold::Own, None) => false,
-            (Hold::All | Hold::Engines, _) => true,
-        };
-        match self.state.as_ref().and_then(|s| s.manifest(&manifest)) {
-            _ if !wants_it => {}
-            Some(bytes) => self.take_in(manifest, bytes)?,
-            None => self.input(Input::ManifestWanted { manifest, bytes }),
-        }
-        Ok(())
-    }
-
     pub(super) fn on_manifest_fetched(&mut self, manifest: ManifestHash, bytes: Vec<u8>) -> Result<()> {
         if let Some(state) = &self.state
             && let Err(error) = state.save_manifest(&manifest, &bytes)
@@ -123,7 +63,7 @@ impl Agent {
 
     /// Loads a manifest that is wanted. One that cannot be used is a problem of its channels, and
     /// the end of a pull.
-    fn take_in(&mut self, manifest: ManifestHash, bytes: Vec<u8>) -> Result<()> {
+    pub(super) fn take_in(&mut self, manifest: ManifestHash, bytes: Vec<u8>) -> Result<()> {
         let channels = self.channels_at(&manifest);
         if channels.is_empty() && !self.is_pulled_by_hash(&manifest) {
             return Ok(());
@@ -140,14 +80,9 @@ impl Agent {
             }
             self.fail_engines(&channel, manifest, &problem);
             self.refuse_waiting_engines(&channel, &problem);
+            self.unfit(&channel, manifest, &problem);
         }
         Ok(())
-    }
-
-    /// Channels whose newest release names this manifest.
-    pub(super) fn channels_at(&self, manifest: &ManifestHash) -> BTreeSet<ChannelName> {
-        let at = |c: &Channel| c.release.as_ref().is_some_and(|(r, _)| r.manifest == *manifest);
-        self.channels.iter().filter(|(_, c)| at(c)).map(|(name, _)| name.clone()).collect()
     }
 
     pub(super) fn send_manifest(&mut self, to: NodeId, manifest: ManifestHash, offset: u64) {
@@ -232,26 +167,23 @@ impl Agent {
         channels.iter().for_each(|channel| self.turn_to(channel));
     }
 
-    /// The channel's release is loaded and checked: want it, and stop wanting what came before.
+    /// What this node is to do in the channel may be another thing than before, or a manifest for it has come:
+    /// engines go on, and once the release that is for it is loaded and checked, it stops wanting what came before.
     pub(super) fn turn_to(&mut self, channel: &ChannelName) {
+        self.obey_all(channel);
         let Some(current) = self.current_manifest(channel) else { return };
         if self.manifests.get(&current).is_none_or(|l| !l.checked) {
             return;
         }
-        let same_channel = |l: &Loaded| l.channels.contains(channel);
-        let old: Vec<ManifestHash> =
-            self.manifests.iter().filter(|(h, l)| **h != current && same_channel(l)).map(|(h, _)| *h).collect();
         self.refresh_wants(current);
         self.answer_waiting_engines(channel);
-        self.retarget_engines(channel);
-        for manifest in old {
+        let of_channel = |l: &Loaded| l.channels.contains(channel);
+        let others: Vec<ManifestHash> =
+            self.manifests.iter().filter(|(h, l)| **h != current && of_channel(l)).map(|(h, _)| *h).collect();
+        for manifest in others {
             self.refresh_wants(manifest);
         }
         self.retire();
-    }
-
-    pub(super) fn current_manifest(&self, channel: &ChannelName) -> Option<ManifestHash> {
-        self.channels.get(channel)?.release.as_ref().map(|(release, _)| release.manifest)
     }
 
     /// Tells the brain what this node is to hold of a manifest.
@@ -458,11 +390,14 @@ impl Agent {
         }
     }
 
-    /// Whether the channel is at another manifest, and that one is whole here.
+    /// Whether this manifest is of no more need in the channel, and those that are needed are whole here.
     fn has_moved_on(&self, channel: &ChannelName, from: &ManifestHash) -> bool {
-        let Some(current) = self.current_manifest(channel) else { return false };
-        let whole = self.node.progress(&current).is_some_and(|p| p.chunks_have >= p.chunks_wanted);
-        current != *from && whole && self.manifests.get(&current).is_some_and(|l| l.checked)
+        let is_whole = |manifest: &ManifestHash| {
+            let whole = self.node.progress(manifest).is_some_and(|p| p.chunks_have >= p.chunks_wanted);
+            whole && self.manifests.get(manifest).is_some_and(|l| l.checked)
+        };
+        let mut needed = self.needed(channel).peekable();
+        needed.peek().is_some() && !self.is_needed(channel, from) && needed.all(is_whole)
     }
 
     fn is_in_use(&self, hash: &ManifestHash) -> bool {
@@ -487,10 +422,11 @@ impl Agent {
             self.remove_stored(&chunk.hash);
         }
         // Chunks of releases of earlier lives, once every channel knows what it is at.
-        let settled = |c: &Channel| {
-            c.release.as_ref().is_some_and(|(r, _)| self.manifests.get(&r.manifest).is_some_and(|l| l.checked))
+        let settled = |channel: &ChannelName| {
+            let mut needed = self.needed(channel).peekable();
+            needed.peek().is_some() && needed.all(|m| self.manifests.get(m).is_some_and(|l| l.checked))
         };
-        if let Some(disk) = self.disk.as_ref().filter(|_| self.channels.values().all(settled)) {
+        if let Some(disk) = self.disk.as_ref().filter(|_| self.channels.keys().all(settled)) {
             for (hash, _) in disk.hashes_with_len().into_iter().filter(|(h, _)| !named(h)) {
                 disk.remove(&hash);
             }

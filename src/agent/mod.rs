@@ -5,17 +5,21 @@
 //! anything else, and drains the brain's outputs. What takes long (hashing, copying, disks) is
 //! a job on another thread that ends in an event.
 
+mod channels;
 mod endpoints;
 mod engines;
 mod grants;
+pub(crate) mod history;
 mod jobs;
 mod landing;
 mod library;
 mod node_view;
+mod operator;
 mod pieces;
 mod recording;
 mod regions;
-mod releasing;
+pub(crate) mod releasing;
+mod rollouts;
 mod telling;
 mod transports;
 mod updates;
@@ -24,12 +28,13 @@ pub(crate) mod view;
 use crate::state::StateDir;
 use anyhow::{Context, Result};
 use aquifer_core::{
-    ChannelName, ChunkHash, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, PublisherSecret, Time,
+    ChannelName, ChunkHash, ManifestHash, NodeId, NodeSecret, PeerMessage, Policy, PublisherKey, PublisherSecret, Time,
 };
 use aquifer_cuda::DeviceUuid;
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
+use aquifer_proto::rollout::Override;
 use aquifer_proto::{Config, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
 use aquifer_transport::{Completion, Encryption};
 use engines::EngineConn;
@@ -84,6 +89,8 @@ pub(crate) struct AgentConfig {
     pub(crate) data_encryption: Encryption,
     pub(crate) labels: Vec<(String, String)>,
     pub(crate) channels: Vec<(ChannelName, Vec<PublisherKey>)>,
+    /// Channels of which this node stays with one manifest, whatever is released.
+    pub(crate) overrides: Vec<(ChannelName, Override)>,
     pub(crate) hold: Hold,
     /// Whether updates of GPU memory wait on the GPU, where there is room.
     pub(crate) shadow: bool,
@@ -111,6 +118,8 @@ pub(crate) struct Publish {
     pub(crate) channel: ChannelName,
     pub(crate) secret: PublisherSecret,
     pub(crate) note: String,
+    /// Without its roster.
+    pub(crate) policy: Policy,
     pub(crate) source: Arc<Published>,
 }
 
@@ -200,7 +209,7 @@ struct Agent {
     tree_jobs: usize,
     pull: Option<Pull>,
     publication: Option<Publication>,
-    channels: BTreeMap<ChannelName, library::Channel>,
+    channels: BTreeMap<ChannelName, channels::Channel>,
     manifests: BTreeMap<ManifestHash, Loaded>,
     reads: BTreeMap<OpId, Read>,
     /// Chunks that `reads` are after: each is fetched once, also where releases share it.
@@ -275,7 +284,11 @@ impl Agent {
         jobs: mpsc::UnboundedSender<Event>,
         view: watch::Sender<View>,
     ) -> Result<Self> {
-        let accepted = config.state.as_ref().map(StateDir::releases).unwrap_or_default();
+        let state = config.state.as_ref();
+        let accepted = state.map(StateDir::releases).unwrap_or_default();
+        let said = state.map(StateDir::statements).unwrap_or_default();
+        let stand = |channel: &ChannelName| Some((channel.clone(), state?.stand(channel)?));
+        let stands = config.channels.iter().filter_map(|(channel, _)| stand(channel)).collect();
         let seed = u64::from_le_bytes(crate::keys::random_bytes()?[..8].try_into()?);
         if let Some(publish) = &config.publish {
             let key = publish.secret.public();
@@ -298,13 +311,16 @@ impl Agent {
                 labels: config.labels,
                 channels: config.channels.clone(),
                 accepted,
+                said,
+                stands,
+                overrides: config.overrides,
                 leased_bytes_max: config.upload_bytes,
                 upload_bytes_per_s: config.upload_bytes_per_s,
                 seed,
             },
             Time::ZERO,
         );
-        let channels = config.channels.iter().map(|(c, _)| (c.clone(), library::Channel::default())).collect();
+        let channels = config.channels.iter().map(|(c, _)| (c.clone(), channels::Channel::default())).collect();
         let publication = config.publish.map(|p| Publication::new(p, config.peers.is_empty() && !config.mdns));
         Ok(Agent {
             node,
@@ -376,7 +392,7 @@ impl Agent {
         }
         drop(received);
         // Whoever watches sees how it ended, not how it was at the last tick.
-        self.renew_view();
+        self.show();
         self.leave().await;
         if let Some(socket) = &self.socket {
             // The server removes it when its task ends, but the process may be faster. Until then its
@@ -396,9 +412,7 @@ impl Agent {
                 let now = self.now();
                 self.node.handle_timeout(now);
             }
-            Event::View => {
-                self.renew_view();
-            }
+            Event::View => self.renew_view()?,
             Event::Stop => self.ended = Some(Ended::Stopped),
         }
         Ok(())
@@ -421,8 +435,13 @@ impl Agent {
 
     /// Carries out what the brain decided. Outputs may cause inputs, which cause outputs.
     fn drain(&mut self) -> Result<()> {
-        while let Some(output) = self.node.poll_output() {
-            self.carry_out(output)?;
+        loop {
+            while let Some(output) = self.node.poll_output() {
+                self.carry_out(output)?;
+            }
+            if !self.say_what_is_decided() {
+                break;
+            }
         }
         self.start_jobs();
         if self.next_tree.is_some() && self.tree.is_some() {
@@ -444,7 +463,10 @@ impl Agent {
             }
             Output::Read { op, peer, manifest, lease, chunk } => self.start_read(op, peer, manifest, lease, chunk),
             Output::CancelRead { op } => self.cancel_read(op),
-            Output::ReleaseAccepted { signed, release } => self.on_release(signed, *release)?,
+            Output::ReleaseAccepted { signed, release } => self.on_release(&signed, &release)?,
+            Output::StatementAccepted { signed } => self.on_statement(&signed)?,
+            Output::Stand { channel, stand } => self.on_stand(&channel, &stand)?,
+            Output::Order { engine, order, .. } => self.on_order(ConnId(engine), order),
             Output::ManifestFetched { manifest, bytes } => self.on_manifest_fetched(manifest, bytes)?,
             Output::ManifestAsked { to, manifest, offset } => self.send_manifest(to, manifest, offset),
             Output::Hydrated { manifest } => self.on_hydrated(manifest),

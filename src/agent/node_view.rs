@@ -1,15 +1,17 @@
 //! Making the view, and what is due whenever it is renewed.
 
-use super::view::{ChannelView, EngineView, PeerView, Rejected, View};
-use super::{Agent, PullWhat, library};
-use aquifer_core::{ChannelName, ManifestHash, NodeId};
+use super::view::{ChannelView, EngineView, PeerView, Rejected, RolloutView, View};
+use super::{Agent, PullWhat, channels};
+use anyhow::Result;
+use aquifer_core::{ChannelName, ManifestHash, NodeId, Report};
 
 impl Agent {
-    pub(super) fn renew_view(&mut self) {
-        self.publish_when_ready();
+    pub(super) fn renew_view(&mut self) -> Result<()> {
+        self.publish_when_ready()?;
         self.check_published_files();
         self.report_progress();
         self.show();
+        Ok(())
     }
 
     /// The view as of now, for whoever looks.
@@ -32,6 +34,7 @@ impl Agent {
             data_encryption: self.data_encryption.to_string(),
             channels: self.channel_views(),
             engines: self.sessions.values().filter(|c| c.channel.is_some()).map(|c| self.engine_view(c)).collect(),
+            publication: self.publication_view(),
             peers: self.peer_views(),
             traffic: self.traffic,
             transports: self.transports.views(),
@@ -57,14 +60,18 @@ impl Agent {
         views
     }
 
-    fn channel_view(&self, name: &ChannelName, channel: &library::Channel) -> ChannelView {
+    fn channel_view(&self, name: &ChannelName, channel: &channels::Channel) -> ChannelView {
         let mut view = ChannelView {
             channel: name.to_string(),
             state: "waiting".into(),
             problem: channel.problem.clone(),
             ..ChannelView::default()
         };
+        let report = self.node.rollout(name).and_then(|rollout| rollout.report());
+        view.rollout = report.map(|report| rollout_view(name, report));
         let Some((release, publisher)) = &channel.release else { return view };
+        view.policy = super::history::in_words(&release.policy);
+        view.word = self.node.statement(name, &release.id()).map(|s| super::history::word(s.word).to_string());
         view.seq = release.seq;
         view.manifest = release.manifest.to_string();
         view.publisher = publisher.to_string();
@@ -121,6 +128,11 @@ impl Agent {
                 connected: self.node.is_connected(&status.node),
                 labels: status.labels.clone(),
                 channels: channels.map(|c| (c.channel.to_string(), c.seq, c.chunks_have, c.chunks_wanted)).collect(),
+                rollouts: status
+                    .channels
+                    .iter()
+                    .filter_map(|c| Some(rollout_view(&c.channel, c.report.as_ref()?)))
+                    .collect(),
                 engines: status.engines,
                 engines_ready: status.engines_ready,
                 avoided,
@@ -131,5 +143,19 @@ impl Agent {
             }
         };
         self.node.members().map(of).collect()
+    }
+}
+
+fn rollout_view(channel: &ChannelName, report: &Report) -> RolloutView {
+    RolloutView {
+        channel: channel.to_string(),
+        seq: report.wanted.seq,
+        wanted: report.wanted.manifest.to_string(),
+        due: report.due().map(|due| due.manifest.to_string()).unwrap_or_default(),
+        served: report.served.map(|served| served.to_string()).unwrap_or_default(),
+        step: report.step.to_string(),
+        phase: report.phase.to_string(),
+        ready: report.ready,
+        reason: report.reason.clone(),
     }
 }

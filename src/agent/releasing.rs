@@ -1,10 +1,16 @@
 //! The publisher's part: numbering and signing a release once the mesh has been heard.
 
+use super::view::PublicationView;
 use super::{Agent, Publish};
 use crate::state::unix_ms;
-use aquifer_core::{ChannelName, Policy, PublisherSecret, Release, SignedRelease};
+use anyhow::{Result, bail};
+use aquifer_core::limits::{RELEASE_NOTE_BYTES_MAX, ROSTER_MAX};
+use aquifer_core::{
+    ChannelName, How, Policy, PublisherSecret, Release, ReleaseId, SignedRelease, SignedStatement, Statement, Word,
+};
 use aquifer_memory::Published;
 use aquifer_proto::Input;
+use aquifer_proto::rollout::Verdict;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +26,8 @@ pub(super) struct Publication {
     pub(super) channel: ChannelName,
     secret: PublisherSecret,
     note: String,
+    /// Without its roster, which is that of the moment of release.
+    policy: Policy,
     pub(super) source: Arc<Published>,
     /// A peer has told what it knows.
     pub(super) heard_the_mesh: bool,
@@ -37,6 +45,7 @@ impl Publication {
             channel: publish.channel,
             secret: publish.secret,
             note: publish.note,
+            policy: publish.policy,
             source: publish.source,
             heard_the_mesh: false,
             alone,
@@ -49,36 +58,92 @@ impl Publication {
 
 impl Agent {
     /// Makes the release as soon as its number is certain to be the next.
-    pub(super) fn publish_when_ready(&mut self) {
-        let Some(publication) = &mut self.publication else { return };
+    pub(super) fn publish_when_ready(&mut self) -> Result<()> {
+        let Some(publication) = &mut self.publication else { return Ok(()) };
         if publication.released.is_some() {
-            return;
+            return Ok(());
         }
         let newest = self.node.newest_release(&publication.channel);
         // Somebody may know of a release that has not reached us.
         let claimed = self.node.highest_seq_claimed(&publication.channel);
         let all_heard = publication.heard_the_mesh && claimed.is_none_or(|c| newest.is_some_and(|n| n.seq >= c));
         if !publication.alone && !all_heard && publication.since.elapsed() < HEAR_TIME {
-            return;
+            return Ok(());
         }
         if let Some(newest) = newest.filter(|r| r.manifest == publication.source.hash) {
             tracing::info!("{} is at this manifest already; serving it", publication.channel);
             publication.released = Some(newest.clone());
-            return;
+            return Ok(());
         }
+        let policy = with_roster(&self.node, &publication.channel, publication.policy.clone())?;
         let release = Release {
             channel: publication.channel.clone(),
             seq: newest.map_or(1, |r| r.seq.saturating_add(1)),
             manifest: publication.source.hash,
             manifest_bytes: publication.source.manifest_bytes.len() as u64,
             rolls_back_to: None,
-            policy: Policy::default(),
+            policy,
             created_unix_ms: unix_ms(),
             note: publication.note.clone(),
         };
         publication.released = Some(release.clone());
         let release = SignedRelease::sign(&release, &publication.secret);
         self.input(Input::Publish { release });
+        Ok(())
+    }
+
+    /// A synchronous release waits for its publisher's word. Returns whether one was said.
+    pub(super) fn say_what_is_decided(&mut self) -> bool {
+        match self.decided() {
+            Some(statement) => self.input(Input::Say { statement }),
+            None => return false,
+        }
+        true
+    }
+
+    fn decided(&self) -> Option<SignedStatement> {
+        let publication = self.publication.as_ref()?;
+        let release = publication.released.as_ref().filter(|r| r.policy.is_synchronous())?;
+        let (channel, id) = (release.channel.clone(), release.id());
+        if self.node.rollout(&channel)?.wanted().map(Release::id) != Some(id) {
+            return None; // Another one has taken its place.
+        }
+        let (word, reason) = match self.node.verdict(&channel, self.now())? {
+            Verdict::Commit => (Word::Commit, String::new()),
+            Verdict::Abort(reason) => (Word::Abort, reason),
+            Verdict::Wait { .. } => return None,
+        };
+        Some(SignedStatement::sign(&statement(channel, id, word, reason), &publication.secret))
+    }
+
+    pub(super) fn publication_view(&self) -> Option<PublicationView> {
+        let publication = self.publication.as_ref()?;
+        let release = publication.released.as_ref()?;
+        let (channel, id) = (&release.channel, release.id());
+        let said = self.node.statement(channel, &id);
+        let prepared = match self.node.verdict(channel, self.now()) {
+            Some(Verdict::Wait { prepared, required, roster, .. }) => {
+                Some((prepared as u64, required as u64, roster as u64))
+            }
+            Some(Verdict::Commit | Verdict::Abort(_)) | None => None,
+        };
+        let concerns = |r: &Release| r.policy.subset.is_everybody() || r.policy.subset == release.policy.subset;
+        let later = self.node.releases(channel).map(|(_, r)| r).find(|r| r.id() > id && concerns(r));
+        let whole = |member: &&aquifer_proto::Member| {
+            let of = |c: &&aquifer_core::ChannelStatus| c.channel == *channel && c.manifest == id.manifest;
+            member.status.channels.iter().find(of).is_some_and(aquifer_core::ChannelStatus::is_hydrated)
+        };
+        Some(PublicationView {
+            channel: channel.to_string(),
+            seq: id.seq,
+            manifest: id.manifest.to_string(),
+            publisher: publication.secret.public().to_string(),
+            word: said.map(|s| super::history::word(s.word).to_string()),
+            reason: said.map(|s| s.reason.clone()).unwrap_or_default(),
+            prepared,
+            superseded_by: later.map(|r| (r.seq, r.manifest.to_string())),
+            holders: self.node.members().filter(whole).count() as u64,
+        })
     }
 
     /// A release that was made before ours, and reached us after it, had a number we did not know
@@ -105,4 +170,24 @@ impl Agent {
             self.published_files_changed(manifest, &changed.join("; "));
         }
     }
+}
+
+/// The policy with the nodes that are there, where it goes by them.
+pub(super) fn with_roster(node: &aquifer_proto::Node, channel: &ChannelName, policy: Policy) -> Result<Policy> {
+    match policy.how {
+        How::AtOnce | How::Manual => Ok(policy),
+        How::Synchronous { .. } | How::Rolling { .. } => match node.with_roster(channel, policy) {
+            Some(policy) => Ok(policy),
+            None => bail!(
+                "more than {ROSTER_MAX} nodes with engines would take part, and a release cannot name more: roll it \
+                 out to parts of them with --subset, or with --policy at-once"
+            ),
+        },
+    }
+}
+
+pub(crate) fn statement(channel: ChannelName, release: ReleaseId, word: Word, mut reason: String) -> Statement {
+    let end = (0..=RELEASE_NOTE_BYTES_MAX.min(reason.len())).rev().find(|at| reason.is_char_boundary(*at));
+    reason.truncate(end.unwrap_or(0));
+    Statement { channel, release, word, reason, created_unix_ms: unix_ms() }
 }

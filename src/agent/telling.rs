@@ -18,11 +18,12 @@ impl Agent {
         };
         let name = self.sessions.get(&conn).map(|c| c.name.clone()).unwrap_or_default();
         // The newest release may be ahead of the one the engine takes.
-        let told = self.channels.get(channel).and_then(|c| c.history.iter().rev().find(|(r, _)| r.manifest == about));
+        let known: Vec<_> = self.node.releases(channel).collect();
+        let told = known.iter().rev().find(|(_, release)| release.manifest == about);
         // One so old that it is not remembered is told under the newest's number: the engine must
         // hear of it all the same.
-        let newest = || self.channels.get(channel).and_then(|c| c.release.as_ref());
-        let Some((mut release, publisher)) = told.or_else(newest).cloned() else { return };
+        let Some((signed, release)) = told.or_else(|| known.last()) else { return };
+        let (mut release, publisher) = ((*release).clone(), signed.publisher);
         release.manifest = about;
         let release = ReleaseInfo::new(&release, publisher);
         let news = match tell {

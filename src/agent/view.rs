@@ -15,6 +15,9 @@ pub(crate) struct View {
     pub(crate) data_encryption: String,
     pub(crate) channels: Vec<ChannelView>,
     pub(crate) engines: Vec<EngineView>,
+    /// What this node publishes.
+    #[serde(default)]
+    pub(crate) publication: Option<PublicationView>,
     pub(crate) peers: Vec<PeerView>,
     pub(crate) traffic: Traffic,
     /// By name: `shm` and `rdma`, where they are on, and `tcp`.
@@ -51,6 +54,51 @@ pub(crate) struct ChannelView {
     pub(crate) state: String,
     /// Why it does not get on, if there is a reason a person can mend.
     pub(crate) problem: Option<String>,
+    /// How this node's engines are with the release's rollout; None if it has none.
+    #[serde(default)]
+    pub(crate) rollout: Option<RolloutView>,
+    /// How the release is rolled out, in words; and `commit` or `abort` once that was said.
+    #[serde(default)]
+    pub(crate) policy: String,
+    #[serde(default)]
+    pub(crate) word: Option<String>,
+}
+
+/// Where a node stands on its way to a release.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RolloutView {
+    pub(crate) channel: String,
+    /// The release that is for it, and the manifest that its engines are to serve now; empty: nothing yet.
+    pub(crate) seq: u64,
+    pub(crate) wanted: String,
+    pub(crate) due: String,
+    /// What all of its engines answer from; empty if they differ, or one does not answer.
+    pub(crate) served: String,
+    /// `waiting`, `going`, `done`, `going back` or `halted`.
+    pub(crate) step: String,
+    /// `heard`, `planned`, `fetched`, `verified`, `staged`, `paused`, `checked`, `ready`, `failed` or `rolled back`.
+    pub(crate) phase: String,
+    pub(crate) ready: bool,
+    /// What it waits for, or what went wrong.
+    pub(crate) reason: String,
+}
+
+/// The release that this node makes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct PublicationView {
+    pub(crate) channel: String,
+    pub(crate) seq: u64,
+    pub(crate) manifest: String,
+    pub(crate) publisher: String,
+    /// `commit` or `abort`, if it waits for a word and that was said; and why.
+    pub(crate) word: Option<String>,
+    pub(crate) reason: String,
+    /// How many nodes were prepared last, how many have to be, and how many it names.
+    pub(crate) prepared: Option<(u64, u64, u64)>,
+    /// A later release for the same nodes: its number and manifest.
+    pub(crate) superseded_by: Option<(u64, String)>,
+    /// Other nodes that hold all of it that they want.
+    pub(crate) holders: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -75,6 +123,9 @@ pub(crate) struct PeerView {
     pub(crate) labels: Vec<(String, String)>,
     /// `(channel, sequence number, chunks it has, chunks it wants)`.
     pub(crate) channels: Vec<(String, u64, u32, u32)>,
+    /// Of the channels that its engines follow.
+    #[serde(default)]
+    pub(crate) rollouts: Vec<RolloutView>,
     pub(crate) engines: u32,
     pub(crate) engines_ready: u32,
     /// Not asked for chunks now, because of how earlier reads went.

@@ -9,6 +9,8 @@ mod keygen;
 mod manifest;
 mod publish;
 mod pull;
+mod release;
+mod releases;
 mod status;
 mod tethered;
 
@@ -19,6 +21,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Not done in the time given.
 pub(crate) const EXIT_TIMEOUT: u8 = 3;
+/// A release was given up, because too few nodes could take it.
+pub(crate) const EXIT_GIVEN_UP: u8 = 5;
 /// What was compared or verified differs.
 pub(crate) const EXIT_DIFFERENT: u8 = 4;
 
@@ -28,6 +32,9 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Agent { node, agent } => agent::run(config, node, agent).await,
         Command::Publish(args) => publish::run(config, args).await,
         Command::Pull(args) => pull::run(config, args).await,
+        Command::Release { command } => release::run(config, command).await,
+        Command::Rollback(args) => release::roll_back(config, args).await,
+        Command::Releases { channel, socket, json } => releases::run(config, &channel, socket, json).await,
         Command::Status { socket, watch, json } => status::run(config, socket, watch, json).await,
         Command::Manifest { command } => manifest::run(command),
         Command::Keygen { command } => keygen::run(command),

@@ -1,12 +1,12 @@
 //! `aquifer publish`: hash a checkpoint, announce it, and go on serving it.
 
 use super::{StopSignal, agent::ended};
-use crate::agent::view::View;
+use crate::agent::view::{PublicationView, View};
 use crate::agent::{self, Publish as Publication};
 use crate::cli::Publish;
 use crate::errors::reasons;
 use crate::options;
-use crate::output::{print_json, print_line};
+use crate::output::{plain, print_json, print_line};
 use crate::progress::Progress;
 use crate::{keys, units};
 use anyhow::{Context, Result, bail};
@@ -25,6 +25,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
     if args.note.len() > RELEASE_NOTE_BYTES_MAX {
         bail!("--note has {} bytes; it may have {RELEASE_NOTE_BYTES_MAX}", args.note.len());
     }
+    let policy = args.rollout.policy()?;
     let secret = keys::read_publisher_secret(&args.publisher_key)?;
     let mut config = node.config(std::slice::from_ref(&channel), (0, 0, 0))?;
     let source = hash(&args)?;
@@ -45,8 +46,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
         source.layout.len()
     );
     say(args.json, &summary, &text);
-    let manifest = source.hash.to_string();
-    config.publish = Some(Publication { channel, secret, note: args.note.clone(), source });
+    config.publish = Some(Publication { channel, secret, note: args.note.clone(), policy, source });
     let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
     let mut view = running.view.clone();
@@ -67,8 +67,8 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
                     continue;
                 }
                 let now = view.borrow_and_update().clone();
-                told.tell(&args, &manifest, &now);
-                if args.until_held_by.is_some_and(|n| told.holders >= n) {
+                told.tell(&args, &now);
+                if args.until_held_by.is_some_and(|n| told.holders >= n as u64) {
                     running.stop().await?;
                     return Ok(ExitCode::SUCCESS);
                 }
@@ -101,40 +101,56 @@ fn say(json: bool, event: &Value, text: &str) {
 #[derive(Debug, Default)]
 struct Told {
     released: bool,
+    word: bool,
+    prepared: u64,
     superseded: bool,
-    holders: usize,
+    holders: u64,
 }
 
 impl Told {
-    fn tell(&mut self, args: &Publish, manifest: &str, view: &View) {
-        let Some(channel) = view.channel(&args.channel).filter(|c| c.seq > 0) else { return };
-        if !self.released && channel.manifest == manifest {
+    fn tell(&mut self, args: &Publish, view: &View) {
+        let Some(of) = &view.publication else { return };
+        if !self.released {
             self.released = true;
             let event = json!({
-                "event": "published", "channel": args.channel, "seq": channel.seq, "manifest": manifest,
-                "publisher": channel.publisher, "addresses": view.addresses,
+                "event": "published", "channel": of.channel, "seq": of.seq, "manifest": of.manifest,
+                "publisher": of.publisher, "addresses": view.addresses,
             });
             let text = format!(
                 "{} is at release {}, signed by {}\nserving it; Ctrl-C to stop",
-                args.channel, channel.seq, channel.publisher
+                of.channel, of.seq, of.publisher
             );
             say(args.json, &event, &text);
         }
-        if self.released && !self.superseded && channel.manifest != manifest {
+        self.tell_of_rollout(args, of);
+        if let Some((seq, manifest)) = of.superseded_by.as_ref().filter(|_| !self.superseded) {
             self.superseded = true;
-            let event = json!({"event": "superseded", "seq": channel.seq, "manifest": channel.manifest});
-            let text = format!("{} has moved on to release {}; this one is still served", args.channel, channel.seq);
+            let event = json!({"event": "superseded", "seq": seq, "manifest": manifest});
+            let text = format!("{} has moved on to release {seq}; this one is still served", of.channel);
             say(args.json, &event, &text);
         }
-        let whole = |(name, seq, have, wanted): &(String, u64, u32, u32)| {
-            *name == args.channel && *seq == channel.seq && *wanted > 0 && have >= wanted
-        };
-        let holders = view.peers.iter().filter(|p| p.channels.iter().any(whole)).count();
-        if holders != self.holders && !self.superseded {
-            self.holders = holders;
+        if of.holders != self.holders && !self.superseded {
+            self.holders = of.holders;
             let sent = view.traffic.bytes_out;
-            let event = json!({"event": "held", "nodes": holders, "bytes_out": sent});
-            say(args.json, &event, &format!("held by {holders} other nodes; {} sent from here", units::bytes(sent)));
+            let event = json!({"event": "held", "nodes": of.holders, "bytes_out": sent});
+            let text = format!("held by {} other nodes; {} sent from here", of.holders, units::bytes(sent));
+            say(args.json, &event, &text);
+        }
+    }
+
+    fn tell_of_rollout(&mut self, args: &Publish, of: &PublicationView) {
+        if let Some((prepared, required, nodes)) = of.prepared.filter(|(n, ..)| *n != self.prepared) {
+            self.prepared = prepared;
+            let event = json!({"event": "prepared", "nodes": prepared, "required": required, "roster": nodes});
+            say(args.json, &event, &format!("prepared: {prepared} of {nodes} nodes; {required} have to be"));
+        }
+        if let Some(word) = of.word.as_ref().filter(|_| !self.word) {
+            self.word = true;
+            let text = match word.as_str() {
+                "commit" => format!("release {} is committed", of.seq),
+                _ => format!("release {} is given up: {}", of.seq, plain(&of.reason)),
+            };
+            say(args.json, &json!({"event": "said", "word": word, "reason": of.reason}), &text);
         }
     }
 }

@@ -1,10 +1,10 @@
 //! `aquifer status`: this machine's agent, for people and programs.
 
 mod picture;
+mod rollout;
 
 use super::StopSignal;
 use crate::agent::view::View;
-use crate::options::{self, AgentOptions, NodeOptions};
 use crate::output::{Reader, plain, print_json, print_line, tell};
 use anyhow::{Context, Result};
 use aquifer_engine::ClientError;
@@ -17,9 +17,7 @@ use std::time::{Duration, Instant};
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(config: Option<&Path>, socket: Option<PathBuf>, watch: bool, json: bool) -> Result<ExitCode> {
-    let given = AgentOptions { socket, ..AgentOptions::default() };
-    let (_, options) = options::of_agent(config, NodeOptions::default(), given)?;
-    let socket = options.socket.unwrap_or_else(options::default_socket);
+    let socket = super::release::socket(config, socket)?;
     if watch {
         let (mut stop, mut watch) = (StopSignal::new()?, Watch::new(json));
         tokio::select! {

@@ -27,6 +27,8 @@ pub enum Kind {
     SignedStatement = 9,
     /// Where a node stands in a rollout, on its own disk.
     Stand = 10,
+    /// A rollout's policy, on its way between an operator's program and an agent.
+    Policy = 11,
     /// The beginning of a node's recording, and each frame after it.
     Recording = 16,
     RecordingFrame = 17,
@@ -40,14 +42,13 @@ impl Kind {
             Kind::Manifest => 2,
             // 2: the rollout's policy, and to which release one goes back.
             Kind::Release => 2,
+            // 2: reports of rollouts, and what is said of releases.
+            Kind::Status | Kind::SignedStatus | Kind::Gossip | Kind::Peer => 2,
             Kind::SignedRelease
             | Kind::Statement
             | Kind::SignedStatement
             | Kind::Stand
-            | Kind::Status
-            | Kind::SignedStatus
-            | Kind::Gossip
-            | Kind::Peer
+            | Kind::Policy
             | Kind::Recording
             | Kind::RecordingFrame => 1,
         }

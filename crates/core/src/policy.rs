@@ -1,8 +1,9 @@
 //! The policy of a rollout: which nodes take a release, and in which order they switch. It is part
 //! of the signed release, so that all nodes decide by the same words.
 
+use crate::codec::{self, CodecError, Kind};
 use crate::id::NodeId;
-use crate::limits::{ROSTER_MAX, SELECTOR_LABELS_MAX, STATUS_LABEL_BYTES_MAX};
+use crate::limits::{RELEASE_BYTES_MAX, ROSTER_MAX, SELECTOR_LABELS_MAX, STATUS_LABEL_BYTES_MAX};
 use bincode::{Decode, Encode};
 use std::fmt;
 use std::str::FromStr;
@@ -90,6 +91,8 @@ pub enum Unavailable {
 
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum PolicyError {
+    #[error(transparent)]
+    Codec(#[from] CodecError),
     #[error("policy: {count} {what}, allowed are {limit}")]
     TooMany { what: &'static str, count: usize, limit: usize },
     #[error("policy: the roster is not sorted by node, or names one twice")]
@@ -126,8 +129,18 @@ impl Selector {
 }
 
 impl Policy {
-    /// What decoding cannot see.
-    pub(crate) fn check(&self) -> Result<(), PolicyError> {
+    pub fn encode(&self) -> Vec<u8> {
+        codec::encode(Kind::Policy, self)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, PolicyError> {
+        let policy: Policy = codec::decode::<_, RELEASE_BYTES_MAX>(Kind::Policy, bytes)?;
+        policy.check()?;
+        Ok(policy)
+    }
+
+    /// What cannot be meant: numbers of none, a roster out of order, more than there may be.
+    pub fn check(&self) -> Result<(), PolicyError> {
         self.subset.check()?;
         self.how.check()?;
         at_most("nodes of the roster", self.roster.len(), ROSTER_MAX)?;

@@ -37,6 +37,32 @@ pub struct ReleaseId {
 }
 
 impl Release {
+    /// What is signed, for whoever is to sign it elsewhere.
+    pub fn encode(&self) -> Vec<u8> {
+        codec::encode(Kind::Release, self)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, ReleaseError> {
+        let release: Release = codec::decode::<_, RELEASE_BYTES_MAX>(Kind::Release, bytes)?;
+        release.check()?;
+        Ok(release)
+    }
+
+    /// What decoding cannot see.
+    fn check(&self) -> Result<(), ReleaseError> {
+        if self.manifest_bytes > MANIFEST_BYTES_MAX as u64 {
+            return Err(ReleaseError::ManifestBytes(self.manifest_bytes));
+        }
+        if self.note.len() > RELEASE_NOTE_BYTES_MAX {
+            return Err(ReleaseError::Note(self.note.len()));
+        }
+        if let Some(to) = self.rolls_back_to.filter(|to| *to >= self.seq) {
+            return Err(ReleaseError::RollsForward { seq: self.seq, to });
+        }
+        self.policy.check()?;
+        Ok(())
+    }
+
     pub fn id(&self) -> ReleaseId {
         ReleaseId { seq: self.seq, manifest: self.manifest }
     }
@@ -69,7 +95,7 @@ pub enum ReleaseError {
 
 impl SignedRelease {
     pub fn sign(release: &Release, secret: &PublisherSecret) -> Self {
-        let body = codec::encode(Kind::Release, release);
+        let body = release.encode();
         let signature = secret.sign(CONTEXT, &body);
         SignedRelease { publisher: secret.public(), body, signature, checked: Checked::default() }
     }
@@ -78,18 +104,7 @@ impl SignedRelease {
     /// the channel is the node's own business.
     pub fn open(&self) -> Result<Release, ReleaseError> {
         self.checked.once(|| self.publisher.verify(CONTEXT, &self.body, &self.signature))?;
-        let release: Release = codec::decode::<_, RELEASE_BYTES_MAX>(Kind::Release, &self.body)?;
-        if release.manifest_bytes > MANIFEST_BYTES_MAX as u64 {
-            return Err(ReleaseError::ManifestBytes(release.manifest_bytes));
-        }
-        if release.note.len() > RELEASE_NOTE_BYTES_MAX {
-            return Err(ReleaseError::Note(release.note.len()));
-        }
-        if let Some(to) = release.rolls_back_to.filter(|to| *to >= release.seq) {
-            return Err(ReleaseError::RollsForward { seq: release.seq, to });
-        }
-        release.policy.check()?;
-        Ok(release)
+        Release::decode(&self.body)
     }
 
     pub fn encode(&self) -> Vec<u8> {

@@ -89,6 +89,18 @@ impl Step {
     }
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Step::Waiting => "waiting",
+            Step::Going => "going",
+            Step::Done => "done",
+            Step::GoingBack => "going back",
+            Step::Halted => "halted",
+        })
+    }
+}
+
 impl Phase {
     pub fn is_prepared(self) -> bool {
         (Phase::Staged..=Phase::Ready).contains(&self)

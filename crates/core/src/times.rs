@@ -101,10 +101,15 @@ impl<C> Decode<C> for Times {
 impl_borrow_decode!(Times);
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::codec::{self, Kind};
     use proptest::prelude::*;
+
+    /// As long as they get.
+    pub(crate) fn full() -> Times {
+        Times([Some(u32::MAX); PHASES.len()])
+    }
 
     const BYTES_MAX: usize = 6 + 42;
 

@@ -356,10 +356,15 @@ pub fn layout_for(tensors: &[TensorInfo], region: u32) -> Result<(u64, Vec<Bindi
 
 /// The state of the node whose agent listens on `path`.
 pub fn request_status(path: &Path) -> Result<Value, ClientError> {
+    request(path, &Request::Status)
+}
+
+/// Asks the agent that listens on `path` one thing that needs no `hello`.
+pub fn request<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T, ClientError> {
     let mut link = Link::open(path)?;
     link.wait_at_most(STATUS_WAIT)?;
-    let answer = link.call(&Request::Status, None)?;
-    parse("status", &answer)
+    let answer = link.call(request, None)?;
+    parse("the agent's answer", &answer)
 }
 
 /// Ends an [`EngineClient`]'s waiting from another thread, for good.

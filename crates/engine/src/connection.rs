@@ -121,7 +121,12 @@ fn admit(
         }
         Request::Hello(_) if *greeted => return Err(ErrorReply::new(code::HELLO, "'hello' was said already")),
         Request::Hello(_) => *greeted = true,
-        Request::Status | Request::Drain => {}
+        Request::Status
+        | Request::Drain
+        | Request::Releases(_)
+        | Request::Draft(_)
+        | Request::Announce(_)
+        | Request::Word(_) => {}
         Request::Manifest { .. }
         | Request::Region(_)
         | Request::Bind { .. }

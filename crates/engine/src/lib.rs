@@ -10,12 +10,13 @@ pub mod client;
 mod connection;
 mod frame;
 pub mod limits;
+pub mod operator;
 mod outbox;
 pub mod protocol;
 pub mod server;
 pub mod table;
 
-pub use client::{ClientError, EngineClient, Stopper, Switch, layout_for, request_status};
+pub use client::{ClientError, EngineClient, Stopper, Switch, layout_for, request, request_status};
 pub use frame::FrameError;
 pub use protocol::{
     BindingSpec, ErrorReply, Event, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress, Refusal, RegionSpec,

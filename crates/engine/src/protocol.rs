@@ -9,6 +9,7 @@
 //! skipped; nothing that is sent is ever executed.
 
 use crate::frame::{self, FrameError};
+use crate::operator;
 use aquifer_core::{Binding, ChannelName, Dtype, ManifestHash, NodeId, PublisherKey, Release};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -60,6 +61,10 @@ pub enum Request {
     Status,
     /// Hand off and leave. Needs no `hello`.
     Drain,
+    Releases(operator::Releases),
+    Draft(operator::Draft),
+    Announce(operator::Announce),
+    Word(operator::Word),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -399,6 +404,10 @@ impl Request {
             "refused" => Request::Refused(fields(op, content)?),
             "status" => Request::Status,
             "drain" => Request::Drain,
+            "releases" => Request::Releases(fields(op, content)?),
+            "draft" => Request::Draft(fields(op, content)?),
+            "announce" => Request::Announce(fields(op, content)?),
+            "word" => Request::Word(fields(op, content)?),
             _ => {
                 let op: String = op.chars().take(64).collect();
                 let message = format!("'{op}' is not a request this agent knows; is the engine's library newer?");
@@ -460,14 +469,14 @@ impl FromAgent {
 }
 
 /// Hashes, keys and names as the text they print as.
-mod text {
+pub(crate) mod text {
     use super::*;
 
-    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(value)
     }
 
-    pub(super) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
+    pub(crate) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
         Cow::<'de, str>::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }
@@ -475,14 +484,14 @@ mod text {
 mod text_or_null {
     use super::*;
 
-    pub(super) fn serialize<T: Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<T: Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => serializer.collect_str(value),
             None => serializer.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
         d: D,
     ) -> Result<Option<T>, D::Error> {
         let text = Option::<Cow<'de, str>>::deserialize(d)?;

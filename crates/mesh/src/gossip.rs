@@ -118,7 +118,7 @@ fn topic(name: &str) -> gossipsub::IdentTopic {
 fn topic_of(message: &GossipMessage) -> TopicHash {
     match message {
         GossipMessage::Status(_) => topic(TOPIC_STATUS).hash(),
-        GossipMessage::Release(_) => topic(TOPIC_RELEASE).hash(),
+        GossipMessage::Release(_) | GossipMessage::Statement(_) => topic(TOPIC_RELEASE).hash(),
     }
 }
 

@@ -31,14 +31,16 @@ impl Channel {
         self.known.last_key_value().map(|(_, pair)| pair)
     }
 
-    /// The oldest goes first, but for the newest of each selector: its nodes may serve it for long.
-    fn make_room(&mut self) {
+    /// The oldest goes first, but for the newest of each selector: its nodes may serve it for long. What is
+    /// `used` here stays.
+    fn make_room(&mut self, used: &[ReleaseId]) {
         while self.known.len() > RELEASES_KEPT {
             let is_followed = |id: &ReleaseId, r: &Release| {
                 self.known.iter().any(|(later, (_, l))| later > id && l.policy.subset == r.policy.subset)
             };
-            let oldest = self.known.iter().find(|(id, (_, r))| is_followed(id, r)).map(|(id, _)| *id);
-            match oldest.or_else(|| self.known.keys().next().copied()) {
+            let mut unused = self.known.iter().filter(|(id, _)| !used.contains(id));
+            let oldest = unused.clone().find(|(id, (_, r))| is_followed(id, r)).or_else(|| unused.next());
+            match oldest.map(|(id, _)| *id) {
                 Some(id) => drop(self.known.remove(&id)),
                 None => return,
             }
@@ -127,7 +129,12 @@ impl Releases {
     /// Judges a release brought by `via`. Of two with one sequence number, which only an
     /// unsettled pair of publishers makes, the greater manifest hash wins, so that all nodes
     /// settle alike whichever they hear first.
-    pub(crate) fn on_release(&mut self, via: NodeId, signed: &SignedRelease) -> Heard<Release> {
+    pub(crate) fn on_release(
+        &mut self,
+        via: NodeId,
+        signed: &SignedRelease,
+        used: impl Fn(&ChannelName) -> Vec<ReleaseId>,
+    ) -> Heard<Release> {
         let release = match signed.open() {
             Ok(release) => release,
             Err(error) => return self.reject(via, Rejection::Forged, error.to_string()),
@@ -153,7 +160,7 @@ impl Releases {
             }
         }
         channel.known.insert(id, (signed.clone(), release.clone()));
-        channel.make_room();
+        channel.make_room(&used(&release.channel));
         Heard::Accepted(Box::new(release))
     }
 
@@ -226,7 +233,7 @@ mod tests {
         let (secret, stranger) = (PublisherSecret::from_seed([1; 32]), PublisherSecret::from_seed([2; 32]));
         let mut releases = followed(&secret);
         let hear_of = |releases: &mut Releases, seq, manifest: &[u8], by: &PublisherSecret| {
-            releases.on_release(VIA, &SignedRelease::sign(&release(seq, manifest), by))
+            releases.on_release(VIA, &SignedRelease::sign(&release(seq, manifest), by), |_| Vec::new())
         };
         let mut hear = |seq, by: &PublisherSecret| hear_of(&mut releases, seq, b"m", by);
         assert!(matches!(hear(3, &stranger), Heard::Rejected { rejection: Rejection::Untrusted, first: true, .. }));
@@ -247,7 +254,8 @@ mod tests {
     fn a_few_are_remembered_and_the_newest_of_each_selector() {
         let secret = PublisherSecret::from_seed([1; 32]);
         let mut releases = followed(&secret);
-        let mut hear = |release: &Release| releases.on_release(VIA, &SignedRelease::sign(release, &secret));
+        let used = |_: &ChannelName| vec![release(3, b"m").id()];
+        let mut hear = |release: &Release| releases.on_release(VIA, &SignedRelease::sign(release, &secret), used);
         let side = Policy { subset: "ab=x".parse().unwrap(), pinned: true, ..Policy::default() };
         hear(&Release { policy: side, ..release(1, b"x") });
         let last = 3 * RELEASES_KEPT as u64;
@@ -256,7 +264,7 @@ mod tests {
         }
         assert!(matches!(hear(&release(5, b"m")), Heard::Rejected { rejection: Rejection::Older, .. }), "too old");
         let seqs: Vec<u64> = releases.of_channel(&"c".parse().unwrap()).map(|(_, r)| r.seq).collect();
-        assert_eq!((seqs.len(), seqs[0], seqs[seqs.len() - 1]), (RELEASES_KEPT, 1, last));
+        assert_eq!((seqs.len(), seqs[0], seqs[1], seqs[seqs.len() - 1]), (RELEASES_KEPT, 1, 3, last));
     }
 
     #[test]
@@ -288,7 +296,7 @@ mod tests {
         let pair = [b"a", b"b"].map(|m| SignedRelease::sign(&release(1, m), &secret));
         let settled = |order: [usize; 2]| {
             let mut releases = followed(&secret);
-            order.iter().for_each(|&i| drop(releases.on_release(VIA, &pair[i])));
+            order.iter().for_each(|&i| drop(releases.on_release(VIA, &pair[i], |_| Vec::new())));
             releases.newest(&"c".parse().unwrap()).unwrap().manifest
         };
         assert_eq!(settled([0, 1]), settled([1, 0]));

@@ -208,7 +208,7 @@ impl Voice {
 fn number(message: &GossipMessage) -> Option<u64> {
     match message {
         GossipMessage::Release(release) => release.open().ok().map(|r| r.seq),
-        GossipMessage::Status(_) => None,
+        GossipMessage::Status(_) | GossipMessage::Statement(_) => None,
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) fn of(view: &View) -> String {
         picture.gap();
         picture.channel(channel);
         view.engines.iter().filter(|e| e.channel == channel.channel).for_each(|e| picture.engine(e));
+        picture.rollout(view, channel);
     }
     let followed = |engine: &&EngineView| view.channel(&engine.channel).is_some();
     view.engines.iter().filter(|e| !followed(e)).for_each(|e| picture.engine(e));
@@ -50,17 +51,22 @@ pub(super) fn frame(text: &str, (columns, rows): (usize, usize)) -> String {
 }
 
 #[derive(Debug, Default)]
-struct Picture {
+pub(super) struct Picture {
     lines: Vec<String>,
 }
 
 impl Picture {
+    #[cfg(test)]
+    pub(super) fn text(&self) -> String {
+        self.lines.join("\n")
+    }
+
     fn gap(&mut self) {
         self.lines.push(String::new());
     }
 
     /// Fields side by side. Those that find no room go on in another line, farther in.
-    fn row(&mut self, indent: usize, fields: impl IntoIterator<Item = String>) {
+    pub(super) fn row(&mut self, indent: usize, fields: impl IntoIterator<Item = String>) {
         let mut line = " ".repeat(indent);
         let mut is_empty = true;
         for field in fields.into_iter().filter(|field| !field.is_empty()) {
@@ -184,7 +190,7 @@ fn bar(percent: u64) -> String {
 }
 
 /// `1 node`, `2 nodes`.
-fn count(n: u64, what: &str) -> String {
+pub(super) fn count(n: u64, what: &str) -> String {
     if n == 1 { format!("1 {what}") } else { format!("{n} {what}s") }
 }
 

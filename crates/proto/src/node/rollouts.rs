@@ -4,7 +4,7 @@ use super::Node;
 use crate::io::{Notice, Output, Verdict};
 use crate::limits::{REPORT_SPACING, REPORT_TURN};
 use crate::releases::{Heard, Rejection};
-use crate::rollout::{Rollout, RolloutInput, RolloutOutput, Verdict as ToSay};
+use crate::rollout::{Rollout, RolloutInput, RolloutOutput, Stand, Verdict as ToSay};
 use aquifer_core::{
     ChannelName, GossipMessage, ManifestHash, NodeId, PeerMessage, Phase, Policy, Release, ReleaseId, Report,
     SignedRelease, SignedStatement, Statement, Step, Time, Word,
@@ -79,7 +79,10 @@ impl Node {
     }
 
     fn take_in(&mut self, via: NodeId, signed: SignedRelease, new: &mut NewReleases) -> Verdict {
-        match self.releases.on_release(via, &signed) {
+        let rollouts = &self.rollouts;
+        let stand = |channel: &ChannelName| rollouts.get(channel)?.stand();
+        let used = |channel: &ChannelName| stand(channel).map(Stand::used).unwrap_or_default();
+        match self.releases.on_release(via, &signed, used) {
             Heard::Accepted(release) => {
                 new.entry(release.channel.clone()).or_default().push(*release.clone());
                 self.out.push_back(Output::ReleaseAccepted { signed, release });

@@ -26,7 +26,8 @@ impl Stand {
         self.step.due(self.wanted, self.base)
     }
 
-    pub(super) fn used(&self) -> Vec<ReleaseId> {
+    /// Releases that are not to be forgotten.
+    pub fn used(&self) -> Vec<ReleaseId> {
         self.base.into_iter().chain([self.wanted]).collect()
     }
 

@@ -1,0 +1,147 @@
+//! What an operator's program asks: to see a channel's releases, to have a release drafted, to pass on what was
+//! signed.
+
+use super::Agent;
+use super::engines::Reply;
+use super::releasing::with_roster;
+use crate::errors::reasons;
+use crate::state::unix_ms;
+use anyhow::{Context, Result, bail};
+use aquifer_core::{ChannelName, NodeId, Policy, Release, SignedRelease, SignedStatement};
+use aquifer_engine::ErrorReply;
+use aquifer_engine::operator::{Announce, Draft, Drafted, WordAnswer};
+use aquifer_engine::protocol::Request;
+use aquifer_proto::Input;
+use aquifer_proto::rollout::Verdict;
+use serde_json::{Value, json};
+
+impl Agent {
+    pub(super) fn on_operator(&mut self, request: Request) -> Reply {
+        let done = match request {
+            Request::Releases(asked) => self.followed(&asked.channel).and_then(|()| self.releases_view(&asked.channel)),
+            Request::Draft(draft) => self.draft(draft),
+            Request::Announce(announce) => self.announce(&announce),
+            Request::Word(asked) => self.followed(&asked.channel).and_then(|()| self.word(&asked.channel)),
+            Request::Hello(_)
+            | Request::Manifest { .. }
+            | Request::Region(_)
+            | Request::Bind { .. }
+            | Request::BindRow(_)
+            | Request::Hydrate
+            | Request::Paused { .. }
+            | Request::Resumed { .. }
+            | Request::Refused(_)
+            | Request::Status
+            | Request::Drain => Ok(Value::Null),
+        };
+        done.map_err(|error| ErrorReply::new("refused", reasons(&error)))
+    }
+
+    fn followed(&self, channel: &ChannelName) -> Result<()> {
+        if self.channels.contains_key(channel) {
+            return Ok(());
+        }
+        let known: Vec<&str> = self.channels.keys().map(ChannelName::as_str).collect();
+        bail!("this agent does not follow channel '{channel}' (it follows: {})", known.join(", "))
+    }
+
+    /// A release of what an earlier one had, with the next number and the nodes that are there.
+    fn draft(&self, draft: Draft) -> Result<Value> {
+        self.followed(&draft.channel)?;
+        let releases: Vec<&Release> = self.node.releases(&draft.channel).map(|(_, release)| release).collect();
+        let Some(newest) = releases.last() else { bail!("{} has no release yet", draft.channel) };
+        let newest_seq = newest.seq;
+        let back_to = match draft.to {
+            Some(seq) => releases.iter().rev().find(|r| r.seq == seq).with_context(|| {
+                let known: Vec<String> = releases.iter().map(|r| r.seq.to_string()).collect();
+                format!("release {seq} of {} is not remembered here; known are {}", draft.channel, known.join(", "))
+            })?,
+            None => before(&releases, newest).with_context(|| {
+                format!("nothing is remembered of {} before release {newest_seq}: name one with --to", draft.channel)
+            })?,
+        };
+        if back_to.seq == newest_seq {
+            bail!("{} is at release {newest_seq} already", draft.channel);
+        }
+        let policy = match &draft.policy {
+            Some(encoded) => Policy::decode(&hex::decode(encoded).context("the policy is not hexadecimal")?)?,
+            None => Policy { roster: Vec::new(), ..newest.policy.clone() },
+        };
+        let release = Release {
+            channel: draft.channel.clone(),
+            seq: newest_seq.saturating_add(1),
+            manifest: back_to.manifest,
+            manifest_bytes: back_to.manifest_bytes,
+            rolls_back_to: Some(back_to.seq),
+            policy: with_roster(&self.node, &draft.channel, policy)?,
+            created_unix_ms: unix_ms(),
+            note: draft.note,
+        };
+        Ok(serde_json::to_value(Drafted { release: hex::encode(release.encode()) })?)
+    }
+
+    fn announce(&mut self, announce: &Announce) -> Result<Value> {
+        if let Some(encoded) = &announce.release {
+            let signed = SignedRelease::decode(&hex::decode(encoded).context("the release is not hexadecimal")?)?;
+            let release = signed.open()?;
+            self.followed(&release.channel)?;
+            let key = signed.publisher;
+            self.input(Input::Publish { release: signed });
+            if !self.node.releases(&release.channel).any(|(_, known)| known.id() == release.id()) {
+                bail!(
+                    "release {} of {} is refused: this agent does not trust key {key} for it, or knows of a later one",
+                    release.seq,
+                    release.channel
+                );
+            }
+        }
+        if let Some(encoded) = &announce.statement {
+            let signed = SignedStatement::decode(&hex::decode(encoded).context("the statement is not hexadecimal")?)?;
+            let statement = signed.open()?;
+            self.followed(&statement.channel)?;
+            let key = signed.publisher;
+            self.input(Input::Say { statement: signed });
+            let said = self.node.statement(&statement.channel, &statement.release);
+            match said.map(|known| known.word) {
+                Some(word) if word == statement.word => {}
+                Some(_) => bail!("release {} is committed already", statement.release.seq),
+                None => bail!("refused: this agent does not trust key {key} for {}", statement.channel),
+            }
+        }
+        Ok(json!({}))
+    }
+
+    fn word(&self, channel: &ChannelName) -> Result<Value> {
+        let count = |n: usize| n as u64;
+        let answer = match self.node.verdict(channel, self.now()) {
+            None => WordAnswer::None,
+            Some(Verdict::Commit) => WordAnswer::Commit,
+            Some(Verdict::Abort(reason)) => WordAnswer::Abort { reason },
+            Some(Verdict::Wait { answered, prepared, required, roster }) => WordAnswer::Wait {
+                answered: count(answered),
+                prepared: count(prepared),
+                required: count(required),
+                nodes: count(roster),
+            },
+        };
+        Ok(serde_json::to_value(answer)?)
+    }
+
+    /// What to call a node: by its name, if it is there.
+    pub(super) fn name_of(&self, node: &NodeId) -> String {
+        match self.node.members().find(|m| m.status.node == *node) {
+            _ if *node == self.node.id() => self.name.clone(),
+            Some(member) => member.status.name.clone(),
+            None => node.short(),
+        }
+    }
+}
+
+/// The last release before `newest`, for the same nodes, that was of something else.
+fn before<'a>(releases: &[&'a Release], newest: &Release) -> Option<&'a Release> {
+    let of_those = |r: &&&Release| {
+        let concerned = r.policy.subset == newest.policy.subset || r.policy.subset.is_everybody();
+        concerned && r.manifest != newest.manifest && r.id() < newest.id()
+    };
+    releases.iter().rev().find(of_those).copied()
+}
