@@ -16,6 +16,7 @@
 mod engines;
 mod lane;
 mod reasons;
+mod remedy;
 mod roster;
 mod state;
 mod steps;
@@ -28,6 +29,7 @@ mod turns;
 mod view;
 
 pub use engines::{EngineId, Facts, Order, Until};
+pub use remedy::Remedy;
 pub use state::Stand;
 pub use together::Verdict;
 
@@ -115,6 +117,10 @@ pub struct Rollout {
     past: Past,
     /// Since when the wanted release is open here, if it is synchronous.
     opened: Option<Time>,
+    /// Whether the wanted release was given up because its time was up. None: it was not given up.
+    ran_out: Option<bool>,
+    /// What a publisher should undo, and since when.
+    troubled: Option<(ReleaseId, Time)>,
     kept: Option<Stand>,
     said: Option<Report>,
     out: VecDeque<RolloutOutput>,
@@ -146,6 +152,8 @@ impl Rollout {
             heard: Heard::default(),
             past: Past::default(),
             opened: None,
+            ran_out: None,
+            troubled: None,
             kept: saved,
             said: None,
             out: VecDeque::new(),
@@ -285,6 +293,7 @@ impl Rollout {
             self.said.clone_from(&report);
             self.out.push_back(RolloutOutput::Report(report));
         }
+        self.look_for_trouble(now);
         self.review_at = self.waits_for_time().then(|| now + REVIEW_INTERVAL);
         self.assert_invariants();
     }

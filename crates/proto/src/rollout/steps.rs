@@ -18,7 +18,7 @@ impl Rollout {
             Some(stand) if stand.wanted == next => {}
             stand => {
                 self.stand = Some(superseded(stand.as_ref(), self.is_synchronous(), next));
-                (self.since, self.ranked, self.times) = (now, None, Times::default());
+                (self.since, self.ranked, self.ran_out, self.times) = (now, None, None, Times::default());
                 self.times.reach(Phase::Heard, 0);
             }
         }
@@ -51,6 +51,10 @@ impl Rollout {
             }
             How::Synchronous { .. } => self.step_together(now, &stand, &release),
         };
+        // It came to serve it after all: where all switch together, that is all that is asked.
+        if stand.step == Step::Done && release.policy.is_synchronous() && self.all_serve(&release.manifest) {
+            stand.failed = None;
+        }
         let changed = stand != before;
         self.stand = Some(stand);
         changed

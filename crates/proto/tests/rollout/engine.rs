@@ -6,6 +6,21 @@ use aquifer_proto::rollout::{Facts, Order, Until};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+/// What goes wrong with a manifest at an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Its check fails.
+    Fails,
+    /// Its check takes long, and fails in the end.
+    Hangs,
+    /// Its check does not end before its agent is started anew; then it passes.
+    HangsUntilRestart,
+    /// It goes on answering although it was told to pause, until that is given up.
+    NeverPauses,
+}
+
+pub(crate) const FAULTS: [Fault; 4] = [Fault::Fails, Fault::Hangs, Fault::HangsUntilRestart, Fault::NeverPauses];
+
 #[derive(Debug, Default)]
 pub(crate) struct Engine {
     pub(crate) up: bool,
@@ -21,6 +36,9 @@ pub(crate) struct Engine {
     fetched: BTreeSet<ManifestHash>,
     /// It was answering, and does not because it was told to switch.
     pub(crate) out: bool,
+    /// It hangs, and hears nothing; and does not again, once its agent was started anew.
+    stuck: bool,
+    cured: bool,
     /// Of the next step: an older one that is still to come is void.
     pub(crate) token: u64,
 }
@@ -50,12 +68,16 @@ impl Engine {
     /// Its agent is another process now: what was decided for it is forgotten, what it answers is not.
     pub(crate) fn on_new_agent(&mut self) {
         (self.order, self.target, self.phase, self.failed) = (None, None, Phase::Heard, None);
+        (self.stuck, self.cured) = (false, true);
         self.token += 1;
     }
 
     /// Takes an order; the next step, if there is one.
     pub(crate) fn obey(&mut self, order: Order) -> Option<Pace> {
         self.order = Some(order);
+        if self.stuck {
+            return None;
+        }
         if self.served == Some(order.manifest) {
             (self.target, self.phase) = (None, Phase::Heard);
         } else if self.target != Some(order.manifest) {
@@ -66,7 +88,7 @@ impl Engine {
 
     /// What is to come, and how long it takes.
     pub(crate) fn next(&self) -> Option<Pace> {
-        let order = self.order.filter(|_| self.up)?;
+        let order = self.order.filter(|_| self.up && !self.stuck)?;
         let target = self.target.filter(|t| *t == order.manifest)?;
         if self.failed.as_ref().is_some_and(|(m, _)| *m == target) {
             return None;
@@ -83,9 +105,22 @@ impl Engine {
         }
     }
 
-    /// The step ends. `fails`: whether its check does, if that is what ends.
-    pub(crate) fn step(&mut self, fails: bool) {
+    /// How long the next step is to last, if it is not as usual. None: it does not end.
+    pub(crate) fn delay(&mut self, fault: Option<Fault>, usual: Duration) -> Option<Duration> {
+        match (fault, self.phase) {
+            (Some(Fault::Hangs), Phase::Paused) | (Some(Fault::NeverPauses), Phase::Staged) => Some(usual + PATIENCE),
+            (Some(Fault::HangsUntilRestart), Phase::Paused) if !self.cured => {
+                self.stuck = true;
+                None
+            }
+            _ => Some(usual),
+        }
+    }
+
+    /// The step ends, well unless there is a fault.
+    pub(crate) fn step(&mut self, fault: Option<Fault>) {
         let Some(target) = self.target else { return };
+        let fails = matches!(fault, Some(Fault::Fails | Fault::Hangs));
         self.phase = match self.phase {
             Phase::Heard => Phase::Planned,
             Phase::Planned => Phase::Fetched,
@@ -93,6 +128,11 @@ impl Engine {
             Phase::Verified => {
                 self.fetched.insert(target);
                 Phase::Staged
+            }
+            Phase::Staged if fault == Some(Fault::NeverPauses) => {
+                self.failed = Some((target, "it did not pause".to_string()));
+                self.target = None;
+                Phase::Heard
             }
             Phase::Staged => {
                 self.out |= self.served.is_some();
@@ -119,6 +159,9 @@ impl Engine {
         };
     }
 }
+
+/// When an engine's driver gives up on it.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// What a step may last.
 pub(crate) fn duration(pace: Pace, dice: f64) -> Duration {

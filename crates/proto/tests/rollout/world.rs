@@ -1,8 +1,9 @@
 //! Nodes with engines, a network that loses and parts, disks that stay, clocks that disagree.
 
-use crate::engine::{Engine, duration};
+use crate::engine::{Engine, Fault, duration};
+use crate::lies::{Bug, Liar};
 use aquifer_core::limits::ROSTER_MAX;
-use aquifer_core::{How, ManifestHash, NodeId, Policy, Release, ReleaseId, Report, Statement, Step, Time, Word};
+use aquifer_core::{ManifestHash, NodeId, Policy, Release, ReleaseId, Report, Statement, Time, Word};
 use aquifer_proto::rollout::{EngineId, Override, Rollout, RolloutInput, RolloutOutput, Stand, Verdict};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -25,18 +26,25 @@ pub(crate) struct World {
     /// Nodes on different sides do not hear each other.
     pub(crate) side: Vec<u32>,
     pub(crate) loss: f64,
-    /// At which nodes the check of which manifest fails.
-    pub(crate) bad: BTreeSet<(usize, ManifestHash)>,
-    /// Every release that was ever made.
+    /// What goes wrong at which node's engines with which manifest; at the first of them, or at all.
+    pub(crate) faults: BTreeMap<(usize, ManifestHash), Fault>,
+    pub(crate) all_engines_fail: bool,
+    pub(crate) liar: Option<Liar>,
+    /// How often a release was undone because it failed.
+    pub(crate) remedies: usize,
+    /// Planted.
+    pub(crate) bug: Option<Bug>,
+    /// What was ever said of which release; and every release that was ever made.
+    pub(crate) said: BTreeSet<(ReleaseId, Word)>,
     pub(crate) releases: BTreeMap<ReleaseId, Release>,
     /// Who holds the key and is to use it.
     pub(crate) committer: Option<usize>,
-    index: BTreeMap<NodeId, usize>,
+    pub(crate) index: BTreeMap<NodeId, usize>,
     /// All releases but the first are rolling, with one `max_unavailable`.
     pub(crate) all_rolling: bool,
     /// Who was ever done with what; and whether somebody went before the canaries were.
-    done: BTreeSet<(ReleaseId, NodeId)>,
-    rushed: bool,
+    pub(crate) done: BTreeSet<(ReleaseId, NodeId)>,
+    pub(crate) rushed: bool,
     /// Something that is looked at, since it was looked at.
     changed: bool,
 }
@@ -74,14 +82,46 @@ struct Record {
 
 #[derive(Clone)]
 enum Event {
-    Record { to: usize, from: usize, order: u64, record: Rc<Record> },
-    Release { to: usize, release: Release },
-    Statement { to: usize, statement: Statement },
-    Engine { node: usize, engine: usize, token: u64 },
-    Say { node: usize, life: u64 },
-    Tick { node: usize, life: u64 },
-    Start { node: usize },
-    StartEngine { node: usize, engine: usize },
+    /// It comes from another node, if the network has not parted meanwhile.
+    Over {
+        to: usize,
+        from: usize,
+        event: Box<Event>,
+    },
+    Record {
+        to: usize,
+        from: usize,
+        order: u64,
+        record: Rc<Record>,
+    },
+    Release {
+        to: usize,
+        release: Release,
+    },
+    Statement {
+        to: usize,
+        statement: Statement,
+    },
+    Engine {
+        node: usize,
+        engine: usize,
+        token: u64,
+    },
+    Say {
+        node: usize,
+        life: u64,
+    },
+    Tick {
+        node: usize,
+        life: u64,
+    },
+    Start {
+        node: usize,
+    },
+    StartEngine {
+        node: usize,
+        engine: usize,
+    },
     Heal,
 }
 
@@ -95,7 +135,12 @@ impl World {
             next: 0,
             side: Vec::new(),
             loss: 0.0,
-            bad: BTreeSet::new(),
+            faults: BTreeMap::new(),
+            all_engines_fail: false,
+            liar: None,
+            remedies: 0,
+            bug: None,
+            said: BTreeSet::new(),
             releases: BTreeMap::new(),
             committer: None,
             index: BTreeMap::new(),
@@ -110,7 +155,7 @@ impl World {
         let node = self.nodes.len();
         let mut id = [0; 32];
         self.rng.fill(&mut id[..]);
-        let clock = (Duration::from_secs(self.rng.random_range(0..36_000)), self.rng.random_range(0.98..1.02));
+        let clock = (Duration::from_secs(self.rng.random_range(0..36_000)), self.rng.random_range(0.8..1.25));
         self.nodes.push(Machine {
             id: NodeId(id),
             labels: labels.iter().map(|(key, value)| (key.to_string(), value.clone())).collect(),
@@ -132,14 +177,26 @@ impl World {
             policy = agent.rollout.with_roster(policy).unwrap();
             assert!(policy.roster.len() < ROSTER_MAX);
         }
+        self.publish(by, seq, ManifestHash::of(manifest), None, policy)
+    }
+
+    fn publish(
+        &mut self,
+        by: usize,
+        seq: u64,
+        manifest: ManifestHash,
+        rolls_back_to: Option<u64>,
+        policy: Policy,
+    ) -> ReleaseId {
         let release = Release {
             channel: "c".parse().unwrap(),
             seq,
-            manifest: ManifestHash::of(manifest),
+            manifest,
             manifest_bytes: 1,
-            rolls_back_to: None,
+            rolls_back_to,
             policy,
-            created_unix_ms: 0,
+            // Hours wrong, like the clocks. Nothing is decided by it.
+            created_unix_ms: self.rng.random(),
             note: String::new(),
         };
         let id = release.id();
@@ -152,8 +209,9 @@ impl World {
     }
 
     pub(crate) fn say(&mut self, by: usize, release: ReleaseId, word: Word) {
+        self.changed |= self.said.insert((release, word));
         let (channel, reason) = ("c".parse().unwrap(), String::new());
-        let statement = Statement { channel, release, word, reason, created_unix_ms: 0 };
+        let statement = Statement { channel, release, word, reason, created_unix_ms: self.rng.random() };
         self.plan(Duration::ZERO, Event::Statement { to: by, statement: statement.clone() });
         for to in (0..self.nodes.len()).filter(|to| *to != by) {
             self.plan_over(by, to, Event::Statement { to, statement: statement.clone() });
@@ -230,6 +288,8 @@ impl World {
 
     fn on_event(&mut self, event: Event) {
         match event {
+            Event::Over { to, from, event } if self.side[from] == self.side[to] => self.on_event(*event),
+            Event::Over { .. } => {}
             Event::Record { to, from, order, record } => self.on_record(to, from, order, &record),
             Event::Release { to, release } => self.on_release(to, release),
             Event::Statement { to, statement } => self.on_statement(to, statement),
@@ -237,11 +297,11 @@ impl World {
             Event::Say { node, life } if self.lives(node, life) => {
                 self.broadcast(node);
                 let after = INTERVAL.mul_f64(self.rng.random_range(0.75..1.25));
-                self.plan(after, Event::Say { node, life });
+                self.plan(self.by_clock(node, after), Event::Say { node, life });
             }
             Event::Tick { node, life } if self.lives(node, life) => {
                 self.on_tick(node);
-                self.plan(TICK, Event::Tick { node, life });
+                self.plan(self.by_clock(node, TICK), Event::Tick { node, life });
             }
             Event::Say { .. } | Event::Tick { .. } => {}
             Event::Start { node } => self.start(node),
@@ -262,6 +322,9 @@ impl World {
             return;
         }
         machine.life += 1;
+        if self.bug == Some(Bug::Forgets) {
+            machine.disk = Disk::default();
+        }
         let rollout =
             Rollout::new(machine.id, machine.labels.clone(), Override::Follow, machine.disk.stand.clone(), now);
         machine.agent = Some(Agent { rollout, heard: BTreeMap::new(), order: BTreeMap::new() });
@@ -289,7 +352,9 @@ impl World {
             return;
         }
         agent.heard.insert(from, now);
-        let (labels, report) = (record.labels.clone(), record.report.clone());
+        let report = record.report.clone().map(|report| self.lie(from, report));
+        let report = report.map(|report| self.misread(from, report));
+        let labels = record.labels.clone();
         self.tell(to, RolloutInput::Member { node: self.nodes[from].id, labels, report });
         // Who lacks something is reminded.
         let disk = &self.nodes[to].disk;
@@ -308,6 +373,7 @@ impl World {
 
     fn on_release(&mut self, to: usize, release: Release) {
         if self.nodes[to].agent.is_some() && !self.nodes[to].disk.releases.contains_key(&release.id()) {
+            let release = self.misread_release(to, release);
             self.nodes[to].disk.releases.insert(release.id(), release.clone());
             self.tell(to, RolloutInput::Release(release));
         }
@@ -315,6 +381,9 @@ impl World {
 
     fn on_statement(&mut self, to: usize, statement: Statement) {
         let key = (statement.release, statement.word);
+        if self.bug == Some(Bug::Deaf) && statement.word == Word::Commit {
+            return;
+        }
         if self.nodes[to].agent.is_some() && !self.nodes[to].disk.statements.contains_key(&key) {
             self.nodes[to].disk.statements.insert(key, statement.clone());
             self.tell(to, RolloutInput::Statement(statement));
@@ -345,10 +414,18 @@ impl World {
         let now = self.local(node);
         let Some(agent) = &self.nodes[node].agent else { return };
         let Some(newest) = self.nodes[node].disk.releases.keys().next_back().copied() else { return };
-        match agent.rollout.verdict(now) {
+        let (verdict, remedy) = (agent.rollout.verdict(now), agent.rollout.remedy());
+        let is_hasty = self.bug == Some(Bug::CommitsUnasked) && matches!(verdict, Some(Verdict::Wait { .. }));
+        match verdict {
+            Some(_) if is_hasty => self.say(node, newest, Word::Commit),
             Some(Verdict::Commit) => self.say(node, newest, Word::Commit),
             Some(Verdict::Abort(_)) => self.say(node, newest, Word::Abort),
             Some(Verdict::Wait { .. }) | None => {}
+        }
+        if let Some(remedy) = remedy {
+            self.remedies += 1;
+            let to = &remedy.to;
+            self.publish(node, newest.seq + 1, to.manifest, Some(to.seq), remedy.policy);
         }
     }
 
@@ -356,7 +433,7 @@ impl World {
         let machine = &mut self.nodes[node];
         let it = &mut machine.engines[engine];
         let Some(target) = it.order.map(|o| o.manifest).filter(|_| it.token == token) else { return };
-        it.step(self.bad.contains(&(node, target)));
+        it.step(self.faults.get(&(node, target)).copied().filter(|_| engine == 0 || self.all_engines_fail));
         self.changed = true;
         self.tell_engine(node, engine);
         self.go_on(node, engine);
@@ -367,13 +444,17 @@ impl World {
         let it = &mut self.nodes[node].engines[engine];
         it.token += 1;
         let (next, token) = (it.next(), it.token);
-        next.into_iter().for_each(|pace| self.plan(duration(pace, dice), Event::Engine { node, engine, token }));
+        let Some(pace) = next else { return };
+        let fault = it.order.and_then(|order| self.faults.get(&(node, order.manifest)));
+        let fault = fault.copied().filter(|_| engine == 0 || self.all_engines_fail);
+        let after = it.delay(fault, duration(pace, dice));
+        after.into_iter().for_each(|after| self.plan(after, Event::Engine { node, engine, token }));
     }
 
     fn tell_engine(&mut self, node: usize, engine: usize) {
         let it = &self.nodes[node].engines[engine];
         if it.up {
-            let facts = it.facts();
+            let facts = self.misread_facts(it.facts());
             self.tell(node, RolloutInput::Engine { engine: engine as EngineId, facts });
         }
     }
@@ -395,6 +476,7 @@ impl World {
                     self.nodes[node].disk.stand = Some(stand);
                 }
                 RolloutOutput::Order { engine, order } => {
+                    let order = self.disobey(node, order);
                     let engine = usize::try_from(engine).unwrap();
                     self.nodes[node].engines[engine].obey(order);
                     self.go_on(node, engine);
@@ -404,20 +486,6 @@ impl World {
                     self.broadcast(node);
                 }
             }
-        }
-    }
-
-    /// Nobody of a rolling release's roster goes before its canaries are done.
-    fn on_step(&mut self, node: usize, stand: &Stand) {
-        let me = self.nodes[node].id;
-        if stand.step == Step::Done {
-            self.done.insert((stand.wanted, me));
-        }
-        let policy = self.releases.get(&stand.wanted).map(|r| &r.policy);
-        let Some(policy) = policy.filter(|p| matches!(p.how, How::Rolling { .. })) else { return };
-        if stand.step == Step::Going && policy.entry(&me).is_some_and(|e| !e.canary) {
-            let mut canaries = policy.roster.iter().filter(|e| e.canary);
-            self.rushed |= canaries.any(|e| !self.done.contains(&(stand.wanted, e.node)));
         }
     }
 
@@ -437,17 +505,21 @@ impl World {
         }
     }
 
-    /// What is under way when the network parts still arrives.
     fn plan_over(&mut self, from: usize, to: usize, event: Event) {
         if self.side[from] == self.side[to] && !self.rng.random_bool(self.loss) {
             let after = MS * self.rng.random_range(1..60);
-            self.plan(after, event);
+            self.plan(after, Event::Over { to, from, event: Box::new(event) });
         }
     }
 
     fn plan(&mut self, after: Duration, event: Event) {
         self.next += 1;
         self.events.insert((self.now + after, self.next), event);
+    }
+
+    /// What a node takes for so long.
+    fn by_clock(&self, node: usize, after: Duration) -> Duration {
+        after.div_f64(self.nodes[node].clock.1)
     }
 
     fn lives(&self, node: usize, life: u64) -> bool {
@@ -457,58 +529,5 @@ impl World {
     fn local(&self, node: usize) -> Time {
         let (offset, rate) = self.nodes[node].clock;
         Time::from_origin(offset + self.now.since(Time::ZERO).mul_f64(rate))
-    }
-
-    /// What must always hold; see `aquifer_proto::rollout`.
-    fn check(&self) -> Result<(), String> {
-        if self.rushed {
-            return Err("somebody went before the canaries were done".to_string());
-        }
-        let ready: Vec<(usize, ReleaseId)> = (0..self.nodes.len())
-            .filter(|n| self.is_ready(*n))
-            .filter_map(|n| Some((n, self.report(n)?.due()?)))
-            .collect();
-        for (node, due) in &ready {
-            for engine in self.nodes[*node].engines.iter().filter(|e| e.up) {
-                if engine.served != Some(due.manifest) || engine.out || !engine.passed.contains(&due.manifest) {
-                    return Err(format!("{node} is ready with {due:?}, and {engine:?}"));
-                }
-            }
-        }
-        for (a, newer) in
-            ready.iter().filter(|(_, due)| self.releases.get(due).is_some_and(|r| r.policy.is_synchronous()))
-        {
-            let policy = &self.releases[newer].policy;
-            let in_group = |n: usize| {
-                let machine = &self.nodes[n];
-                policy.entry(&machine.id).is_some() || machine.disk.releases.contains_key(newer)
-            };
-            if let Some((b, older)) = ready.iter().find(|(b, due)| due < newer && in_group(*b)) {
-                return Err(format!("{a} is ready with {newer:?}, and {b} with {older:?}"));
-            }
-        }
-        if self.all_rolling { self.check_out() } else { Ok(()) }
-    }
-
-    /// Of a group, no more are out than a release allows. Racks are the groups, so each has the same
-    /// number in all releases; with a newcomer a percentage may allow one more than before.
-    fn check_out(&self) -> Result<(), String> {
-        let mut groups: BTreeMap<u32, (BTreeSet<usize>, usize)> = BTreeMap::new();
-        for release in self.releases.values() {
-            let How::Rolling { max_unavailable, .. } = &release.policy.how else { continue };
-            for entry in &release.policy.roster {
-                let of_group = release.policy.roster.iter().filter(|e| e.group == entry.group).count();
-                let (nodes, most) = groups.entry(entry.group).or_default();
-                nodes.insert(self.index[&entry.node]);
-                *most = max_unavailable.of(of_group).max(*most);
-            }
-        }
-        for (nodes, most) in groups.values() {
-            let out: Vec<&usize> = nodes.iter().filter(|n| self.nodes[**n].engines.iter().any(|e| e.out)).collect();
-            if out.len() > *most {
-                return Err(format!("{out:?} are out at once, of {nodes:?}"));
-            }
-        }
-        Ok(())
     }
 }
