@@ -36,6 +36,8 @@ pub(super) struct EngineConn {
     /// What it was told to do last, and how it was as the brain knows it.
     pub(super) order: Option<Order>,
     pub(super) told: Option<Facts>,
+    /// A release that its bindings do not fit.
+    pub(super) unfit: Option<ManifestHash>,
     said_serving: Option<ManifestHash>,
     /// Shared with the jobs that write to them.
     pub(super) regions: Arc<Regions>,
@@ -95,6 +97,7 @@ impl Agent {
                     session: EngineSession::default(),
                     order: None,
                     told: None,
+                    unfit: None,
                     said_serving: None,
                     regions: Arc::default(),
                     to_copy: Vec::new(),

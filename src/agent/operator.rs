@@ -67,6 +67,14 @@ impl Agent {
             Some(encoded) => Policy::decode(&hex::decode(encoded).context("the policy is not hexadecimal")?)?,
             None => Policy { roster: Vec::new(), ..newest.policy.clone() },
         };
+        let takes = self.node.rollout(&draft.channel).is_some_and(|rollout| rollout.takes(&policy));
+        if policy.is_synchronous() && !takes {
+            bail!(
+                "this node does not take releases for {}, so it does not know when those are prepared: ask the agent of a \
+                 node that does",
+                policy.subset
+            );
+        }
         let release = Release {
             channel: draft.channel.clone(),
             seq: newest_seq.saturating_add(1),

@@ -94,11 +94,36 @@ impl Agent {
 
     /// A synchronous release waits for its publisher's word. Returns whether one was said.
     pub(super) fn say_what_is_decided(&mut self) -> bool {
-        match self.decided() {
-            Some(statement) => self.input(Input::Say { statement }),
-            None => return false,
+        if let Some(statement) = self.decided() {
+            self.input(Input::Say { statement });
+            return true;
         }
+        let Some(release) = self.way_back() else { return false };
+        let Some(publication) = &mut self.publication else { return false };
+        tracing::warn!("{} goes back, as release {}: {}", release.channel, release.seq, release.note);
+        publication.released = Some(release.clone());
+        let release = SignedRelease::sign(&release, &publication.secret);
+        self.input(Input::Publish { release });
         true
+    }
+
+    /// What undoes the release that was made here, if it failed once it was committed.
+    fn way_back(&self) -> Option<Release> {
+        let released = self.publication.as_ref()?.released.as_ref()?;
+        let remedy = self.node.rollout(&released.channel)?.remedy().filter(|r| r.failed == released.id())?;
+        let newest = self.node.newest_release(&released.channel)?;
+        let mut note = remedy.reason;
+        shorten(&mut note);
+        Some(Release {
+            channel: released.channel.clone(),
+            seq: newest.seq.saturating_add(1),
+            manifest: remedy.to.manifest,
+            manifest_bytes: remedy.to.manifest_bytes,
+            rolls_back_to: Some(remedy.to.seq),
+            policy: remedy.policy,
+            created_unix_ms: unix_ms(),
+            note,
+        })
     }
 
     fn decided(&self) -> Option<SignedStatement> {
@@ -137,7 +162,9 @@ impl Agent {
             channel: channel.to_string(),
             seq: id.seq,
             manifest: id.manifest.to_string(),
-            publisher: publication.secret.public().to_string(),
+            publisher: self.release_of(channel, &id).map(|(_, key)| key.to_string()).unwrap_or_default(),
+            rolls_back_to: release.rolls_back_to,
+            note: release.note.clone(),
             word: said.map(|s| super::history::word(s.word).to_string()),
             reason: said.map(|s| s.reason.clone()).unwrap_or_default(),
             prepared,
@@ -187,7 +214,12 @@ pub(super) fn with_roster(node: &aquifer_proto::Node, channel: &ChannelName, pol
 }
 
 pub(crate) fn statement(channel: ChannelName, release: ReleaseId, word: Word, mut reason: String) -> Statement {
-    let end = (0..=RELEASE_NOTE_BYTES_MAX.min(reason.len())).rev().find(|at| reason.is_char_boundary(*at));
-    reason.truncate(end.unwrap_or(0));
+    shorten(&mut reason);
     Statement { channel, release, word, reason, created_unix_ms: unix_ms() }
+}
+
+/// To what a release may carry, at a character's edge.
+fn shorten(text: &mut String) {
+    let end = (0..=RELEASE_NOTE_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or(0));
 }

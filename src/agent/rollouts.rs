@@ -3,13 +3,16 @@
 use super::Agent;
 use aquifer_core::{ChannelName, ManifestHash};
 use aquifer_engine::ConnId;
-use aquifer_proto::rollout::{Order, Until};
+use aquifer_proto::rollout::Order;
 use aquifer_proto::{EngineInput, Input, Plan, Target};
 use std::sync::Arc;
 
 impl Agent {
     pub(super) fn on_order(&mut self, conn: ConnId, order: Order) {
         if let Some(entry) = self.sessions.get_mut(&conn) {
+            if entry.order.is_none_or(|before| before.manifest != order.manifest) {
+                entry.unfit = None;
+            }
             entry.order = Some(order);
             self.obey(conn);
         }
@@ -22,30 +25,32 @@ impl Agent {
         conns.into_iter().for_each(|conn| self.obey(conn));
     }
 
-    /// Points the engine at the manifest of its order, once that is here.
+    /// Points the engine at the manifest of its order, once that is here, and says how far it may go.
     fn obey(&mut self, conn: ConnId) {
         let Some(entry) = self.sessions.get(&conn) else { return };
-        let Some(order) = entry.order.filter(|_| !entry.session.is_registering()) else { return };
-        let current = order.manifest;
-        let refused = entry.session.refusal().is_some_and(|(manifest, _)| *manifest == current);
-        if entry.session.aim().is_none_or(|target| target.manifest != current) && !refused {
-            let Some(loaded) = self.manifests.get(&current).filter(|l| l.checked) else { return };
-            let (manifest, layout) = (loaded.manifest.clone(), loaded.layout.clone());
-            let regions = super::engines::region_bytes(&entry.regions);
-            let input = match Plan::of(&manifest, &layout, &entry.bindings, &entry.rows, &regions) {
-                Ok(plan) => {
-                    EngineInput::Target(Target { manifest: current, plan: Arc::new(plan), layout: layout.clone() })
-                }
-                Err(error) => {
-                    tracing::warn!("engine {} cannot take release {}: {error}", entry.name, current.short());
-                    EngineInput::Unfit { manifest: current, reason: error.to_string() }
-                }
-            };
-            // How far it may go with this one says nothing of the one before.
-            self.engine_input(conn, EngineInput::Until(Until::Staged));
-            self.engine_input(conn, input);
+        let Some(Order { manifest, until }) = entry.order.filter(|_| !entry.session.is_registering()) else { return };
+        if entry.session.aim().is_some_and(|target| target.manifest == manifest) {
+            return self.engine_input(conn, EngineInput::Until(until));
         }
-        self.engine_input(conn, EngineInput::Until(order.until));
+        // One that does not fit will not do so later.
+        if entry.unfit == Some(manifest) {
+            return;
+        }
+        let Some(loaded) = self.manifests.get(&manifest).filter(|l| l.checked) else { return };
+        let regions = super::engines::region_bytes(&entry.regions);
+        let input = match Plan::of(&loaded.manifest, &loaded.layout, &entry.bindings, &entry.rows, &regions) {
+            Ok(plan) => {
+                let target = Target { manifest, plan: Arc::new(plan), layout: loaded.layout.clone() };
+                EngineInput::Order { target, until }
+            }
+            Err(error) => {
+                tracing::warn!("engine {} cannot take release {}: {error}", entry.name, manifest.short());
+                let reason = error.to_string();
+                self.sessions.get_mut(&conn).into_iter().for_each(|entry| entry.unfit = Some(manifest));
+                EngineInput::Unfit { manifest, reason }
+            }
+        };
+        self.engine_input(conn, input);
     }
 
     /// A manifest that cannot be used fits no engine that was to take it.

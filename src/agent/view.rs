@@ -90,6 +90,9 @@ pub(crate) struct PublicationView {
     pub(crate) seq: u64,
     pub(crate) manifest: String,
     pub(crate) publisher: String,
+    /// It goes back to that one, because this node's release before it failed; and its note.
+    pub(crate) rolls_back_to: Option<u64>,
+    pub(crate) note: String,
     /// `commit` or `abort`, if it waits for a word and that was said; and why.
     pub(crate) word: Option<String>,
     pub(crate) reason: String,

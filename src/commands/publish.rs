@@ -46,6 +46,10 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
         source.layout.len()
     );
     say(args.json, &summary, &text);
+    // Who publishes for some nodes follows what it publishes.
+    config.labels.extend_from_slice(policy.subset.labels());
+    config.labels.sort();
+    config.labels.dedup();
     config.publish = Some(Publication { channel, secret, note: args.note.clone(), policy, source });
     let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
@@ -100,7 +104,7 @@ fn say(json: bool, event: &Value, text: &str) {
 /// What has been told, so that each change is told once.
 #[derive(Debug, Default)]
 struct Told {
-    released: bool,
+    released: Option<u64>,
     word: bool,
     prepared: u64,
     superseded: bool,
@@ -110,8 +114,15 @@ struct Told {
 impl Told {
     fn tell(&mut self, args: &Publish, view: &View) {
         let Some(of) = &view.publication else { return };
-        if !self.released {
-            self.released = true;
+        if self.released.is_some_and(|seq| seq != of.seq) && of.rolls_back_to.is_some() {
+            (self.released, self.word, self.prepared) = (Some(of.seq), false, 0);
+            let to = of.rolls_back_to.unwrap_or_default();
+            let event = json!({"event": "rolls_back", "seq": of.seq, "to": to, "reason": of.note});
+            let text = format!("{} goes back to release {to}, as release {}: {}", of.channel, of.seq, plain(&of.note));
+            say(args.json, &event, &text);
+        }
+        if self.released.is_none() {
+            self.released = Some(of.seq);
             let event = json!({
                 "event": "published", "channel": of.channel, "seq": of.seq, "manifest": of.manifest,
                 "publisher": of.publisher, "addresses": view.addresses,

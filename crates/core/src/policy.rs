@@ -117,6 +117,10 @@ impl Selector {
         self.0.iter().all(|wanted| labels.contains(wanted))
     }
 
+    pub fn labels(&self) -> &[(String, String)] {
+        &self.0
+    }
+
     pub fn is_everybody(&self) -> bool {
         self.0.is_empty()
     }
