@@ -7,13 +7,13 @@ use super::{Agent, Hold};
 use crate::errors::reasons;
 use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row, TensorEntry};
 use aquifer_engine::protocol::{
-    ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, TensorInfo, Welcome,
-    code,
+    ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, TensorInfo,
+    Welcome, code,
 };
 use aquifer_engine::{ConnId, EngineEvent, ManifestPage};
 use aquifer_memory::Span;
 use aquifer_proto::rollout::{Facts, Order};
-use aquifer_proto::{EngineInput, EngineOutput, EngineSession, Input, Plan, Target, Tell};
+use aquifer_proto::{Asked, EngineInput, EngineOutput, EngineSession, Input, Plan, Target, Tell};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -160,12 +160,17 @@ impl Agent {
             }
             Request::BindRow(spec) => return Some(self.on_bind_row(conn, spec)),
             Request::Hydrate => self.on_hydrate(conn),
-            Request::Paused { manifest } => self.about_target(conn, manifest, EngineInput::Paused),
-            Request::Resumed { manifest } => self.about_target(conn, manifest, EngineInput::Resumed),
+            Request::Paused { manifest } => self.engine_input(conn, EngineInput::Paused { manifest }),
+            Request::Resumed { manifest } => self.engine_input(conn, EngineInput::Resumed { manifest }),
             Request::Refused(refusal) => {
                 let name = &self.sessions.get(&conn)?.name;
                 tracing::warn!("engine {name} refused {}: {}", refusal.manifest.short(), refusal.message);
-                self.about_target(conn, refusal.manifest, EngineInput::Refused { reason: refusal.message });
+                let asked = match refusal.stage {
+                    Stage::Pause => Asked::Pause,
+                    Stage::Resume => Asked::Resume,
+                };
+                let (manifest, reason) = (refusal.manifest, refusal.message);
+                self.engine_input(conn, EngineInput::Refused { asked, manifest, reason });
             }
         }
         Some(Ok(json!({})))
@@ -286,14 +291,6 @@ impl Agent {
         if let Some(channel) = channel {
             self.report_engine(conn);
             self.obey_all(&channel);
-        }
-    }
-
-    /// What the engine says of a release counts only if it is the one it was told to take.
-    fn about_target(&mut self, conn: ConnId, manifest: ManifestHash, input: EngineInput) {
-        let target = self.sessions.get(&conn).and_then(|c| c.session.target()).map(|t| t.manifest);
-        if target == Some(manifest) {
-            self.engine_input(conn, input);
         }
     }
 
@@ -434,8 +431,12 @@ impl Agent {
                 self.tidy();
                 self.count_engines();
             }
-            (EngineOutput::Tell(Tell::Pause { manifest, .. }), Some(target)) if entry.has_gpu() && self.shadow => {
-                self.stage(conn, &channel, manifest, &target);
+            (EngineOutput::Prepare { chunks, .. }, Some(target)) if entry.has_gpu() && self.shadow => {
+                self.stage(conn, &channel, &target, &chunks);
+            }
+            (EngineOutput::Prepare { .. }, _) => self.engine_input(conn, EngineInput::Prepared { ok: true }),
+            (EngineOutput::Tell(Tell::Check { manifest }), _) => {
+                self.engine_input(conn, EngineInput::Checked { manifest, result: Ok(()) });
             }
             (EngineOutput::Tell(tell), _) => self.tell_engine(conn, &channel, tell),
             (EngineOutput::Scan | EngineOutput::Copy { .. } | EngineOutput::Apply { .. }, None) => {}

@@ -7,7 +7,7 @@ use super::releasing::with_roster;
 use crate::errors::reasons;
 use crate::state::unix_ms;
 use anyhow::{Context, Result, bail};
-use aquifer_core::{ChannelName, NodeId, Policy, Release, SignedRelease, SignedStatement};
+use aquifer_core::{ChannelName, Policy, Release, SignedRelease, SignedStatement};
 use aquifer_engine::ErrorReply;
 use aquifer_engine::operator::{Announce, Draft, Drafted, WordAnswer};
 use aquifer_engine::protocol::Request;
@@ -133,15 +133,6 @@ impl Agent {
             },
         };
         Ok(serde_json::to_value(answer)?)
-    }
-
-    /// What to call a node: by its name, if it is there.
-    pub(super) fn name_of(&self, node: &NodeId) -> String {
-        match self.node.members().find(|m| m.status.node == *node) {
-            _ if *node == self.node.id() => self.name.clone(),
-            Some(member) => member.status.name.clone(),
-            None => node.short(),
-        }
     }
 }
 

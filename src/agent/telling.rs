@@ -12,6 +12,7 @@ impl Agent {
         let about = match &tell {
             Tell::Hydrated { manifest }
             | Tell::Pause { manifest, .. }
+            | Tell::Check { manifest }
             | Tell::Applied { manifest }
             | Tell::Aborted { manifest }
             | Tell::Failed { manifest, .. } => *manifest,
@@ -33,6 +34,7 @@ impl Agent {
                 EngineNews::Hydrated { release }
             }
             Tell::Pause { bytes, .. } => EngineNews::Pause { release, bytes },
+            Tell::Check { .. } => return,
             Tell::Applied { manifest } => {
                 self.spoiled.retain(|(id, _)| *id != conn);
                 tracing::info!("engine {name} switches to {}", manifest.short());

@@ -6,7 +6,7 @@ use super::jobs::Job;
 use super::pieces::{Source, Staged};
 use aquifer_core::{ChannelName, ChunkSet, ManifestHash};
 use aquifer_engine::ConnId;
-use aquifer_proto::{Target, Tell};
+use aquifer_proto::{EngineInput, Target};
 use std::sync::Arc;
 
 /// Chunks that are copied to a GPU in one go. Guess: 1 GiB of chunks of 4 MiB is 20 ms of PCIe.
@@ -39,31 +39,25 @@ impl Agent {
     }
 
     /// Puts what will change beside the engine's memory on the GPU; the engine is asked to pause when it is there.
-    pub(super) fn stage(&mut self, conn: ConnId, channel: &ChannelName, manifest: ManifestHash, target: &Target) {
+    pub(super) fn stage(&mut self, conn: ConnId, channel: &ChannelName, target: &Target, chunks: &ChunkSet) {
         let Some(entry) = self.sessions.get(&conn) else { return };
-        let memory = entry.memory(target);
-        let chunks: Vec<u32> = entry.session.to_change().iter().flat_map(ChunkSet::iter).collect();
+        let (memory, manifest) = (entry.memory(target), target.manifest);
         tracing::debug!(
             "engine {}, for {channel}: {} chunks of {} go to the GPU",
             entry.name,
-            chunks.len(),
+            chunks.count(),
             manifest.short()
         );
-        let sources = chunks.into_iter().filter_map(|c| Some((c, self.source(conn, &manifest, c)?))).collect();
+        let sources = chunks.iter().filter_map(|c| Some((c, self.source(conn, &manifest, c)?))).collect();
         self.job(Job::Stage { conn, manifest, sources, memory });
     }
 
     pub(super) fn on_staged(&mut self, conn: ConnId, manifest: ManifestHash, staged: Staged) {
         let Some(entry) = self.sessions.get_mut(&conn) else { return };
-        let (Some(target), Some(changes)) = (entry.session.target(), entry.session.to_change()) else { return };
-        if target.manifest != manifest {
-            return; // It turned to another release meanwhile, and that will be staged.
+        if entry.session.target().is_some_and(|target| target.manifest == manifest) {
+            entry.staged = Some(Arc::new(staged));
         }
-        let bytes = target.plan.bytes_of(&changes);
-        entry.staged = Some(Arc::new(staged));
-        if let Some(channel) = entry.channel.clone() {
-            self.tell_engine(conn, &channel, Tell::Pause { manifest, bytes });
-        }
+        self.engine_input(conn, EngineInput::Prepared { ok: true });
     }
 
     /// Where each chunk of an update is copied from; None if one is nowhere.

@@ -21,7 +21,7 @@ mod swarm;
 mod testing;
 mod trust;
 
-pub use engine::{EngineInput, EngineOutput, EngineSession, Target, Tell};
+pub use engine::{Asked, EngineInput, EngineOutput, EngineSession, Target, Tell};
 pub use io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
 pub use members::Member;
 pub use node::{Config, Node, SwarmProgress};

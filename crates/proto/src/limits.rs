@@ -241,3 +241,23 @@ pub const ROLLOUT_HOLD: Duration = Duration::from_secs(2);
 /// over this for each member. Guess: gossip takes some milliseconds, and a synchronous switch waits for three of them.
 pub const REPORT_SPACING: Duration = Duration::from_millis(5);
 pub const REPORT_TURN: Duration = Duration::from_micros(500);
+
+/// Releases that an engine's session remembers to have passed their check, so that going back and forth between
+/// some does not check them again. Guess.
+pub const ENGINE_RELEASES_PASSED_MAX: usize = 16;
+
+/// Answers of an engine that are known to be late. Guess: one that owes so many has missed minutes for each.
+pub const ENGINE_ANSWERS_OWED_MAX: usize = 16;
+
+/// How long an engine may take to answer, where it does not say itself how long that can be. Guesses: the longest
+/// request that it ends before it pauses, some inferences of a large model, and whatever it does before it
+/// serves again.
+pub const ENGINE_PAUSE_MAX: Duration = Duration::from_secs(600);
+pub const ENGINE_CHECK_MAX: Duration = Duration::from_secs(600);
+pub const ENGINE_RESUME_MAX: Duration = Duration::from_secs(600);
+
+/// Added to what it says: it has to notice, and its word to come here. Guess.
+pub const ENGINE_ANSWER_GRACE: Duration = Duration::from_secs(5);
+
+/// The longest that it may ask for. Guess: who waits for longer waits for ever.
+pub const ENGINE_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
