@@ -31,8 +31,7 @@ impl Agent {
             true => tracing::info!("{channel} is at release {}: manifest {}", release.seq, release.manifest.short()),
             false => tracing::debug!("{channel} had release {}, by {}", release.seq, signed.publisher),
         }
-        // A newcomer's releases come together, and the last of them is what counts: see `on_stand`.
-        self.refresh_needs(channel)
+        self.turn(channel)
     }
 
     pub(super) fn on_statement(&mut self, signed: &SignedStatement) -> Result<()> {
@@ -50,7 +49,13 @@ impl Agent {
         if let Some(state) = &self.state {
             self.warn_of_state(state.save_stand(channel, stand));
         }
-        let known = self.release_of(channel, &stand.wanted);
+        self.turn(channel)
+    }
+
+    /// Turns to the release that is for this node, if that is another one than before.
+    pub(super) fn turn(&mut self, channel: &ChannelName) -> Result<()> {
+        let wanted = self.node.rollout(channel).and_then(|rollout| rollout.wanted()).map(Release::id);
+        let known = wanted.and_then(|wanted| self.release_of(channel, &wanted));
         let Some(entry) = self.channels.get_mut(channel) else { return Ok(()) };
         let turned = entry.release.as_ref().map(|(r, _)| r.id()) != known.as_ref().map(|(r, _)| r.id());
         if turned && let Some((release, publisher)) = known {

@@ -38,6 +38,10 @@ pub(super) struct Tree {
 impl Agent {
     /// What there is to do before the first event.
     pub(super) fn begin(&mut self) -> Result<()> {
+        // What it stood for when the last life ended.
+        for channel in self.channels.keys().cloned().collect::<Vec<_>>() {
+            self.turn(&channel)?;
+        }
         if let Some(publication) = &self.publication {
             let source = publication.source.clone();
             let channel = publication.channel.clone();

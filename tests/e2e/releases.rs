@@ -60,7 +60,7 @@ fn forged_untrusted_and_replayed_releases_change_nothing() {
     let kinds = |n: u64| [forged(trusted, n), untrusted(n), older(trusted, n)];
     for n in 0..MESSAGES {
         for signed in kinds(n) {
-            liar.send(node, PeerMessage::Snapshot { statuses: Vec::new(), releases: vec![signed] });
+            liar.send(node, PeerMessage::Snapshot { statuses: Vec::new(), releases: vec![signed], statements: Vec::new() });
         }
     }
     let counts = |s: &Status| [s.rejected_releases.forged, s.rejected_releases.untrusted, s.rejected_releases.older];
@@ -92,7 +92,7 @@ fn forged_untrusted_and_replayed_releases_change_nothing() {
     let liar = Member::join(&site, 78, &[&agent.address], true);
     liar.until_connected(node);
     for signed in kinds(0) {
-        liar.send(node, PeerMessage::Snapshot { statuses: Vec::new(), releases: vec![signed] });
+        liar.send(node, PeerMessage::Snapshot { statuses: Vec::new(), releases: vec![signed], statements: Vec::new() });
     }
     let status = agent.until("counts what it was told", |s| counts(s) == [1; 3]);
     assert_eq!((status.channel().seq, &status.channel().manifest), (2, &publisher.manifest));
