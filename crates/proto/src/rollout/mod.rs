@@ -37,6 +37,7 @@ use crate::limits::{REPORT_REASON_BYTES_MAX, REVIEW_INTERVAL, ROLLOUT_HOLD, ROLL
 use aquifer_core::{How, ManifestHash, NodeId, Phase, Release, ReleaseId, Report, Statement, Step, Time, Times};
 use engines::Engines;
 use lane::Lane;
+use remedy::Accounts;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 use together::Past;
@@ -99,6 +100,8 @@ pub struct Rollout {
     engines: Engines,
     /// How many there have to be before it is known what all of them do.
     expected: usize,
+    /// Whether there was one, in this life or when the last ended. Who only publishes has none.
+    had_engines: bool,
     start: Time,
     /// None until a release was heard.
     stand: Option<Stand>,
@@ -115,6 +118,7 @@ pub struct Rollout {
     opened: Option<Time>,
     /// Whether the wanted release was given up because its time was up. None: it was not given up.
     ran_out: Option<bool>,
+    accounts: Accounts,
     /// What a publisher should undo, and since when.
     troubled: Option<(ReleaseId, Time)>,
     kept: Option<Stand>,
@@ -139,6 +143,7 @@ impl Rollout {
             view: View::new(now),
             engines: Engines::default(),
             expected: saved.as_ref().map_or(0, |stand| usize::try_from(stand.engines).unwrap_or(usize::MAX)),
+            had_engines: saved.as_ref().is_some_and(|stand| stand.engines > 0),
             start: now,
             stand: saved.clone(),
             since: now,
@@ -149,6 +154,7 @@ impl Rollout {
             past: Past::default(),
             opened: None,
             ran_out: None,
+            accounts: Accounts::default(),
             troubled: None,
             kept: saved,
             said: None,
@@ -173,6 +179,7 @@ impl Rollout {
             RolloutInput::Gone { node } => self.view.on_gone(now, node),
             RolloutInput::Engine { engine, facts } => {
                 self.engines.on_facts(engine, facts);
+                self.had_engines = true;
                 self.expected = self.expected.max(self.engines.len());
             }
             RolloutInput::EngineGone { engine } => {
@@ -221,6 +228,7 @@ impl Rollout {
 
     fn hear(&mut self, node: NodeId, report: Option<&Report>) {
         let (Some(report), Some(stand)) = (report, &self.stand) else { return };
+        self.accounts.on_report(node, report);
         note(&mut self.past, &mut self.heard, stand, node, report);
     }
 
@@ -230,7 +238,9 @@ impl Rollout {
         let synchronous = self.lane.newest_first().filter(|r| r.policy.is_synchronous()).map(Release::id);
         let kept: BTreeSet<ReleaseId> = synchronous.collect();
         self.past.keep(&kept);
+        self.accounts.keep(&kept);
         for (node, _, report) in self.view.reports() {
+            self.accounts.on_report(*node, report);
             note(&mut self.past, &mut self.heard, stand, *node, report);
         }
     }
@@ -264,6 +274,7 @@ impl Rollout {
         let report = self.account(now);
         if report != self.said {
             self.said.clone_from(&report);
+            report.iter().for_each(|report| self.accounts.on_report(self.me, report));
             self.out.push_back(RolloutOutput::Report(report));
         }
         self.look_for_trouble(now);
@@ -287,7 +298,9 @@ impl Rollout {
             Step::Waiting | Step::GoingBack | Step::Halted => {
                 let base = stand.base.map(|base| base.manifest);
                 let at_base = facts.served.is_some() && facts.served == base;
-                let prepares = stand.step == Step::Waiting && !given_up && (at_base || base.is_none());
+                // There is no way to a base that failed here: it gets on from where it is.
+                let lost = base.is_some_and(|base| facts.has_failed(&base));
+                let prepares = stand.step == Step::Waiting && !given_up && (at_base || lost || base.is_none());
                 match prepares {
                     true => Some(Order { manifest: wanted, until: Until::Staged }),
                     false => base.map(|manifest| Order { manifest, until: Until::Serving }),
@@ -311,7 +324,8 @@ impl Rollout {
     fn account(&mut self, now: Time) -> Option<Report> {
         let stand = self.stand.as_ref()?;
         let release = self.release()?;
-        if self.engines.is_empty() && stand.base.is_none() && release.policy.entry(&self.me).is_none() {
+        let has_had_none = stand.base.is_none() || !self.had_engines;
+        if self.engines.is_empty() && has_had_none && release.policy.entry(&self.me).is_none() {
             return None;
         }
         let ready = self.is_ready();
@@ -338,6 +352,7 @@ impl Rollout {
             served: self.engines.served(),
             settled: self.is_settled(),
             ready,
+            engines: u32::try_from(self.engines.len()).unwrap_or(u32::MAX),
             held: self.overridden != Override::Follow,
             reason,
             times: self.times,
@@ -401,6 +416,6 @@ impl Rollout {
 fn note(past: &mut Past, heard: &mut Heard, stand: &Stand, node: NodeId, report: &Report) {
     past.on_report(node, report);
     if report.wanted == stand.wanted {
-        heard.on_report(node, report.step, report.settled);
+        heard.on_report(node, report);
     }
 }

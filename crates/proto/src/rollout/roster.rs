@@ -16,7 +16,7 @@ impl Rollout {
         let mut members: Vec<_> = others
             .chain([mine])
             .filter_map(|(node, labels, report)| Some((node, labels, report?)))
-            .filter(|(_, labels, report)| fit(labels) && !report.held)
+            .filter(|(_, labels, report)| fit(labels) && !report.held && report.engines > 0)
             .map(|(node, labels, _)| (node, labels))
             .collect();
         members.sort();

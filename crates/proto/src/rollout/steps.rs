@@ -74,10 +74,11 @@ impl Rollout {
         }
     }
 
-    /// Not before what it serves now is what it should: it might be out for an earlier release.
+    /// Not before what it serves now is what it should, for it might be out for an earlier release; unless it
+    /// will be out for that in any case, and is counted so by all others.
     fn is_in_turn(&self, release: &Release) -> bool {
         let joins = self.engines.none_serves();
-        let turn = (joins || self.is_settled()) && self.may_go(release).is_ok();
+        let turn = (joins || self.is_settled() || self.has_lost_base()) && self.may_go(release).is_ok();
         let came_later = release.policy.entry(&self.me).is_none();
         turn || (joins && came_later && self.is_everywhere(release))
     }
@@ -105,6 +106,12 @@ impl Rollout {
     pub(super) fn is_prepared(&self, stand: &Stand) -> bool {
         let prepared = self.engines.phase(&stand.wanted.manifest).is_prepared();
         self.are_all_here() && (prepared || self.engines.none_serves())
+    }
+
+    /// What it should serve until then has failed here.
+    pub(super) fn has_lost_base(&self) -> bool {
+        let base = self.stand.as_ref().and_then(|stand| stand.base);
+        base.is_some_and(|base| self.engines.failure(&base.manifest).is_some())
     }
 
     fn failure(&self, release: &Release) -> Option<String> {

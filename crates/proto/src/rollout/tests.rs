@@ -53,6 +53,7 @@ fn says(rollout: &mut Rollout, now: Time, node: NodeId, step: Step, phase: Phase
         served: None,
         settled: step == Step::Waiting,
         ready: false,
+        engines: 1,
         held: false,
         reason: "the disk is full".to_string(),
         times: Times::default(),
@@ -245,4 +246,51 @@ fn who_was_started_anew_meanwhile_says_no_times() {
     assert!(report.ready && report.times.is_empty(), "{report:?}");
     rollout.handle(Time::ZERO + S, RolloutInput::Release(release(3, Policy::default())));
     assert_eq!(rollout.report().unwrap().times.at(Phase::Heard), Some(0));
+}
+
+/// It is past a release of which it gave its word, and would count for ever among those that have to be prepared.
+#[test]
+fn who_only_publishes_names_nobody_without_engines() {
+    let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, Time::ZERO);
+    for seq in 2..4 {
+        rollout.handle(Time::ZERO, RolloutInput::Release(release(seq, synchronous(0, Required::All))));
+        rollout.handle(Time::ZERO, RolloutInput::Statement(commit(seq)));
+        assert_eq!(rollout.report(), None);
+    }
+    says(&mut rollout, Time::ZERO, other(2), Step::Done, Phase::Ready);
+    let idle = Report { engines: 0, ..rollout.view.report(&other(2)).unwrap().clone() };
+    rollout.handle(Time::ZERO, RolloutInput::Member { node: other(3), labels: vec![], report: Some(idle) });
+    let named = rollout.with_roster(Policy::default()).unwrap().roster;
+    assert_eq!(named.iter().map(|e| e.node).collect::<Vec<_>>(), [other(2)]);
+}
+
+/// Or no later release that all have to be prepared for would ever be committed.
+#[test]
+fn who_could_not_take_the_last_one_prepares_for_the_next() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(1);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(1, Required::All))));
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    let failed = Some((id(2).manifest, "the answers are wrong".to_string()));
+    engine(&mut rollout, now, Facts { failed: failed.clone(), ..staged(Some(1), Phase::Heard) });
+    let report = rollout.report().unwrap();
+    assert!(!report.ready && report.phase == Phase::Failed, "{report:?}");
+    rollout.handle(now, RolloutInput::Release(release(3, synchronous(1, Required::All))));
+    assert_eq!(order(&mut rollout), Some(Until::Staged));
+    let served = Some(id(1).manifest);
+    engine(&mut rollout, now, Facts { served, target: Some(id(3).manifest), phase: Phase::Staged, failed });
+    assert_eq!(rollout.verdict(now), Some(Verdict::Commit));
+}
+
+/// A second engine that comes later fails, and those that went after it are to go back first.
+#[test]
+fn a_failure_of_one_that_is_done_is_heard() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(2);
+    let how = How::Rolling { canary: None, max_unavailable: Unavailable::Count(2), by: None };
+    rollout.handle(now, RolloutInput::Release(release(2, Policy { how, roster: roster(2), ..Policy::default() })));
+    engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    says(&mut rollout, now, other(2), Step::Done, Phase::Failed);
+    let report = rollout.report().unwrap();
+    assert!(report.step == Step::GoingBack && report.reason.contains("the disk is full"), "{report:?}");
 }

@@ -37,8 +37,6 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 pub(super) struct Past {
     past: BTreeMap<ReleaseId, BTreeSet<NodeId>>,
-    /// Whose engines cannot take one, or did not pass its check, and why.
-    failed: BTreeMap<ReleaseId, BTreeMap<NodeId, String>>,
     open: BTreeSet<ReleaseId>,
 }
 
@@ -46,7 +44,6 @@ impl Past {
     /// Forgets all releases but `kept`.
     pub(super) fn keep(&mut self, kept: &BTreeSet<ReleaseId>) {
         self.past.retain(|id, _| kept.contains(id));
-        self.failed.retain(|id, _| kept.contains(id));
         self.open.retain(|id| kept.contains(id));
         for id in kept {
             self.past.entry(*id).or_default();
@@ -58,21 +55,7 @@ impl Past {
             if is_past(report, release) {
                 nodes.insert(node);
             }
-            if report.wanted != *release {
-                continue;
-            }
-            let failed = self.failed.entry(*release).or_default();
-            if report.phase == Phase::Failed {
-                failed.entry(node).or_insert_with(|| report.reason.clone());
-            } else if report.ready && report.step == Step::Done {
-                failed.remove(&node);
-            }
         }
-    }
-
-    /// At whom the release failed, who has not come to serve it since, and why.
-    pub(super) fn failures(&self, release: ReleaseId) -> impl Iterator<Item = (&NodeId, &str)> {
-        self.failed.get(&release).into_iter().flatten().map(|(node, reason)| (node, reason.as_str()))
     }
 
     /// Looks whether the release opens to `me`, which is past it.

@@ -2,7 +2,7 @@
 //! and then many at a time, drawn from seeds. What must always hold is checked after each step (see
 //! `World::check`), and once the faults have ended everybody must get to where it should be.
 //!
-//! `AQUIFER_ROLLOUT_SEEDS` is how many drawn runs there are; each replays from its number.
+//! `AQUIFER_ROLLOUT_SEEDS` is how many drawn runs there are; `AQUIFER_ROLLOUT_SEED` replays one of them.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
@@ -19,6 +19,7 @@ use plan::{CANARY, DEATHS, KINDS, Kind, MEMBER, MOMENTS, Mishap, Moment, NEWS, P
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
 
 fn run_all(plans: impl Iterator<Item = Plan>) {
     let problems: Vec<String> = plans.filter_map(|plan| plan.run().err()).take(3).collect();
@@ -183,7 +184,9 @@ fn drawn(seed: u64) -> Plan {
     });
     let mut mishaps: Vec<_> = mishaps.collect();
     let count = [0, 0, 0, 1, 1, 2][dice.random_range(0..6)];
-    let faults = (0..count).map(|_| (node(&mut dice), *FAULTS.choose(&mut dice).unwrap())).collect();
+    let faults: BTreeMap<usize, Fault> =
+        (0..count).map(|_| (node(&mut dice), *FAULTS.choose(&mut dice).unwrap())).collect();
+    let faults = faults.into_iter().collect();
     let liar = dice.random_bool(0.1).then(|| (node(&mut dice), *LIES.choose(&mut dice).unwrap()));
     if liar.is_some_and(|(_, lie)| lie == Lie::Fickle) {
         // See `one_member_lies`.
@@ -219,8 +222,17 @@ fn planted_bugs_are_found() {
     }
 }
 
+/// Seeds that found something: a node that was done when it failed and told nobody; one whose base failed, and
+/// that prepared for nothing any more; a publisher that named itself though it had no engines; a way back
+/// that was released by one who had just started, and knew few.
+const FOUND: [u64; 4] = [4811, 2890, 3833, 5090];
+
 #[test]
 fn much_goes_wrong_at_a_time() {
-    let seeds = std::env::var("AQUIFER_ROLLOUT_SEEDS").map_or(60, |n| n.parse().unwrap());
-    run_all((0..seeds).map(drawn));
+    let number = |name| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
+    if let Some(seed) = number("AQUIFER_ROLLOUT_SEED") {
+        return run_all([drawn(seed)].into_iter());
+    }
+    let seeds = number("AQUIFER_ROLLOUT_SEEDS").unwrap_or(60);
+    run_all(FOUND.into_iter().chain(0..seeds).map(drawn));
 }

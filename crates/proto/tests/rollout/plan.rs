@@ -193,7 +193,7 @@ impl Plan {
             world.committer = (1..=self.members).find(|n| world.is_honest(*n) && world.nodes[*n].agent.is_some());
         }
         for (node, _) in self.faults.iter().filter(|(_, fault)| *fault == Fault::HangsUntilRestart) {
-            if world.nodes[*node].agent.is_some() {
+            if world.is_honest(*node) && world.nodes[*node].agent.is_some() {
                 world.kill_agent(*node, Some(S));
             }
         }
@@ -204,7 +204,7 @@ impl Plan {
             world.release(world.committer.unwrap(), newest.seq + 1, b"4", self.policy());
         }
         if self.kind == Kind::Manual {
-            world.say(world.committer.unwrap(), newest, Word::Commit);
+            world.say(world.committer.unwrap(), newest, Word::Commit, String::new());
         }
         world.run(at(HEALED + REMOVED), &mut |_| Ok(()))
     }
@@ -254,7 +254,7 @@ impl Plan {
             Mishap::Superseded => drop(world.release(publisher, 3, b"3", self.policy())),
             Mishap::Rivalled => drop(world.release(publisher, release.seq, b"rival", self.policy())),
             Mishap::RolledBack => drop(world.release(publisher, 3, b"1", self.policy())),
-            Mishap::Aborted => world.say(MEMBER, release, Word::Abort),
+            Mishap::Aborted => world.say(MEMBER, release, Word::Abort, "by hand".to_string()),
             Mishap::Joined => self.join(world, world.nodes.len()),
         }
     }
@@ -273,7 +273,7 @@ impl Plan {
         let synchronous = matches!(self.kind, Kind::Synchronous(_));
         let few = synchronous && living.len() * 2 <= self.members;
         let stays = !self.is_undone(world);
-        if world.remedies > 0 && !self.asks_to_be_undone(self.faults.len()) {
+        if world.remedies > 0 && self.liar.is_none() && !self.asks_to_be_undone(self.faults.len()) {
             return Err("end: it was undone, and nobody asked for it".to_string());
         }
         for node in &living {
@@ -311,7 +311,10 @@ impl Plan {
     fn is_undone(&self, world: &World) -> bool {
         let lives = |n: &usize| world.nodes[*n].agent.is_some();
         let failing = (1..=self.members).filter(|n| self.fails(*n) && lives(n)).count();
-        self.asks_to_be_undone(failing) && world.committer.is_some_and(|n| lives(&n))
+        // That it failed may not be said, or not be remembered, where a person has made a newer release since.
+        let by_people = world.releases.len() - world.remedies;
+        let knows = |n: usize| lives(&n) && by_people == 2 && (world.nodes[n].life == 1 || world.remedies == 0);
+        self.asks_to_be_undone(failing) && world.committer.is_some_and(knows)
     }
 
     fn asks_to_be_undone(&self, failing: usize) -> bool {

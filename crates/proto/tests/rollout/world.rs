@@ -55,7 +55,7 @@ pub(crate) struct Machine {
     pub(crate) engines: Vec<Engine>,
     pub(crate) agent: Option<Agent>,
     pub(crate) disk: Disk,
-    life: u64,
+    pub(crate) life: u64,
     clock: (Duration, f64),
 }
 
@@ -208,9 +208,9 @@ impl World {
         id
     }
 
-    pub(crate) fn say(&mut self, by: usize, release: ReleaseId, word: Word) {
+    pub(crate) fn say(&mut self, by: usize, release: ReleaseId, word: Word, reason: String) {
         self.changed |= self.said.insert((release, word));
-        let (channel, reason) = ("c".parse().unwrap(), String::new());
+        let channel = "c".parse().unwrap();
         let statement = Statement { channel, release, word, reason, created_unix_ms: self.rng.random() };
         self.plan(Duration::ZERO, Event::Statement { to: by, statement: statement.clone() });
         for to in (0..self.nodes.len()).filter(|to| *to != by) {
@@ -414,12 +414,12 @@ impl World {
         let now = self.local(node);
         let Some(agent) = &self.nodes[node].agent else { return };
         let Some(newest) = self.nodes[node].disk.releases.keys().next_back().copied() else { return };
-        let (verdict, remedy) = (agent.rollout.verdict(now), agent.rollout.remedy());
+        let (verdict, remedy) = (agent.rollout.verdict(now), agent.rollout.remedy(now));
         let is_hasty = self.bug == Some(Bug::CommitsUnasked) && matches!(verdict, Some(Verdict::Wait { .. }));
         match verdict {
-            Some(_) if is_hasty => self.say(node, newest, Word::Commit),
-            Some(Verdict::Commit) => self.say(node, newest, Word::Commit),
-            Some(Verdict::Abort(_)) => self.say(node, newest, Word::Abort),
+            Some(_) if is_hasty => self.say(node, newest, Word::Commit, String::new()),
+            Some(Verdict::Commit) => self.say(node, newest, Word::Commit, String::new()),
+            Some(Verdict::Abort(why)) => self.say(node, newest, Word::Abort, why),
             Some(Verdict::Wait { .. }) | None => {}
         }
         if let Some(remedy) = remedy {
