@@ -14,6 +14,7 @@
 //!    checked; and never with one that failed its check there.
 
 mod engines;
+pub mod history;
 mod lane;
 mod reasons;
 mod remedy;
@@ -29,6 +30,7 @@ mod turns;
 mod view;
 
 pub use engines::{EngineId, Facts, Order, Until};
+pub use history::History;
 pub use remedy::Remedy;
 pub use state::Stand;
 pub use together::Verdict;

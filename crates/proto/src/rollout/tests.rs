@@ -289,7 +289,9 @@ fn a_failure_of_one_that_is_done_is_heard() {
     let mut rollout = at_rest(2);
     let how = How::Rolling { canary: None, max_unavailable: Unavailable::Count(2), by: None };
     rollout.handle(now, RolloutInput::Release(release(2, Policy { how, roster: roster(2), ..Policy::default() })));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
     engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    assert_eq!(rollout.report().unwrap().step, Step::Done);
     says(&mut rollout, now, other(2), Step::Done, Phase::Failed);
     let report = rollout.report().unwrap();
     assert!(report.step == Step::GoingBack && report.reason.contains("the disk is full"), "{report:?}");
