@@ -42,7 +42,7 @@ use lane::Lane;
 use remedy::Accounts;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
-use together::Past;
+use together::{Doubt, Past};
 use turns::{Heard, Turns};
 use view::View;
 
@@ -118,6 +118,8 @@ pub struct Rollout {
     past: Past,
     /// Since when the wanted release is open here, if it is synchronous.
     opened: Option<Time>,
+    /// Who was not past a release that is to be open here, when it was looked last.
+    awaited: Option<NodeId>,
     /// Whether the wanted release was given up because its time was up. None: it was not given up.
     ran_out: Option<bool>,
     accounts: Accounts,
@@ -155,6 +157,7 @@ impl Rollout {
             heard: Heard::default(),
             past: Past::default(),
             opened: None,
+            awaited: None,
             ran_out: None,
             accounts: Accounts::default(),
             troubled: None,
@@ -262,6 +265,7 @@ impl Rollout {
             self.expected = self.engines.len();
         }
         self.choose(now);
+        self.awaited = None;
         while self.take_step(now) {}
         if let Some(stand) = &mut self.stand {
             stand.engines = u32::try_from(self.expected).unwrap_or(u32::MAX);
@@ -385,8 +389,16 @@ impl Rollout {
 
     /// Whether no synchronous release can have been committed, and opened to others, unheard.
     fn is_sure(&self, stand: &Stand) -> bool {
+        self.doubt(stand).is_none()
+    }
+
+    /// Which release may have been, and why that is not known.
+    fn doubt(&self, stand: &Stand) -> Option<(&Release, Doubt)> {
+        if self.overridden != Override::Follow {
+            return None;
+        }
         let mut unheard = self.lane.synchronous_between(stand.base, stand.wanted);
-        self.overridden != Override::Follow || unheard.all(|r| self.past.is_in_touch(&self.me, r, &self.view))
+        unheard.find_map(|r| Some((r, self.past.doubt(&self.me, r, &self.view)?)))
     }
 
     /// Whether something may change though nothing happens.

@@ -92,8 +92,9 @@ impl Rollout {
         match stand.step {
             Step::Waiting if self.lane.is_committed(&release.id()) => Step::Going,
             Step::Going => {
-                if self.opened.is_none() && self.past.look(now, &self.me, release, &self.view).is_ok() {
-                    self.opened = Some(now);
+                if self.opened.is_none() {
+                    self.awaited = self.past.look(now, &self.me, release, &self.view).err();
+                    self.opened = self.awaited.is_none().then_some(now);
                 }
                 let done = self.opened.is_some() && self.all_serve(&stand.wanted.manifest);
                 if done { Step::Done } else { Step::Going }
@@ -158,7 +159,8 @@ impl Rollout {
             return;
         }
         let base = stand.base.and_then(|base| self.lane.get(&base)).filter(|r| r.policy.is_synchronous());
-        stand.is_base_open = base.is_none_or(|base| self.past.look(now, &self.me, base, &self.view).is_ok());
+        let looked = base.map_or(Ok(()), |base| self.past.look(now, &self.me, base, &self.view));
+        (stand.is_base_open, self.awaited) = (looked.is_ok(), looked.err());
     }
 
     /// Whether a newcomer takes this release without waiting for a turn: it is not on its way any

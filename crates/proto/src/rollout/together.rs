@@ -82,14 +82,26 @@ impl Past {
         Ok(())
     }
 
-    /// Whether `me`, which has heard no commit, can be sure that the release is open to nobody.
-    pub(super) fn is_in_touch(&self, me: &NodeId, release: &Release, view: &View) -> bool {
-        let nobody = BTreeSet::new();
-        let past = self.past.get(&release.id()).unwrap_or(&nobody);
+    /// Why `me`, which has heard no commit, cannot be sure that the release is open to nobody. None: it can.
+    pub(super) fn doubt(&self, me: &NodeId, release: &Release, view: &View) -> Option<Doubt> {
+        let past = self.past.get(&release.id()).and_then(|past| past.first());
         let roster = &release.policy.roster;
-        let there = roster.iter().filter(|e| e.node == *me || view.is_steady(&e.node)).count();
-        past.is_empty() && !self.open.contains(&release.id()) && (there * 2 > roster.len() || roster.is_empty())
+        let heard = roster.iter().filter(|e| e.node == *me || view.is_steady(&e.node)).count();
+        match past {
+            Some(node) => Some(Doubt::Past(*node)),
+            None if heard * 2 > roster.len() || roster.is_empty() => None,
+            None => Some(Doubt::Few { heard, roster: roster.len() }),
+        }
     }
+}
+
+/// Why a node may have missed a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// This one says to have heard it.
+    Past(NodeId),
+    /// No majority is heard.
+    Few { heard: usize, roster: usize },
 }
 
 fn is_past(report: &Report, release: &ReleaseId) -> bool {
