@@ -114,6 +114,11 @@ impl Selector {
         self.0.iter().all(|wanted| labels.contains(wanted))
     }
 
+    /// The least that a node must have.
+    pub fn labels(&self) -> &[(String, String)] {
+        &self.0
+    }
+
     pub fn is_everybody(&self) -> bool {
         self.0.is_empty()
     }

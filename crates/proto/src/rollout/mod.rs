@@ -36,7 +36,9 @@ pub use state::Stand;
 pub use together::Verdict;
 
 use crate::limits::{REPORT_REASON_BYTES_MAX, REVIEW_INTERVAL, ROLLOUT_HOLD, ROLLOUT_SILENCE};
-use aquifer_core::{How, ManifestHash, NodeId, Phase, Release, ReleaseId, Report, Statement, Step, Time, Times};
+use aquifer_core::{
+    How, ManifestHash, NodeId, Phase, Release, ReleaseId, Report, Selector, Statement, Step, Time, Times,
+};
 use engines::Engines;
 use lane::Lane;
 use remedy::Accounts;
@@ -166,6 +168,14 @@ impl Rollout {
             out: VecDeque::new(),
             review_at: None,
         }
+    }
+
+    /// The view of one that takes no part, for a publisher: whom it may name, what it is to say of a release for
+    /// `selector`, and what to do if that fails. Its own node may have other labels, be pinned, or have no engines.
+    /// It is told releases, statements and members, its own node among them, and no engines; of what it puts out nothing
+    /// is needed.
+    pub fn onlooker(selector: &Selector, now: Time) -> Self {
+        Rollout::new(NodeId([0; 32]), selector.labels().to_vec(), Override::Follow, None, now)
     }
 
     pub fn handle(&mut self, now: Time, input: RolloutInput) {

@@ -296,3 +296,26 @@ fn a_failure_of_one_that_is_done_is_heard() {
     let report = rollout.report().unwrap();
     assert!(report.step == Step::GoingBack && report.reason.contains("the disk is full"), "{report:?}");
 }
+
+/// Its node is none of those that the release is for.
+#[test]
+fn a_publisher_looks_on() {
+    let (now, subset) = (Time::ZERO, "zone=b".parse().unwrap());
+    let mut desk = Rollout::onlooker(&subset, now);
+    let labels = vec![("zone".to_string(), "b".to_string())];
+    let says = |desk: &mut Rollout, node, wanted, phase| {
+        let report = Report { wanted, phase, step: Step::Waiting, ..at_rest(1).report().unwrap().clone() };
+        desk.handle(now, RolloutInput::Member { node, labels: labels.clone(), report: Some(report) });
+    };
+    for node in [ME, other(2)] {
+        says(&mut desk, node, id(1), Phase::Ready);
+    }
+    let named = desk.with_roster(Policy { subset, ..synchronous(0, Required::All) }).unwrap();
+    assert_eq!(named.roster.iter().map(|e| e.node).collect::<Vec<_>>(), [ME, other(2)]);
+    desk.handle(now, RolloutInput::Release(release(2, named)));
+    says(&mut desk, ME, id(2), Phase::Staged);
+    assert!(matches!(desk.verdict(now), Some(Verdict::Wait { answered: 1, .. })));
+    says(&mut desk, other(2), id(2), Phase::Staged);
+    assert_eq!(desk.verdict(now), Some(Verdict::Commit));
+    assert_eq!(desk.report(), None);
+}

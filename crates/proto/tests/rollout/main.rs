@@ -149,7 +149,7 @@ fn a_synchronous_release_that_fails_is_undone() {
 /// Nobody who is honest is misled: what must hold, holds for them; and once the liar has been removed, all is well.
 #[test]
 fn one_member_lies() {
-    let mut seed = 0;
+    let mut moments = MOMENTS.into_iter().cycle();
     let mut plans = vec![];
     for kind in KINDS {
         for lie in LIES {
@@ -159,9 +159,8 @@ fn one_member_lies() {
                     if lie == Lie::Fickle && mishap == Some(Mishap::Halves) {
                         continue;
                     }
-                    seed += 1;
-                    let mishaps = mishap.map(|mishap| (MOMENTS[seed as usize % 9], 3, mishap)).into_iter().collect();
-                    plans.push(Plan { liar: Some((node, lie)), ..plan(seed, kind, mishaps) });
+                    let mishaps = mishap.into_iter().zip(&mut moments).map(|(mishap, moment)| (moment, 3, mishap));
+                    plans.push(Plan { liar: Some((node, lie)), ..plan(plans.len() as u64, kind, mishaps.collect()) });
                 }
             }
         }
