@@ -6,12 +6,14 @@
 //! stays true once it was said (see `turns` and `together`), so late, lost and repeated records
 //! do no harm, and who hears too little waits.
 //!
-//! What always holds, and is checked by `tests/rollout`:
+//! What always holds, of the nodes that do not lie, and is checked by `tests/rollout`:
 //! 1. Synchronous: once the release is open to one node (see `together`), none of its group is ready
 //!    with an older one.
 //! 2. Rolling: of a group of the roster, never more than `max_unavailable` are out because of it.
 //! 3. A node is ready only if all its engines answer from the release it is due to serve, whole and
 //!    checked; and never with one that failed its check there.
+//! 4. Once faults have stopped, everybody gets to an end: what was released, or what was served before; but for who
+//!    cannot take what is committed, and is not ready.
 
 mod engines;
 pub mod history;

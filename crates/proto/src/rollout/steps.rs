@@ -142,7 +142,10 @@ impl Rollout {
                 stand.is_base_open = !known.is_some_and(|r| r.policy.is_synchronous());
             } else if stand.step != Step::Going && self.engines.none_serves() {
                 let older = self.lane.newest_first().filter(|r| r.id() < release.id());
-                stand.base = older.into_iter().find(|r| self.is_everywhere(r)).map(Release::id);
+                let found = older.into_iter().find(|r| self.is_everywhere(r));
+                stand.base = found.map(Release::id);
+                // That it is committed says nothing of who has heard so.
+                stand.is_base_open = !found.is_some_and(|r| r.policy.is_synchronous());
             }
         }
         // Its commit came late, or was never heard: it counts all the same.

@@ -319,3 +319,22 @@ fn a_publisher_looks_on() {
     assert_eq!(desk.verdict(now), Some(Verdict::Commit));
     assert_eq!(desk.report(), None);
 }
+
+/// One that was there before may not have heard the commit, and serve the former release.
+#[test]
+fn a_newcomer_looks_whether_what_it_finds_committed_is_open() {
+    let now = Time::ZERO;
+    let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, now);
+    says(&mut rollout, now, other(2), Step::Waiting, Phase::Staged);
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    for seq in 1..=3 {
+        let by_hand = Policy { how: How::Manual, ..Policy::default() };
+        let policy = if seq == 2 { synchronous(2, Required::All) } else { by_hand };
+        rollout.handle(now, RolloutInput::Release(release(seq, policy)));
+    }
+    engine(&mut rollout, now, Facts::default());
+    engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    let report = rollout.report().unwrap();
+    assert!(report.base == Some(id(2)) && report.settled && !report.ready, "{report:?}");
+    assert!(report.reason.contains(&other(2).short()), "{report:?}");
+}

@@ -7,7 +7,8 @@
 //! - a majority of the roster is past it, and
 //! - everybody else is past it, or has been silent for [`crate::limits::ROLLOUT_SILENCE`];
 //!
-//! or when somebody else is ready with it. Only then is a node ready with the new release.
+//! Each node looks for itself, and only then is ready with the new release. It takes nobody's word for it: one
+//! that lies is one vote of many, and cannot open a release that some who are heard have not heard to be committed.
 //!
 //! As long as a node has not heard the commit it may have missed it: it is *in doubt*, and ready with
 //! the old release only while

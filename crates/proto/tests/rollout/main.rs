@@ -223,8 +223,9 @@ fn planted_bugs_are_found() {
 
 /// Seeds that found something: a node that was done when it failed and told nobody; one whose base failed, and
 /// that prepared for nothing any more; a publisher that named itself though it had no engines; a way back
-/// that was released by one who had just started, and knew few.
-const FOUND: [u64; 4] = [4811, 2890, 3833, 5090];
+/// that was released by one who had just started, and knew few; a newcomer that was ready with a release because
+/// it was committed.
+const FOUND: [u64; 5] = [4811, 2890, 3833, 5090, 5361];
 
 #[test]
 fn much_goes_wrong_at_a_time() {
