@@ -147,6 +147,19 @@ fn a_synchronous_release_that_fails_is_undone() {
     }
 }
 
+/// Until then where it failed is not ready, and the others serve it: see the end of a plan without an heir.
+#[test]
+fn another_holder_of_the_key_undoes_it_if_the_publisher_is_dead() {
+    let moments = [Moment::In(Phase::Paused), Moment::At(Step::Going), Moment::Committed];
+    for (seed, moment) in (0..).zip(moments) {
+        let mishaps = vec![(moment, PUBLISHER, Mishap::Crash)];
+        let (faults, on_failure) = (vec![(CANARY, Fault::Fails)], OnFailure::RollBack);
+        let plan = Plan { faults, on_failure, ..plan(seed, KINDS[0], mishaps) };
+        assert_eq!(plan.run(), Ok(0));
+        assert_eq!(Plan { heir: Some(MEMBER), ..plan }.run(), Ok(0));
+    }
+}
+
 /// Nobody who is honest is misled: what must hold, holds for them; and once the liar has been removed, all is well.
 #[test]
 fn one_member_lies() {
@@ -195,7 +208,7 @@ fn drawn(seed: u64) -> Plan {
     }
     let on_failure = if dice.random_bool(0.5) { OnFailure::RollBack } else { OnFailure::Stay };
     let all_engines_fail = dice.random_bool(0.5);
-    Plan { seed, kind, on_failure, members, loss, faults, all_engines_fail, liar, bug: None, mishaps }
+    Plan { seed, kind, on_failure, members, loss, faults, all_engines_fail, liar, heir: None, bug: None, mishaps }
 }
 
 /// Each property is broken by some bug, and the checks say so: they can fail.

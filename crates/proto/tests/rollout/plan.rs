@@ -107,6 +107,8 @@ pub(crate) struct Plan {
     pub(crate) faults: Vec<(usize, Fault)>,
     pub(crate) all_engines_fail: bool,
     pub(crate) liar: Option<(usize, Lie)>,
+    /// Who uses the key in the end, if the publisher is dead.
+    pub(crate) heir: Option<usize>,
     pub(crate) bug: Option<Bug>,
     pub(crate) mishaps: Vec<(Moment, usize, Mishap)>,
 }
@@ -122,6 +124,7 @@ impl Plan {
             faults: vec![],
             all_engines_fail: true,
             liar: None,
+            heir: None,
             bug: None,
             mishaps: vec![],
         }
@@ -145,8 +148,8 @@ impl Plan {
                 }
                 Ok(())
             })?;
-            let ends = !world.has_faults() && self.liar.is_none() && self.kind != Kind::Manual;
-            well = if ends && self.check_end(&world).is_ok() { well + 1 } else { 0 };
+            let goes_on = self.liar.is_some() || self.heir.is_some() || self.kind == Kind::Manual;
+            well = if !goes_on && !world.has_faults() && self.check_end(&world).is_ok() { well + 1 } else { 0 };
             if well == WELL_FOR {
                 return Ok(left.len());
             }
@@ -190,7 +193,8 @@ impl Plan {
     fn heal(&self, world: &mut World) -> Result<(), String> {
         world.side.fill(0);
         if world.nodes[PUBLISHER].agent.is_none() {
-            world.committer = (1..=self.members).find(|n| world.is_honest(*n) && world.nodes[*n].agent.is_some());
+            let lives = |n: &usize| world.is_honest(*n) && world.nodes[*n].agent.is_some();
+            world.committer = self.heir.into_iter().chain(1..=self.members).find(lives);
         }
         for (node, _) in self.faults.iter().filter(|(_, fault)| *fault == Fault::HangsUntilRestart) {
             if world.is_honest(*node) && world.nodes[*node].agent.is_some() {
