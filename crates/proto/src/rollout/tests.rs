@@ -338,3 +338,42 @@ fn a_newcomer_looks_whether_what_it_finds_committed_is_open() {
     assert!(report.base == Some(id(2)) && report.settled && !report.ready, "{report:?}");
     assert!(report.reason.contains(&other(2).short()), "{report:?}");
 }
+
+/// To what most served; and not before it is known who is there.
+#[test]
+fn what_failed_after_the_commit_is_undone() {
+    let now = Time::ZERO;
+    let mut desk = Rollout::onlooker(&Selector::default(), now);
+    for seq in 0..=1 {
+        desk.handle(now, RolloutInput::Release(release(seq, Policy::default())));
+    }
+    desk.handle(now, RolloutInput::Release(release(2, synchronous(4, Required::All))));
+    let report = |base: u64, step: Step, phase: Phase| Report {
+        base: Some(id(base)),
+        step,
+        phase,
+        wanted: id(2),
+        reason: "the answers are wrong".to_string(),
+        ..at_rest(1).report().unwrap().clone()
+    };
+    let hear = |desk: &mut Rollout, now, n, report| {
+        desk.handle(now, RolloutInput::Member { node: other(n), labels: vec![], report: Some(report) });
+    };
+    for (n, base) in [(1, 1), (2, 1), (3, 0)] {
+        hear(&mut desk, now, n, report(base, Step::Done, Phase::Ready));
+    }
+    hear(&mut desk, now, 3, report(0, Step::Going, Phase::Failed));
+    assert_eq!(desk.remedy(now), None, "it is not committed");
+    let later = now + S;
+    desk.handle(later, RolloutInput::Statement(commit(2)));
+    assert_eq!(desk.remedy(later), None, "one of its nodes may be there yet");
+    let silent = now + ROLLOUT_SILENCE;
+    let remedy = desk.remedy(silent).unwrap();
+    assert_eq!((remedy.failed, remedy.to.id(), remedy.since), (id(2), id(1), later));
+    assert_eq!(remedy.policy.roster.iter().map(|e| e.node).collect::<Vec<_>>(), [other(1), other(2), other(3)]);
+    assert!(remedy.reason.contains("1 of 4 nodes; one: the answers are wrong"), "{remedy:?}");
+    let How::Synchronous { required, on_failure, .. } = remedy.policy.how else { panic!("{remedy:?}") };
+    assert_eq!((required.of(3), on_failure), (2, OnFailure::Stay), "who fails cannot hold up the way back");
+    hear(&mut desk, silent, 3, report(0, Step::Done, Phase::Ready));
+    assert_eq!(desk.remedy(silent), None, "it came to serve it after all");
+}
