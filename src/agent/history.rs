@@ -3,7 +3,8 @@
 use super::Agent;
 use anyhow::Result;
 use aquifer_core::policy::{OnFailure, Required, Unavailable};
-use aquifer_core::{ChannelName, How, Policy, Release, Report, Statement, Word};
+use aquifer_core::{ChannelName, How, NodeId, Policy, Release, Report, Statement, Word};
+use aquifer_proto::rollout::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -79,20 +80,6 @@ impl ReleaseView {
     }
 }
 
-impl NodeView {
-    fn new(node: String, name: String, report: &Report) -> Self {
-        NodeView {
-            node,
-            name,
-            step: report.step.to_string(),
-            phase: report.phase.to_string(),
-            ready: report.ready,
-            times: report.times.iter().map(|(phase, ms)| (phase.to_string(), ms)).collect(),
-            reason: report.reason.clone(),
-        }
-    }
-}
-
 impl Agent {
     pub(super) fn releases_view(&self, channel: &ChannelName) -> Result<Value> {
         let of = |(signed, release): (&aquifer_core::SignedRelease, &Release)| {
@@ -107,18 +94,32 @@ impl Agent {
     }
 
     fn fared(&self, channel: &ChannelName, release: &Release) -> Vec<NodeView> {
-        let id = release.id();
-        let others = self.node.members().filter_map(|member| {
-            let of = member.status.channels.iter().find(|c| c.channel == *channel)?;
-            Some((member.status.node, member.status.name.clone(), of.report.clone()?))
-        });
-        let own = self.node.rollout(channel).and_then(|r| r.report()).cloned();
-        let own = own.map(|report| (self.node.id(), self.name.clone(), report));
-        let about = others.chain(own).filter(|(_, _, report)| report.wanted == id);
-        let mut nodes: Vec<NodeView> =
-            about.map(|(node, name, report)| NodeView::new(node.to_string(), name, &report)).collect();
+        let entry = self.node.history(channel).and_then(|history| history.entry(&release.id()));
+        let of = |(node, progress): (&NodeId, &Progress)| {
+            let (name, report) = self.named(node, channel);
+            NodeView {
+                node: node.to_string(),
+                name,
+                step: progress.step.to_string(),
+                phase: progress.phase.to_string(),
+                ready: report.is_some_and(|report| report.ready && report.wanted == release.id()),
+                times: progress.times.iter().map(|(phase, ms)| (phase.to_string(), ms)).collect(),
+                reason: progress.reason.clone(),
+            }
+        };
+        let mut nodes: Vec<NodeView> = entry.into_iter().flat_map(|entry| entry.members.iter().map(of)).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         nodes
+    }
+
+    /// What a node is called, and what it says now, if it is there.
+    fn named(&self, node: &NodeId, channel: &ChannelName) -> (String, Option<&Report>) {
+        if *node == self.node.id() {
+            return (self.name.clone(), self.node.rollout(channel).and_then(|rollout| rollout.report()));
+        }
+        let Some(member) = self.node.members().find(|m| m.status.node == *node) else { return (node.short(), None) };
+        let of = member.status.channels.iter().find(|c| c.channel == *channel);
+        (member.status.name.clone(), of.and_then(|c| c.report.as_ref()))
     }
 }
 

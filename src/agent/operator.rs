@@ -3,7 +3,6 @@
 
 use super::Agent;
 use super::engines::Reply;
-use super::releasing::with_roster;
 use crate::errors::reasons;
 use crate::state::unix_ms;
 use anyhow::{Context, Result, bail};
@@ -46,7 +45,7 @@ impl Agent {
     }
 
     /// A release of what an earlier one had, with the next number and the nodes that are there.
-    fn draft(&self, draft: Draft) -> Result<Value> {
+    fn draft(&mut self, draft: Draft) -> Result<Value> {
         self.followed(&draft.channel)?;
         let releases: Vec<&Release> = self.node.releases(&draft.channel).map(|(_, release)| release).collect();
         let Some(newest) = releases.last() else { bail!("{} has no release yet", draft.channel) };
@@ -67,21 +66,14 @@ impl Agent {
             Some(encoded) => Policy::decode(&hex::decode(encoded).context("the policy is not hexadecimal")?)?,
             None => Policy { roster: Vec::new(), ..newest.policy.clone() },
         };
-        let takes = self.node.rollout(&draft.channel).is_some_and(|rollout| rollout.takes(&policy));
-        if policy.is_synchronous() && !takes {
-            bail!(
-                "this node does not take releases for {}, so it does not know when those are prepared: ask the agent of a \
-                 node that does",
-                policy.subset
-            );
-        }
+        let back_to = (*back_to).clone();
         let release = Release {
             channel: draft.channel.clone(),
             seq: newest_seq.saturating_add(1),
             manifest: back_to.manifest,
             manifest_bytes: back_to.manifest_bytes,
             rolls_back_to: Some(back_to.seq),
-            policy: with_roster(&self.node, &draft.channel, policy)?,
+            policy: self.with_roster(&draft.channel, policy)?,
             created_unix_ms: unix_ms(),
             note: draft.note,
         };
@@ -119,9 +111,20 @@ impl Agent {
         Ok(json!({}))
     }
 
-    fn word(&self, channel: &ChannelName) -> Result<Value> {
+    fn word(&mut self, channel: &ChannelName) -> Result<Value> {
         let count = |n: usize| n as u64;
-        let answer = match self.node.verdict(channel, self.now()) {
+        let waits = |r: &&Release| r.policy.is_synchronous() && self.node.statement(channel, &r.id()).is_none();
+        let release = self.node.releases(channel).map(|(_, release)| release).filter(waits).last();
+        let verdict = match release.map(|release| (release.id(), release.policy.subset.clone())) {
+            None => None,
+            Some((id, selector)) => {
+                self.input(Input::LookOn { channel: channel.clone(), selector: selector.clone() });
+                let onlooker = self.node.onlooker(channel, &selector);
+                let about = onlooker.filter(|onlooker| onlooker.wanted().map(Release::id) == Some(id));
+                about.and_then(|onlooker| onlooker.verdict(self.now()))
+            }
+        };
+        let answer = match verdict {
             None => WordAnswer::None,
             Some(Verdict::Commit) => WordAnswer::Commit,
             Some(Verdict::Abort(reason)) => WordAnswer::Abort { reason },

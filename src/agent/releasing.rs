@@ -3,7 +3,7 @@
 use super::view::PublicationView;
 use super::{Agent, Publish};
 use crate::state::unix_ms;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use aquifer_core::limits::{RELEASE_NOTE_BYTES_MAX, ROSTER_MAX};
 use aquifer_core::{
     ChannelName, How, Policy, PublisherSecret, Release, ReleaseId, SignedRelease, SignedStatement, Statement, Word,
@@ -75,7 +75,10 @@ impl Agent {
             publication.released = Some(newest.clone());
             return Ok(());
         }
-        let policy = with_roster(&self.node, &publication.channel, publication.policy.clone())?;
+        let (channel, policy) = (publication.channel.clone(), publication.policy.clone());
+        let policy = self.with_roster(&channel, policy)?;
+        let Some(publication) = &mut self.publication else { return Ok(()) };
+        let newest = self.node.newest_release(&publication.channel);
         let release = Release {
             channel: publication.channel.clone(),
             seq: newest.map_or(1, |r| r.seq.saturating_add(1)),
@@ -90,6 +93,24 @@ impl Agent {
         let release = SignedRelease::sign(&release, &publication.secret);
         self.input(Input::Publish { release });
         Ok(())
+    }
+
+    /// The policy with the nodes that are there, where it goes by them.
+    pub(super) fn with_roster(&mut self, channel: &ChannelName, policy: Policy) -> Result<Policy> {
+        if matches!(policy.how, How::AtOnce | How::Manual) {
+            return Ok(policy);
+        }
+        let selector = policy.subset.clone();
+        self.input(Input::LookOn { channel: channel.clone(), selector: selector.clone() });
+        let onlooker = self.node.onlooker(channel, &selector);
+        let onlooker = onlooker.context("too many selectors are looked after here already: ask another agent")?;
+        match onlooker.with_roster(policy) {
+            Some(policy) => Ok(policy),
+            None => bail!(
+                "more than {ROSTER_MAX} nodes with engines would take part, and a release cannot name more: roll it \
+                 out to parts of them with --subset, or with --policy at-once"
+            ),
+        }
     }
 
     /// A synchronous release waits for its publisher's word. Returns whether one was said.
@@ -110,7 +131,8 @@ impl Agent {
     /// What undoes the release that was made here, if it failed once it was committed.
     fn way_back(&self) -> Option<Release> {
         let released = self.publication.as_ref()?.released.as_ref()?;
-        let remedy = self.node.rollout(&released.channel)?.remedy().filter(|r| r.failed == released.id())?;
+        let onlooker = self.node.onlooker(&released.channel, &released.policy.subset)?;
+        let remedy = onlooker.remedy(self.now()).filter(|r| r.failed == released.id())?;
         let newest = self.node.newest_release(&released.channel)?;
         let mut note = remedy.reason;
         shorten(&mut note);
@@ -130,10 +152,11 @@ impl Agent {
         let publication = self.publication.as_ref()?;
         let release = publication.released.as_ref().filter(|r| r.policy.is_synchronous())?;
         let (channel, id) = (release.channel.clone(), release.id());
-        if self.node.rollout(&channel)?.wanted().map(Release::id) != Some(id) {
+        let onlooker = self.node.onlooker(&channel, &release.policy.subset)?;
+        if onlooker.wanted().map(Release::id) != Some(id) {
             return None; // Another one has taken its place.
         }
-        let (word, reason) = match self.node.verdict(&channel, self.now())? {
+        let (word, reason) = match onlooker.verdict(self.now())? {
             Verdict::Commit => (Word::Commit, String::new()),
             Verdict::Abort(reason) => (Word::Abort, reason),
             Verdict::Wait { .. } => return None,
@@ -146,7 +169,8 @@ impl Agent {
         let release = publication.released.as_ref()?;
         let (channel, id) = (&release.channel, release.id());
         let said = self.node.statement(channel, &id);
-        let prepared = match self.node.verdict(channel, self.now()) {
+        let onlooker = self.node.onlooker(channel, &release.policy.subset);
+        let prepared = match onlooker.and_then(|onlooker| onlooker.verdict(self.now())) {
             Some(Verdict::Wait { prepared, required, roster, .. }) => {
                 Some((prepared as u64, required as u64, roster as u64))
             }
@@ -196,20 +220,6 @@ impl Agent {
             let manifest = publication.source.hash;
             self.published_files_changed(manifest, &changed.join("; "));
         }
-    }
-}
-
-/// The policy with the nodes that are there, where it goes by them.
-pub(super) fn with_roster(node: &aquifer_proto::Node, channel: &ChannelName, policy: Policy) -> Result<Policy> {
-    match policy.how {
-        How::AtOnce | How::Manual => Ok(policy),
-        How::Synchronous { .. } | How::Rolling { .. } => match node.with_roster(channel, policy) {
-            Some(policy) => Ok(policy),
-            None => bail!(
-                "more than {ROSTER_MAX} nodes with engines would take part, and a release cannot name more: roll it \
-                 out to parts of them with --subset, or with --policy at-once"
-            ),
-        },
     }
 }
 

@@ -46,10 +46,6 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
         source.layout.len()
     );
     say(args.json, &summary, &text);
-    // Who publishes for some nodes follows what it publishes.
-    config.labels.extend_from_slice(policy.subset.labels());
-    config.labels.sort();
-    config.labels.dedup();
     config.publish = Some(Publication { channel, secret, note: args.note.clone(), policy, source });
     let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;

@@ -60,7 +60,10 @@ fn forged_untrusted_and_replayed_releases_change_nothing() {
     let kinds = |n: u64| [forged(trusted, n), untrusted(n), older(trusted, n)];
     for n in 0..MESSAGES {
         for signed in kinds(n) {
-            liar.send(node, PeerMessage::Snapshot { statuses: Vec::new(), releases: vec![signed], statements: Vec::new() });
+            liar.send(
+                node,
+                PeerMessage::Snapshot { statuses: Vec::new(), releases: vec![signed], statements: Vec::new() },
+            );
         }
     }
     let counts = |s: &Status| [s.rejected_releases.forged, s.rejected_releases.untrusted, s.rejected_releases.older];

@@ -117,6 +117,7 @@ impl Selector {
         self.0.iter().all(|wanted| labels.contains(wanted))
     }
 
+    /// The least that a node must have.
     pub fn labels(&self) -> &[(String, String)] {
         &self.0
     }

@@ -22,6 +22,8 @@ pub struct Report {
     pub settled: bool,
     /// They serve it, and nobody can be ready with another one that must not be.
     pub ready: bool,
+    /// How many engines it has now for the channel. With none it is not counted on: a new release does without it.
+    pub engines: u32,
     /// Its operator keeps it out of rollouts.
     pub held: bool,
     /// What it waits for, or what went wrong; for people.

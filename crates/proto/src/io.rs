@@ -3,7 +3,8 @@
 use crate::releases::Rejection;
 use crate::rollout::{EngineId, Facts, Order, Stand};
 use aquifer_core::{
-    ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, SignedRelease, SignedStatement,
+    ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, PeerMessage, Release, Selector, SignedRelease,
+    SignedStatement,
 };
 use bincode::{Decode, Encode};
 use std::time::Duration;
@@ -80,6 +81,12 @@ pub enum Input {
     EngineGone {
         channel: ChannelName,
         engine: EngineId,
+    },
+    /// Watch the nodes of the channel that releases for this selector are for, to name them and to say when they
+    /// are prepared: see [`crate::rollout::Rollout::onlooker`]. Asked again, it changes nothing.
+    LookOn {
+        channel: ChannelName,
+        selector: Selector,
     },
     /// A word about a release, signed here.
     Say {

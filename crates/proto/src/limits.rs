@@ -261,3 +261,6 @@ pub const ENGINE_ANSWER_GRACE: Duration = Duration::from_secs(5);
 
 /// The longest that it may ask for. Guess: who waits for longer waits for ever.
 pub const ENGINE_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Selectors that a node looks on for. Guess: an operator rolls back a few sides of a comparison.
+pub const ONLOOKERS_MAX: usize = 16;

@@ -13,13 +13,13 @@ use crate::limits::{REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL};
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members};
 use crate::releases::{RejectionCounts, Releases};
-use crate::rollout::{Override, Rollout, RolloutInput, Stand};
+use crate::rollout::{History, Override, Rollout, RolloutInput, Stand};
 use crate::swarm::{Budget, EarlyAsk, EarlyAsks, Swarm};
 use crate::trust::Trust;
 use aquifer_core::message::Refusal;
 use aquifer_core::{
     ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, Release, Report,
-    SignedRelease, SignedStatement, SignedStatus, Time,
+    Selector, SignedRelease, SignedStatement, SignedStatus, Time,
 };
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
@@ -58,6 +58,9 @@ pub struct Node {
     members: Members,
     releases: Releases,
     rollouts: BTreeMap<ChannelName, Rollout>,
+    /// For publishers: what becomes of releases that need not be for this node.
+    onlookers: BTreeMap<(ChannelName, Selector), Rollout>,
+    histories: BTreeMap<ChannelName, History>,
     /// What is said of each in status records.
     reported: BTreeMap<ChannelName, Report>,
     manifests: Manifests,
@@ -123,6 +126,8 @@ impl Node {
             members: Members::new(me),
             releases,
             rollouts,
+            onlookers: BTreeMap::new(),
+            histories: BTreeMap::new(),
             reported: BTreeMap::new(),
             manifests: Manifests::default(),
             trust: Trust::default(),
@@ -175,6 +180,7 @@ impl Node {
             }
             Input::Publish { release } => self.publish(now, release),
             Input::Say { statement } => self.say(now, statement),
+            Input::LookOn { channel, selector } => self.look_on(now, channel, selector),
             Input::Engine { channel, engine, facts } => {
                 self.rollout_input(now, &channel, RolloutInput::Engine { engine, facts });
             }

@@ -2,12 +2,12 @@
 
 use super::Node;
 use crate::io::{Notice, Output, Verdict};
-use crate::limits::{REPORT_SPACING, REPORT_TURN};
+use crate::limits::{ONLOOKERS_MAX, REPORT_SPACING, REPORT_TURN};
 use crate::releases::{Heard, Rejection};
-use crate::rollout::{Rollout, RolloutInput, RolloutOutput, Stand, Verdict as ToSay};
+use crate::rollout::{History, Rollout, RolloutInput, RolloutOutput, Stand};
 use aquifer_core::{
-    ChannelName, GossipMessage, ManifestHash, NodeId, PeerMessage, Phase, Policy, Release, ReleaseId, Report,
-    SignedRelease, SignedStatement, Statement, Step, Time, Word,
+    ChannelName, ChannelStatus, GossipMessage, ManifestHash, NodeId, PeerMessage, Phase, Release, ReleaseId, Report,
+    Selector, SignedRelease, SignedStatement, Statement, Step, Time, Word,
 };
 use rand::Rng;
 use std::collections::BTreeMap;
@@ -34,14 +34,14 @@ impl Node {
         self.releases.statement(channel, release)
     }
 
-    /// What a publisher is to say of the channel's newest release, if that waits for a word.
-    pub fn verdict(&self, channel: &ChannelName, now: Time) -> Option<ToSay> {
-        self.rollouts.get(channel)?.verdict(now)
+    /// The rollout of releases for `selector`, as who looks on sees it: see [`crate::Input::LookOn`].
+    pub fn onlooker(&self, channel: &ChannelName, selector: &Selector) -> Option<&Rollout> {
+        self.onlookers.get(&(channel.clone(), selector.clone()))
     }
 
-    /// See [`Rollout::with_roster`].
-    pub fn with_roster(&self, channel: &ChannelName, policy: Policy) -> Option<Policy> {
-        self.rollouts.get(channel)?.with_roster(policy)
+    /// What became of the channel's last releases.
+    pub fn history(&self, channel: &ChannelName) -> Option<&History> {
+        self.histories.get(channel)
     }
 
     /// The manifests of the channel that nodes are to have now: the newest release's for everybody, and those that
@@ -84,6 +84,7 @@ impl Node {
         let used = |channel: &ChannelName| stand(channel).map(Stand::used).unwrap_or_default();
         match self.releases.on_release(via, &signed, used) {
             Heard::Accepted(release) => {
+                self.histories.entry(release.channel.clone()).or_default().on_release(&release, signed.publisher);
                 new.entry(release.channel.clone()).or_default().push(*release.clone());
                 self.out.push_back(Output::ReleaseAccepted { signed, release });
                 Verdict::Accept
@@ -105,6 +106,7 @@ impl Node {
         match self.releases.on_statement(via, &signed) {
             Heard::Accepted(statement) => {
                 let channel = statement.channel.clone();
+                self.histories.entry(channel.clone()).or_default().on_statement(&statement, signed.publisher);
                 self.out.push_back(Output::StatementAccepted { signed });
                 self.rollout_input(now, &channel, RolloutInput::Statement(*statement));
                 Verdict::Accept
@@ -172,6 +174,9 @@ impl Node {
         };
         let told: Vec<_> = self.rollouts.iter().filter_map(concerned).collect();
         for (channel, report) in told {
+            if let Some(report) = &report {
+                self.histories.entry(channel.clone()).or_default().on_report(node, report);
+            }
             let labels = status.labels.clone();
             self.rollout_input(now, &channel, RolloutInput::Member { node, labels, report });
         }
@@ -183,13 +188,52 @@ impl Node {
     }
 
     pub(super) fn rollout_input(&mut self, now: Time, channel: &ChannelName, input: RolloutInput) {
+        self.tell_onlookers(now, channel, &input);
         if let Some(rollout) = self.rollouts.get_mut(channel) {
             rollout.handle(now, input);
             self.drain_rollout(now, channel);
         }
     }
 
+    fn tell_onlookers(&mut self, now: Time, channel: &ChannelName, input: &RolloutInput) {
+        if matches!(input, RolloutInput::Engine { .. } | RolloutInput::EngineGone { .. }) {
+            return;
+        }
+        for (_, onlooker) in self.onlookers.iter_mut().filter(|((of, _), _)| of == channel) {
+            onlooker.handle(now, input.clone());
+            while onlooker.poll_output().is_some() {}
+        }
+    }
+
+    pub(super) fn look_on(&mut self, now: Time, channel: ChannelName, selector: Selector) {
+        let key = (channel.clone(), selector);
+        if self.onlookers.contains_key(&key) || self.onlookers.len() >= ONLOOKERS_MAX {
+            return;
+        }
+        let mut onlooker = Rollout::onlooker(&key.1, now);
+        for (_, statement) in self.releases.statements(&channel) {
+            onlooker.handle(now, RolloutInput::Statement(statement.clone()));
+        }
+        let of = |node, labels: &[(String, String)], report: Option<Report>| {
+            let (labels, report) = (labels.to_vec(), Some(report?));
+            Some(RolloutInput::Member { node, labels, report })
+        };
+        let report = |channels: &[ChannelStatus]| channels.iter().find(|c| c.channel == channel)?.report.clone();
+        let others = self.members.iter().map(|(_, member)| &member.status);
+        let others = others.filter_map(|status| of(status.node, &status.labels, report(&status.channels)));
+        let own = of(self.me, &self.config.labels, self.reported.get(&channel).cloned());
+        others.chain(own).for_each(|input| onlooker.handle(now, input));
+        let releases = self.releases.of_channel(&channel).map(|(_, release)| release.clone()).collect();
+        onlooker.handle(now, RolloutInput::Releases(releases));
+        while onlooker.poll_output().is_some() {}
+        self.onlookers.insert(key, onlooker);
+    }
+
     pub(super) fn rollouts_timeout(&mut self, now: Time) {
+        for onlooker in self.onlookers.values_mut() {
+            onlooker.handle_timeout(now);
+            while onlooker.poll_output().is_some() {}
+        }
         let due = |r: &Rollout| r.poll_timeout().is_some_and(|(at, _)| at <= now);
         let channels: Vec<ChannelName> = self.rollouts.iter().filter(|(_, r)| due(r)).map(|(c, _)| c.clone()).collect();
         for channel in channels {
@@ -212,9 +256,14 @@ impl Node {
         }
         let Some(report) = said else { return };
         let before = match &report {
-            Some(report) => self.reported.insert(channel.clone(), report.clone()),
+            Some(report) => {
+                self.histories.entry(channel.clone()).or_default().on_report(self.me, report);
+                self.reported.insert(channel.clone(), report.clone())
+            }
             None => self.reported.remove(channel),
         };
+        let (node, labels) = (self.me, self.config.labels.clone());
+        self.tell_onlookers(now, channel, &RolloutInput::Member { node, labels, report: report.clone() });
         match decides(before.as_ref(), report.as_ref()) {
             true => self.report_soon(now),
             false => self.status_soon(now),

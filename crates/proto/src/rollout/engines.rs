@@ -19,6 +19,12 @@ pub struct Facts {
     pub failed: Option<(ManifestHash, String)>,
 }
 
+impl Facts {
+    pub(super) fn has_failed(&self, manifest: &ManifestHash) -> bool {
+        self.failed.as_ref().is_some_and(|(failed, _)| failed == manifest)
+    }
+}
+
 /// What an engine is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode)]
 pub struct Order {
@@ -77,14 +83,13 @@ impl Engines {
     }
 
     pub(super) fn failure(&self, manifest: &ManifestHash) -> Option<&str> {
-        let of = |f: &'_ Facts| f.failed.as_ref().is_some_and(|(failed, _)| failed == manifest);
-        self.facts().find(|f| of(f)).and_then(|f| f.failed.as_ref()).map(|(_, reason)| reason.as_str())
+        self.facts().find(|f| f.has_failed(manifest)).and_then(|f| f.failed.as_ref()).map(|(_, reason)| reason.as_str())
     }
 
     /// How far the last of them is with `manifest`.
     pub(super) fn phase(&self, manifest: &ManifestHash) -> Phase {
         let of = |f: &Facts| match (f.served == Some(*manifest), f.target == Some(*manifest)) {
-            _ if f.failed.as_ref().is_some_and(|(failed, _)| failed == manifest) => Phase::Heard,
+            _ if f.has_failed(manifest) => Phase::Heard,
             (true, _) => Phase::Checked,
             (false, true) => f.phase.min(Phase::Checked),
             (false, false) => Phase::Heard,

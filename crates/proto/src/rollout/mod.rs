@@ -6,14 +6,17 @@
 //! stays true once it was said (see `turns` and `together`), so late, lost and repeated records
 //! do no harm, and who hears too little waits.
 //!
-//! What always holds, and is checked by `tests/rollout`:
+//! What always holds, of the nodes that do not lie, and is checked by `tests/rollout`:
 //! 1. Synchronous: once the release is open to one node (see `together`), none of its group is ready
 //!    with an older one.
 //! 2. Rolling: of a group of the roster, never more than `max_unavailable` are out because of it.
 //! 3. A node is ready only if all its engines answer from the release it is due to serve, whole and
 //!    checked; and never with one that failed its check there.
+//! 4. Once faults have stopped, everybody gets to an end: what was released, or what was served before; but for who
+//!    cannot take what is committed, and is not ready.
 
 mod engines;
+pub mod history;
 mod lane;
 mod reasons;
 mod remedy;
@@ -29,19 +32,23 @@ mod turns;
 mod view;
 
 pub use engines::{EngineId, Facts, Order, Until};
+pub use history::{History, Progress};
 pub use remedy::Remedy;
 pub use state::Stand;
 pub use together::Verdict;
 
 use crate::limits::{REVIEW_INTERVAL, ROLLOUT_HOLD, ROLLOUT_SILENCE};
 use aquifer_core::limits::REPORT_REASON_BYTES_MAX;
-use aquifer_core::{How, ManifestHash, NodeId, Phase, Release, ReleaseId, Report, Statement, Step, Time, Times};
+use aquifer_core::{
+    How, ManifestHash, NodeId, Phase, Release, ReleaseId, Report, Selector, Statement, Step, Time, Times,
+};
 use bincode::{Decode, Encode};
 use engines::Engines;
 use lane::Lane;
+use remedy::Accounts;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
-use together::Past;
+use together::{Doubt, Past};
 use turns::{Heard, Turns};
 use view::View;
 
@@ -103,6 +110,8 @@ pub struct Rollout {
     engines: Engines,
     /// How many there have to be before it is known what all of them do.
     expected: usize,
+    /// Whether there was one, in this life or when the last ended. Who only publishes has none.
+    had_engines: bool,
     start: Time,
     /// None until a release was heard.
     stand: Option<Stand>,
@@ -117,8 +126,11 @@ pub struct Rollout {
     past: Past,
     /// Since when the wanted release is open here, if it is synchronous.
     opened: Option<Time>,
+    /// Who was not past a release that is to be open here, when it was looked last.
+    awaited: Option<NodeId>,
     /// Whether the wanted release was given up because its time was up. None: it was not given up.
     ran_out: Option<bool>,
+    accounts: Accounts,
     /// What a publisher should undo, and since when.
     troubled: Option<(ReleaseId, Time)>,
     kept: Option<Stand>,
@@ -143,6 +155,7 @@ impl Rollout {
             view: View::new(now),
             engines: Engines::default(),
             expected: saved.as_ref().map_or(0, |stand| usize::try_from(stand.engines).unwrap_or(usize::MAX)),
+            had_engines: saved.as_ref().is_some_and(|stand| stand.engines > 0),
             start: now,
             stand: saved.clone(),
             since: now,
@@ -152,13 +165,23 @@ impl Rollout {
             heard: Heard::default(),
             past: Past::default(),
             opened: None,
+            awaited: None,
             ran_out: None,
+            accounts: Accounts::default(),
             troubled: None,
             kept: saved,
             said: None,
             out: VecDeque::new(),
             review_at: None,
         }
+    }
+
+    /// The view of one that takes no part, for a publisher: whom it may name, what it is to say of a release for
+    /// `selector`, and what to do if that fails. Its own node may have other labels, be pinned, or have no engines.
+    /// It is told releases, statements and members, its own node among them, and no engines; of what it puts out nothing
+    /// is needed.
+    pub fn onlooker(selector: &Selector, now: Time) -> Self {
+        Rollout::new(NodeId([0; 32]), selector.labels().to_vec(), Override::Follow, None, now)
     }
 
     pub fn handle(&mut self, now: Time, input: RolloutInput) {
@@ -174,6 +197,7 @@ impl Rollout {
             RolloutInput::Gone { node } => self.view.on_gone(now, node),
             RolloutInput::Engine { engine, facts } => {
                 self.engines.on_facts(engine, facts);
+                self.had_engines = true;
                 self.expected = self.expected.max(self.engines.len());
             }
             RolloutInput::EngineGone { engine } => {
@@ -248,6 +272,7 @@ impl Rollout {
 
     fn hear(&mut self, node: NodeId, report: Option<&Report>) {
         let (Some(report), Some(stand)) = (report, &self.stand) else { return };
+        self.accounts.on_report(node, report);
         note(&mut self.past, &mut self.heard, stand, node, report);
     }
 
@@ -257,7 +282,9 @@ impl Rollout {
         let synchronous = self.lane.newest_first().filter(|r| r.policy.is_synchronous()).map(Release::id);
         let kept: BTreeSet<ReleaseId> = synchronous.collect();
         self.past.keep(&kept);
+        self.accounts.keep(&kept);
         for (node, _, report) in self.view.reports() {
+            self.accounts.on_report(*node, report);
             note(&mut self.past, &mut self.heard, stand, *node, report);
         }
     }
@@ -277,6 +304,7 @@ impl Rollout {
             self.expected = self.engines.len();
         }
         self.choose(now);
+        self.awaited = None;
         while self.take_step(now) {}
         if let Some(stand) = &mut self.stand {
             stand.engines = u32::try_from(self.expected).unwrap_or(u32::MAX);
@@ -291,6 +319,7 @@ impl Rollout {
         let report = self.account(now);
         if report != self.said {
             self.said.clone_from(&report);
+            report.iter().for_each(|report| self.accounts.on_report(self.me, report));
             self.out.push_back(RolloutOutput::Report(report));
         }
         self.look_for_trouble(now);
@@ -314,7 +343,9 @@ impl Rollout {
             Step::Waiting | Step::GoingBack | Step::Halted => {
                 let base = stand.base.map(|base| base.manifest);
                 let at_base = facts.served.is_some() && facts.served == base;
-                let prepares = stand.step == Step::Waiting && !given_up && (at_base || base.is_none());
+                // There is no way to a base that failed here: it gets on from where it is.
+                let lost = base.is_some_and(|base| facts.has_failed(&base));
+                let prepares = stand.step == Step::Waiting && !given_up && (at_base || lost || base.is_none());
                 match prepares {
                     true => Some(Order { manifest: wanted, until: Until::Staged }),
                     false => base.map(|manifest| Order { manifest, until: Until::Serving }),
@@ -338,7 +369,8 @@ impl Rollout {
     fn account(&mut self, now: Time) -> Option<Report> {
         let stand = self.stand.as_ref()?;
         let release = self.release()?;
-        if self.engines.is_empty() && stand.base.is_none() && release.policy.entry(&self.me).is_none() {
+        let has_had_none = stand.base.is_none() || !self.had_engines;
+        if self.engines.is_empty() && has_had_none && release.policy.entry(&self.me).is_none() {
             return None;
         }
         let ready = self.is_ready();
@@ -365,6 +397,7 @@ impl Rollout {
             served: self.engines.served(),
             settled: self.is_settled(),
             ready,
+            engines: u32::try_from(self.engines.len()).unwrap_or(u32::MAX),
             held: self.overridden != Override::Follow,
             reason,
             times: self.times,
@@ -399,8 +432,16 @@ impl Rollout {
 
     /// Whether no synchronous release can have been committed, and opened to others, unheard.
     fn is_sure(&self, stand: &Stand) -> bool {
+        self.doubt(stand).is_none()
+    }
+
+    /// Which release may have been, and why that is not known.
+    fn doubt(&self, stand: &Stand) -> Option<(&Release, Doubt)> {
+        if self.overridden != Override::Follow {
+            return None;
+        }
         let mut unheard = self.lane.synchronous_between(stand.base, stand.wanted);
-        self.overridden != Override::Follow || unheard.all(|r| self.past.is_in_touch(&self.me, r, &self.view))
+        unheard.find_map(|r| Some((r, self.past.doubt(&self.me, r, &self.view)?)))
     }
 
     /// Whether something may change though nothing happens.
@@ -432,6 +473,6 @@ impl Rollout {
 fn note(past: &mut Past, heard: &mut Heard, stand: &Stand, node: NodeId, report: &Report) {
     past.on_report(node, report);
     if report.wanted == stand.wanted {
-        heard.on_report(node, report.step, report.settled);
+        heard.on_report(node, report);
     }
 }

@@ -10,8 +10,8 @@
 
 use super::Rollout;
 use aquifer_core::policy::Required;
-use aquifer_core::{How, OnFailure, Policy, Release, ReleaseId, Time};
-use std::collections::BTreeMap;
+use aquifer_core::{How, NodeId, OnFailure, Phase, Policy, Release, ReleaseId, Report, Time};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// "Release this, as a rollback." The number of the new release is for the driver to find: one more than that
@@ -33,19 +33,33 @@ pub struct Remedy {
 }
 
 impl Rollout {
-    /// What a publisher is to do about the newest release, if it failed. None also if it is not known here what
-    /// was served before, or if there are more nodes than a release may name.
-    pub fn remedy(&self) -> Option<Remedy> {
+    /// What a publisher is to do about the newest release, if it failed. None also as long as it hears too few of
+    /// its nodes, if it is not known here what was served before, or if there are more nodes than a release may name.
+    pub fn remedy(&self, now: Time) -> Option<Remedy> {
         let (_, since) = self.troubled?;
         let (failed, to) = self.trouble()?;
+        if !self.sees_enough(now, failed) {
+            return None;
+        }
         let How::Synchronous { deadline_ms, .. } = failed.policy.how else { return None };
         // Of any number a majority is made.
         let how = How::Synchronous { required: Required::Count(1), deadline_ms, on_failure: OnFailure::Stay };
         let (subset, pinned) = (failed.policy.subset.clone(), failed.policy.pinned);
         let policy = self.with_roster(Policy { subset, pinned, how, roster: vec![] })?;
-        let (count, first) = self.failures(failed);
-        let reason = format!("{} failed at {count} of {} nodes; one: {first}", failed.seq, failed.policy.roster.len());
+        let failures: Vec<&str> = self.accounts.failures(failed).collect();
+        let (count, first) = (failures.len(), failures.first()?);
+        let reason =
+            format!("release {} failed at {count} of {} nodes; one: {first}", failed.seq, failed.policy.roster.len());
         Some(Remedy { failed: failed.id(), to: to.clone(), policy, reason, since })
+    }
+
+    /// Whether the roster of the way back would be no chance selection: of the failed release's, most are there, and
+    /// who is not is gone, and not only unheard of by one who has just started. Who is left out might serve on.
+    fn sees_enough(&self, now: Time, failed: &Release) -> bool {
+        let roster = &failed.policy.roster;
+        let is_there = |node: &NodeId| *node == self.me || self.view.is_there(node);
+        let there = roster.iter().filter(|e| is_there(&e.node)).count();
+        there * 2 > roster.len() && roster.iter().all(|e| is_there(&e.node) || self.view.is_silent(now, &e.node))
     }
 
     /// Since when it has been called for, and by which release.
@@ -66,45 +80,66 @@ impl Rollout {
     /// A release that is to be undone, and the one to go back to.
     fn trouble(&self) -> Option<(&Release, &Release)> {
         let newest = self.release()?;
-        let (failed, to) = match (self.lane.is_committed(&newest.id()), newest.rolls_back_to) {
-            (true, _) => (newest, self.served_before(newest)?),
-            // A way back that came to nothing because somebody did not answer in time: those who are there
-            // now may get farther. If a person gave it up, it stays at that.
-            (false, Some(seq)) if self.ran_out == Some(true) => {
-                let older = self.lane.newest_first().filter(|r| r.id() < newest.id());
-                let failed = older.into_iter().find(|r| self.lane.is_committed(&r.id()))?;
-                (failed, self.lane.get(&ReleaseId { seq, manifest: newest.manifest })?)
+        let failed = match self.lane.is_committed(&newest.id()) {
+            true => newest,
+            // Another came, and came to nothing. If it was the way back, it is tried again with those who are there
+            // now; unless a person gave it up, for then it stays at that.
+            false if self.ran_out? || newest.rolls_back_to.is_none() => {
+                let mut older = self.lane.newest_first().filter(|r| r.id() < newest.id());
+                older.find(|r| self.lane.is_committed(&r.id()))?
             }
-            (false, _) => return None,
+            false => return None,
         };
         let How::Synchronous { required, on_failure: OnFailure::RollBack, .. } = failed.policy.how else {
             return None;
         };
         let roster = failed.policy.roster.len();
-        let (count, _) = self.failures(failed);
-        (count > roster - required.of(roster)).then_some((failed, to))
+        let to = self.lane.get(&self.accounts.served_before(failed)?)?;
+        (self.accounts.failures(failed).count() > roster - required.of(roster)).then_some((failed, to))
+    }
+}
+
+/// What the roster of each synchronous release said of it last: also when a newer one has come.
+#[derive(Debug, Default)]
+pub(super) struct Accounts(BTreeMap<ReleaseId, BTreeMap<NodeId, Account>>);
+
+#[derive(Debug)]
+struct Account {
+    base: Option<ReleaseId>,
+    failed: Option<String>,
+}
+
+impl Accounts {
+    /// Forgets all releases but `kept`.
+    pub(super) fn keep(&mut self, kept: &BTreeSet<ReleaseId>) {
+        self.0.retain(|id, _| kept.contains(id));
+        for id in kept {
+            self.0.entry(*id).or_default();
+        }
     }
 
-    /// At how many of its roster it failed, and what one of them says.
-    fn failures(&self, release: &Release) -> (usize, &str) {
-        let here = self.stand.as_ref().filter(|s| s.wanted == release.id()).and_then(|s| s.failed.as_deref());
-        let here = here.map(|reason| (&self.me, reason));
-        let elsewhere = self.past.failures(release.id()).filter(|(node, _)| **node != self.me);
-        let all = here.into_iter().chain(elsewhere).filter(|(node, _)| release.policy.entry(node).is_some());
-        let reasons: Vec<&str> = all.map(|(_, reason)| reason).collect();
-        (reasons.len(), reasons.first().copied().unwrap_or(""))
+    pub(super) fn on_report(&mut self, node: NodeId, report: &Report) {
+        let Some(of) = self.0.get_mut(&report.wanted) else { return };
+        let failed = (report.phase == Phase::Failed).then(|| report.reason.clone());
+        of.insert(node, Account { base: report.base, failed });
+    }
+
+    fn of_roster<'a>(&'a self, release: &'a Release) -> impl Iterator<Item = &'a Account> {
+        let all = self.0.get(&release.id()).into_iter().flatten();
+        all.filter(|(node, _)| release.policy.entry(node).is_some()).map(|(_, account)| account)
+    }
+
+    fn failures<'a>(&'a self, release: &'a Release) -> impl Iterator<Item = &'a str> {
+        self.of_roster(release).filter_map(|account| account.failed.as_deref())
     }
 
     /// What most of the roster served before it, as they say: one alone could name anything.
-    fn served_before(&self, release: &Release) -> Option<&Release> {
-        let of_roster = self.view.reports().filter(|(node, _, _)| release.policy.entry(node).is_some());
-        let reports = of_roster.map(|(_, _, report)| report).chain(&self.said);
+    fn served_before(&self, release: &Release) -> Option<ReleaseId> {
         let mut bases: BTreeMap<ReleaseId, usize> = BTreeMap::new();
-        for base in reports.filter(|r| r.wanted == release.id()).filter_map(|r| r.base) {
+        for base in self.of_roster(release).filter_map(|account| account.base) {
             *bases.entry(base).or_default() += 1;
         }
         let all: usize = bases.values().sum();
-        let (base, _) = bases.into_iter().find(|(_, count)| count * 2 > all)?;
-        self.lane.get(&base).filter(|base| base.id() < release.id())
+        bases.into_iter().find(|(base, count)| count * 2 > all && *base < release.id()).map(|(base, _)| base)
     }
 }

@@ -7,11 +7,6 @@ use aquifer_core::policy::{Entry, Policy};
 use std::collections::BTreeSet;
 
 impl Rollout {
-    /// Whether this node is one of those that take a release of such a policy.
-    pub fn takes(&self, policy: &Policy) -> bool {
-        policy.subset.matches(self.lane.labels())
-    }
-
     /// The policy with its roster: nodes that are there, have engines, match and are not held. None:
     /// there are more than a release may name.
     pub fn with_roster(&self, mut policy: Policy) -> Option<Policy> {
@@ -21,7 +16,7 @@ impl Rollout {
         let mut members: Vec<_> = others
             .chain([mine])
             .filter_map(|(node, labels, report)| Some((node, labels, report?)))
-            .filter(|(_, labels, report)| fit(labels) && !report.held)
+            .filter(|(_, labels, report)| fit(labels) && !report.held && report.engines > 0)
             .map(|(node, labels, _)| (node, labels))
             .collect();
         members.sort();

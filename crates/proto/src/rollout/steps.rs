@@ -74,10 +74,11 @@ impl Rollout {
         }
     }
 
-    /// Not before what it serves now is what it should: it might be out for an earlier release.
+    /// Not before what it serves now is what it should, for it might be out for an earlier release; unless it
+    /// will be out for that in any case, and is counted so by all others.
     fn is_in_turn(&self, release: &Release) -> bool {
         let joins = self.engines.none_serves();
-        let turn = (joins || self.is_settled()) && self.may_go(release).is_ok();
+        let turn = (joins || self.is_settled() || self.has_lost_base()) && self.may_go(release).is_ok();
         let came_later = release.policy.entry(&self.me).is_none();
         turn || (joins && came_later && self.is_everywhere(release))
     }
@@ -91,8 +92,9 @@ impl Rollout {
         match stand.step {
             Step::Waiting if self.lane.is_committed(&release.id()) => Step::Going,
             Step::Going => {
-                if self.opened.is_none() && self.past.look(now, &self.me, release, &self.view).is_ok() {
-                    self.opened = Some(now);
+                if self.opened.is_none() {
+                    self.awaited = self.past.look(now, &self.me, release, &self.view).err();
+                    self.opened = self.awaited.is_none().then_some(now);
                 }
                 let done = self.opened.is_some() && self.all_serve(&stand.wanted.manifest);
                 if done { Step::Done } else { Step::Going }
@@ -105,6 +107,12 @@ impl Rollout {
     pub(super) fn is_prepared(&self, stand: &Stand) -> bool {
         let prepared = self.engines.phase(&stand.wanted.manifest).is_prepared();
         self.are_all_here() && (prepared || self.engines.none_serves())
+    }
+
+    /// What it should serve until then has failed here.
+    pub(super) fn has_lost_base(&self) -> bool {
+        let base = self.stand.as_ref().and_then(|stand| stand.base);
+        base.is_some_and(|base| self.engines.failure(&base.manifest).is_some())
     }
 
     fn failure(&self, release: &Release) -> Option<String> {
@@ -134,7 +142,10 @@ impl Rollout {
                 stand.is_base_open = !known.is_some_and(|r| r.policy.is_synchronous());
             } else if stand.step != Step::Going && self.engines.none_serves() {
                 let older = self.lane.newest_first().filter(|r| r.id() < release.id());
-                stand.base = older.into_iter().find(|r| self.is_everywhere(r)).map(Release::id);
+                let found = older.into_iter().find(|r| self.is_everywhere(r));
+                stand.base = found.map(Release::id);
+                // That it is committed says nothing of who has heard so.
+                stand.is_base_open = !found.is_some_and(|r| r.policy.is_synchronous());
             }
         }
         // Its commit came late, or was never heard: it counts all the same.
@@ -151,7 +162,8 @@ impl Rollout {
             return;
         }
         let base = stand.base.and_then(|base| self.lane.get(&base)).filter(|r| r.policy.is_synchronous());
-        stand.is_base_open = base.is_none_or(|base| self.past.look(now, &self.me, base, &self.view).is_ok());
+        let looked = base.map_or(Ok(()), |base| self.past.look(now, &self.me, base, &self.view));
+        (stand.is_base_open, self.awaited) = (looked.is_ok(), looked.err());
     }
 
     /// Whether a newcomer takes this release without waiting for a turn: it is not on its way any

@@ -53,6 +53,7 @@ fn says(rollout: &mut Rollout, now: Time, node: NodeId, step: Step, phase: Phase
         served: None,
         settled: step == Step::Waiting,
         ready: false,
+        engines: 1,
         held: false,
         reason: "the disk is full".to_string(),
         times: Times::default(),
@@ -245,4 +246,134 @@ fn who_was_started_anew_meanwhile_says_no_times() {
     assert!(report.ready && report.times.is_empty(), "{report:?}");
     rollout.handle(Time::ZERO + S, RolloutInput::Release(release(3, Policy::default())));
     assert_eq!(rollout.report().unwrap().times.at(Phase::Heard), Some(0));
+}
+
+/// It is past a release of which it gave its word, and would count for ever among those that have to be prepared.
+#[test]
+fn who_only_publishes_names_nobody_without_engines() {
+    let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, Time::ZERO);
+    for seq in 2..4 {
+        rollout.handle(Time::ZERO, RolloutInput::Release(release(seq, synchronous(0, Required::All))));
+        rollout.handle(Time::ZERO, RolloutInput::Statement(commit(seq)));
+        assert_eq!(rollout.report(), None);
+    }
+    says(&mut rollout, Time::ZERO, other(2), Step::Done, Phase::Ready);
+    let idle = Report { engines: 0, ..rollout.view.report(&other(2)).unwrap().clone() };
+    rollout.handle(Time::ZERO, RolloutInput::Member { node: other(3), labels: vec![], report: Some(idle) });
+    let named = rollout.with_roster(Policy::default()).unwrap().roster;
+    assert_eq!(named.iter().map(|e| e.node).collect::<Vec<_>>(), [other(2)]);
+}
+
+/// Or no later release that all have to be prepared for would ever be committed.
+#[test]
+fn who_could_not_take_the_last_one_prepares_for_the_next() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(1);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(1, Required::All))));
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    let failed = Some((id(2).manifest, "the answers are wrong".to_string()));
+    engine(&mut rollout, now, Facts { failed: failed.clone(), ..staged(Some(1), Phase::Heard) });
+    let report = rollout.report().unwrap();
+    assert!(!report.ready && report.phase == Phase::Failed, "{report:?}");
+    rollout.handle(now, RolloutInput::Release(release(3, synchronous(1, Required::All))));
+    assert_eq!(order(&mut rollout), Some(Until::Staged));
+    let served = Some(id(1).manifest);
+    engine(&mut rollout, now, Facts { served, target: Some(id(3).manifest), phase: Phase::Staged, failed });
+    assert_eq!(rollout.verdict(now), Some(Verdict::Commit));
+}
+
+/// A second engine that comes later fails, and those that went after it are to go back first.
+#[test]
+fn a_failure_of_one_that_is_done_is_heard() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(2);
+    let how = How::Rolling { canary: None, max_unavailable: Unavailable::Count(2), by: None };
+    rollout.handle(now, RolloutInput::Release(release(2, Policy { how, roster: roster(2), ..Policy::default() })));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
+    engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    assert_eq!(rollout.report().unwrap().step, Step::Done);
+    says(&mut rollout, now, other(2), Step::Done, Phase::Failed);
+    let report = rollout.report().unwrap();
+    assert!(report.step == Step::GoingBack && report.reason.contains("the disk is full"), "{report:?}");
+}
+
+/// Its node is none of those that the release is for.
+#[test]
+fn a_publisher_looks_on() {
+    let (now, subset) = (Time::ZERO, "zone=b".parse().unwrap());
+    let mut desk = Rollout::onlooker(&subset, now);
+    let labels = vec![("zone".to_string(), "b".to_string())];
+    let says = |desk: &mut Rollout, node, wanted, phase| {
+        let report = Report { wanted, phase, step: Step::Waiting, ..at_rest(1).report().unwrap().clone() };
+        desk.handle(now, RolloutInput::Member { node, labels: labels.clone(), report: Some(report) });
+    };
+    for node in [ME, other(2)] {
+        says(&mut desk, node, id(1), Phase::Ready);
+    }
+    let named = desk.with_roster(Policy { subset, ..synchronous(0, Required::All) }).unwrap();
+    assert_eq!(named.roster.iter().map(|e| e.node).collect::<Vec<_>>(), [ME, other(2)]);
+    desk.handle(now, RolloutInput::Release(release(2, named)));
+    says(&mut desk, ME, id(2), Phase::Staged);
+    assert!(matches!(desk.verdict(now), Some(Verdict::Wait { answered: 1, .. })));
+    says(&mut desk, other(2), id(2), Phase::Staged);
+    assert_eq!(desk.verdict(now), Some(Verdict::Commit));
+    assert_eq!(desk.report(), None);
+}
+
+/// One that was there before may not have heard the commit, and serve the former release.
+#[test]
+fn a_newcomer_looks_whether_what_it_finds_committed_is_open() {
+    let now = Time::ZERO;
+    let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, now);
+    says(&mut rollout, now, other(2), Step::Waiting, Phase::Staged);
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    for seq in 1..=3 {
+        let by_hand = Policy { how: How::Manual, ..Policy::default() };
+        let policy = if seq == 2 { synchronous(2, Required::All) } else { by_hand };
+        rollout.handle(now, RolloutInput::Release(release(seq, policy)));
+    }
+    engine(&mut rollout, now, Facts::default());
+    engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    let report = rollout.report().unwrap();
+    assert!(report.base == Some(id(2)) && report.settled && !report.ready, "{report:?}");
+    assert!(report.reason.contains(&other(2).short()), "{report:?}");
+}
+
+/// To what most served; and not before it is known who is there.
+#[test]
+fn what_failed_after_the_commit_is_undone() {
+    let now = Time::ZERO;
+    let mut desk = Rollout::onlooker(&Selector::default(), now);
+    for seq in 0..=1 {
+        desk.handle(now, RolloutInput::Release(release(seq, Policy::default())));
+    }
+    desk.handle(now, RolloutInput::Release(release(2, synchronous(4, Required::All))));
+    let report = |base: u64, step: Step, phase: Phase| Report {
+        base: Some(id(base)),
+        step,
+        phase,
+        wanted: id(2),
+        reason: "the answers are wrong".to_string(),
+        ..at_rest(1).report().unwrap().clone()
+    };
+    let hear = |desk: &mut Rollout, now, n, report| {
+        desk.handle(now, RolloutInput::Member { node: other(n), labels: vec![], report: Some(report) });
+    };
+    for (n, base) in [(1, 1), (2, 1), (3, 0)] {
+        hear(&mut desk, now, n, report(base, Step::Done, Phase::Ready));
+    }
+    hear(&mut desk, now, 3, report(0, Step::Going, Phase::Failed));
+    assert_eq!(desk.remedy(now), None, "it is not committed");
+    let later = now + S;
+    desk.handle(later, RolloutInput::Statement(commit(2)));
+    assert_eq!(desk.remedy(later), None, "one of its nodes may be there yet");
+    let silent = now + ROLLOUT_SILENCE;
+    let remedy = desk.remedy(silent).unwrap();
+    assert_eq!((remedy.failed, remedy.to.id(), remedy.since), (id(2), id(1), later));
+    assert_eq!(remedy.policy.roster.iter().map(|e| e.node).collect::<Vec<_>>(), [other(1), other(2), other(3)]);
+    assert!(remedy.reason.contains("1 of 4 nodes; one: the answers are wrong"), "{remedy:?}");
+    let How::Synchronous { required, on_failure, .. } = remedy.policy.how else { panic!("{remedy:?}") };
+    assert_eq!((required.of(3), on_failure), (2, OnFailure::Stay), "who fails cannot hold up the way back");
+    hear(&mut desk, silent, 3, report(0, Step::Done, Phase::Ready));
+    assert_eq!(desk.remedy(silent), None, "it came to serve it after all");
 }

@@ -7,7 +7,8 @@
 //! - a majority of the roster is past it, and
 //! - everybody else is past it, or has been silent for [`crate::limits::ROLLOUT_SILENCE`];
 //!
-//! or when somebody else is ready with it. Only then is a node ready with the new release.
+//! Each node looks for itself, and only then is ready with the new release. It takes nobody's word for it: one
+//! that lies is one vote of many, and cannot open a release that some who are heard have not heard to be committed.
 //!
 //! As long as a node has not heard the commit it may have missed it: it is *in doubt*, and ready with
 //! the old release only while
@@ -37,8 +38,6 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 pub(super) struct Past {
     past: BTreeMap<ReleaseId, BTreeSet<NodeId>>,
-    /// Whose engines cannot take one, or did not pass its check, and why.
-    failed: BTreeMap<ReleaseId, BTreeMap<NodeId, String>>,
     open: BTreeSet<ReleaseId>,
 }
 
@@ -46,7 +45,6 @@ impl Past {
     /// Forgets all releases but `kept`.
     pub(super) fn keep(&mut self, kept: &BTreeSet<ReleaseId>) {
         self.past.retain(|id, _| kept.contains(id));
-        self.failed.retain(|id, _| kept.contains(id));
         self.open.retain(|id| kept.contains(id));
         for id in kept {
             self.past.entry(*id).or_default();
@@ -58,21 +56,7 @@ impl Past {
             if is_past(report, release) {
                 nodes.insert(node);
             }
-            if report.wanted != *release {
-                continue;
-            }
-            let failed = self.failed.entry(*release).or_default();
-            if report.phase == Phase::Failed {
-                failed.entry(node).or_insert_with(|| report.reason.clone());
-            } else if report.ready && report.step == Step::Done {
-                failed.remove(&node);
-            }
         }
-    }
-
-    /// At whom the release failed, who has not come to serve it since, and why.
-    pub(super) fn failures(&self, release: ReleaseId) -> impl Iterator<Item = (&NodeId, &str)> {
-        self.failed.get(&release).into_iter().flatten().map(|(node, reason)| (node, reason.as_str()))
     }
 
     /// Looks whether the release opens to `me`, which is past it.
@@ -99,14 +83,26 @@ impl Past {
         Ok(())
     }
 
-    /// Whether `me`, which has heard no commit, can be sure that the release is open to nobody.
-    pub(super) fn is_in_touch(&self, me: &NodeId, release: &Release, view: &View) -> bool {
-        let nobody = BTreeSet::new();
-        let past = self.past.get(&release.id()).unwrap_or(&nobody);
+    /// Why `me`, which has heard no commit, cannot be sure that the release is open to nobody. None: it can.
+    pub(super) fn doubt(&self, me: &NodeId, release: &Release, view: &View) -> Option<Doubt> {
+        let past = self.past.get(&release.id()).and_then(|past| past.first());
         let roster = &release.policy.roster;
-        let there = roster.iter().filter(|e| e.node == *me || view.is_steady(&e.node)).count();
-        past.is_empty() && !self.open.contains(&release.id()) && (there * 2 > roster.len() || roster.is_empty())
+        let heard = roster.iter().filter(|e| e.node == *me || view.is_steady(&e.node)).count();
+        match past {
+            Some(node) => Some(Doubt::Past(*node)),
+            None if heard * 2 > roster.len() || roster.is_empty() => None,
+            None => Some(Doubt::Few { heard, roster: roster.len() }),
+        }
     }
+}
+
+/// Why a node may have missed a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// This one says to have heard it.
+    Past(NodeId),
+    /// No majority is heard.
+    Few { heard: usize, roster: usize },
 }
 
 fn is_past(report: &Report, release: &ReleaseId) -> bool {

@@ -23,7 +23,7 @@
 use aquifer_core::codec;
 use aquifer_core::hash::Hash;
 use aquifer_core::policy::{Entry, Unavailable};
-use aquifer_core::{NodeId, ReleaseId, Step};
+use aquifer_core::{NodeId, Phase, ReleaseId, Report, Step};
 use std::collections::BTreeMap;
 
 /// The most that was ever heard of each node about one release.
@@ -34,13 +34,16 @@ pub(super) struct Heard(BTreeMap<NodeId, Most>);
 struct Most {
     step: Step,
     settled: bool,
+    failed: bool,
 }
 
 impl Heard {
-    pub(super) fn on_report(&mut self, node: NodeId, step: Step, settled: bool) {
+    pub(super) fn on_report(&mut self, node: NodeId, report: &Report) {
         let most = self.0.entry(node).or_default();
-        most.step = most.step.max(step);
-        most.settled |= settled;
+        most.step = most.step.max(report.step);
+        most.settled |= report.settled;
+        // One that is done, and fails then, may have to wait for others to go back before it.
+        most.failed |= report.phase == Phase::Failed || report.step >= Step::GoingBack;
     }
 
     fn most(&self, node: &NodeId) -> Most {
@@ -53,7 +56,7 @@ impl Heard {
 
     /// One that gave the release up because it failed there, or elsewhere.
     pub(super) fn failed(&self) -> Option<NodeId> {
-        self.0.iter().find(|(_, most)| most.step >= Step::GoingBack).map(|(node, _)| *node)
+        self.0.iter().find(|(_, most)| most.failed).map(|(node, _)| *node)
     }
 
     pub(super) fn is_done(&self, node: &NodeId) -> bool {

@@ -62,7 +62,14 @@ impl World {
             }
         }
         for (nodes, most) in groups.values() {
-            let is_out = |n: &usize| self.is_honest(*n) && self.nodes[*n].engines.iter().any(|e| e.out);
+            // Who is gone with its engines out is unavailable for good: a release that does without it goes on.
+            let newest = self.releases.values().next_back();
+            let given_up = |n: usize| {
+                let is_named = newest.is_some_and(|r| r.policy.entry(&self.nodes[n].id).is_some());
+                self.nodes[n].agent.is_none() && !is_named
+            };
+            let counts = |n: usize| self.is_honest(n) && !given_up(n);
+            let is_out = |n: &usize| counts(*n) && self.nodes[*n].engines.iter().any(|e| e.out);
             let out: Vec<&usize> = nodes.iter().filter(|n| is_out(n)).collect();
             if out.len() > *most {
                 return Err(format!("out: {out:?} are out at once, of {nodes:?}"));

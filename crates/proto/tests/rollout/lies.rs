@@ -49,8 +49,6 @@ pub(crate) enum Bug {
     PresumesSettled,
     /// Nobody hears commits.
     Deaf,
-    /// What should survive a restart does not.
-    Forgets,
 }
 
 impl World {

@@ -2,13 +2,14 @@
 //! and then many at a time, drawn from seeds. What must always hold is checked after each step (see
 //! `World::check`), and once the faults have ended everybody must get to where it should be.
 //!
-//! `AQUIFER_ROLLOUT_SEEDS` is how many drawn runs there are; each replays from its number.
+//! `AQUIFER_ROLLOUT_SEEDS` is how many drawn runs there are; `AQUIFER_ROLLOUT_SEED` replays one of them.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 mod check;
 mod engine;
 mod lies;
+mod network;
 mod plan;
 mod world;
 
@@ -19,6 +20,7 @@ use plan::{CANARY, DEATHS, KINDS, Kind, MEMBER, MOMENTS, Mishap, Moment, NEWS, P
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
+use std::collections::BTreeMap;
 
 fn run_all(plans: impl Iterator<Item = Plan>) {
     let problems: Vec<String> = plans.filter_map(|plan| plan.run().err()).take(3).collect();
@@ -145,10 +147,23 @@ fn a_synchronous_release_that_fails_is_undone() {
     }
 }
 
+/// Until then where it failed is not ready, and the others serve it: see the end of a plan without an heir.
+#[test]
+fn another_holder_of_the_key_undoes_it_if_the_publisher_is_dead() {
+    let moments = [Moment::In(Phase::Paused), Moment::At(Step::Going), Moment::Committed];
+    for (seed, moment) in (0..).zip(moments) {
+        let mishaps = vec![(moment, PUBLISHER, Mishap::Crash)];
+        let (faults, on_failure) = (vec![(CANARY, Fault::Fails)], OnFailure::RollBack);
+        let plan = Plan { faults, on_failure, ..plan(seed, KINDS[0], mishaps) };
+        assert_eq!(plan.run(), Ok(0));
+        assert_eq!(Plan { heir: Some(MEMBER), ..plan }.run(), Ok(0));
+    }
+}
+
 /// Nobody who is honest is misled: what must hold, holds for them; and once the liar has been removed, all is well.
 #[test]
 fn one_member_lies() {
-    let mut seed = 0;
+    let mut moments = MOMENTS.into_iter().cycle();
     let mut plans = vec![];
     for kind in KINDS {
         for lie in LIES {
@@ -158,9 +173,8 @@ fn one_member_lies() {
                     if lie == Lie::Fickle && mishap == Some(Mishap::Halves) {
                         continue;
                     }
-                    seed += 1;
-                    let mishaps = mishap.map(|mishap| (MOMENTS[seed as usize % 9], 3, mishap)).into_iter().collect();
-                    plans.push(Plan { liar: Some((node, lie)), ..plan(seed, kind, mishaps) });
+                    let mishaps = mishap.into_iter().zip(&mut moments).map(|(mishap, moment)| (moment, 3, mishap));
+                    plans.push(Plan { liar: Some((node, lie)), ..plan(plans.len() as u64, kind, mishaps.collect()) });
                 }
             }
         }
@@ -183,7 +197,9 @@ fn drawn(seed: u64) -> Plan {
     });
     let mut mishaps: Vec<_> = mishaps.collect();
     let count = [0, 0, 0, 1, 1, 2][dice.random_range(0..6)];
-    let faults = (0..count).map(|_| (node(&mut dice), *FAULTS.choose(&mut dice).unwrap())).collect();
+    let faults: BTreeMap<usize, Fault> =
+        (0..count).map(|_| (node(&mut dice), *FAULTS.choose(&mut dice).unwrap())).collect();
+    let faults = faults.into_iter().collect();
     let liar = dice.random_bool(0.1).then(|| (node(&mut dice), *LIES.choose(&mut dice).unwrap()));
     if liar.is_some_and(|(_, lie)| lie == Lie::Fickle) {
         // See `one_member_lies`.
@@ -192,7 +208,7 @@ fn drawn(seed: u64) -> Plan {
     }
     let on_failure = if dice.random_bool(0.5) { OnFailure::RollBack } else { OnFailure::Stay };
     let all_engines_fail = dice.random_bool(0.5);
-    Plan { seed, kind, on_failure, members, loss, faults, all_engines_fail, liar, bug: None, mishaps }
+    Plan { seed, kind, on_failure, members, loss, faults, all_engines_fail, liar, heir: None, bug: None, mishaps }
 }
 
 /// Each property is broken by some bug, and the checks say so: they can fail.
@@ -211,7 +227,6 @@ fn planted_bugs_are_found() {
         (Bug::FailedPasses, out, "checked:"),
         (Bug::FailedPasses, together, "checked:"),
         (Bug::Deaf, together, "end:"),
-        (Bug::Forgets, out, "out:"),
     ] {
         let plans = (0..400).map(drawn).filter(|plan| kinds.contains(&plan.kind) && plan.liar.is_none());
         let found = plans.filter_map(|plan| Plan { bug: Some(bug), ..plan }.run().err()).find(|p| p.starts_with(says));
@@ -219,8 +234,18 @@ fn planted_bugs_are_found() {
     }
 }
 
+/// Seeds that found something: a node that was done when it failed and told nobody; one whose base failed, and
+/// that prepared for nothing any more; a publisher that named itself though it had no engines; a way back
+/// that was released by one who had just started, and knew few; a newcomer that was ready with a release because
+/// it was committed.
+const FOUND: [u64; 5] = [4811, 2890, 3833, 5090, 5361];
+
 #[test]
 fn much_goes_wrong_at_a_time() {
-    let seeds = std::env::var("AQUIFER_ROLLOUT_SEEDS").map_or(60, |n| n.parse().unwrap());
-    run_all((0..seeds).map(drawn));
+    let number = |name| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
+    if let Some(seed) = number("AQUIFER_ROLLOUT_SEED") {
+        return run_all([drawn(seed)].into_iter());
+    }
+    let seeds = number("AQUIFER_ROLLOUT_SEEDS").unwrap_or(60);
+    run_all(FOUND.into_iter().chain(0..seeds).map(drawn));
 }

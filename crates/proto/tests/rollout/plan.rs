@@ -107,6 +107,8 @@ pub(crate) struct Plan {
     pub(crate) faults: Vec<(usize, Fault)>,
     pub(crate) all_engines_fail: bool,
     pub(crate) liar: Option<(usize, Lie)>,
+    /// Who uses the key in the end, if the publisher is dead.
+    pub(crate) heir: Option<usize>,
     pub(crate) bug: Option<Bug>,
     pub(crate) mishaps: Vec<(Moment, usize, Mishap)>,
 }
@@ -122,6 +124,7 @@ impl Plan {
             faults: vec![],
             all_engines_fail: true,
             liar: None,
+            heir: None,
             bug: None,
             mishaps: vec![],
         }
@@ -145,8 +148,8 @@ impl Plan {
                 }
                 Ok(())
             })?;
-            let ends = !world.has_faults() && self.liar.is_none() && self.kind != Kind::Manual;
-            well = if ends && self.check_end(&world).is_ok() { well + 1 } else { 0 };
+            let goes_on = self.liar.is_some() || self.heir.is_some() || self.kind == Kind::Manual;
+            well = if !goes_on && !world.has_faults() && self.check_end(&world).is_ok() { well + 1 } else { 0 };
             if well == WELL_FOR {
                 return Ok(left.len());
             }
@@ -190,10 +193,11 @@ impl Plan {
     fn heal(&self, world: &mut World) -> Result<(), String> {
         world.side.fill(0);
         if world.nodes[PUBLISHER].agent.is_none() {
-            world.committer = (1..=self.members).find(|n| world.is_honest(*n) && world.nodes[*n].agent.is_some());
+            let lives = |n: &usize| world.is_honest(*n) && world.nodes[*n].agent.is_some();
+            world.committer = self.heir.into_iter().chain(1..=self.members).find(lives);
         }
         for (node, _) in self.faults.iter().filter(|(_, fault)| *fault == Fault::HangsUntilRestart) {
-            if world.nodes[*node].agent.is_some() {
+            if world.is_honest(*node) && world.nodes[*node].agent.is_some() {
                 world.kill_agent(*node, Some(S));
             }
         }
@@ -204,7 +208,7 @@ impl Plan {
             world.release(world.committer.unwrap(), newest.seq + 1, b"4", self.policy());
         }
         if self.kind == Kind::Manual {
-            world.say(world.committer.unwrap(), newest, Word::Commit);
+            world.say(world.committer.unwrap(), newest, Word::Commit, String::new());
         }
         world.run(at(HEALED + REMOVED), &mut |_| Ok(()))
     }
@@ -254,7 +258,7 @@ impl Plan {
             Mishap::Superseded => drop(world.release(publisher, 3, b"3", self.policy())),
             Mishap::Rivalled => drop(world.release(publisher, release.seq, b"rival", self.policy())),
             Mishap::RolledBack => drop(world.release(publisher, 3, b"1", self.policy())),
-            Mishap::Aborted => world.say(MEMBER, release, Word::Abort),
+            Mishap::Aborted => world.say(MEMBER, release, Word::Abort, "by hand".to_string()),
             Mishap::Joined => self.join(world, world.nodes.len()),
         }
     }
@@ -273,13 +277,13 @@ impl Plan {
         let synchronous = matches!(self.kind, Kind::Synchronous(_));
         let few = synchronous && living.len() * 2 <= self.members;
         let stays = !self.is_undone(world);
-        if world.remedies > 0 && !self.asks_to_be_undone(self.faults.len()) {
+        if world.remedies > 0 && self.liar.is_none() && !self.asks_to_be_undone(self.faults.len()) {
             return Err("end: it was undone, and nobody asked for it".to_string());
         }
         for node in &living {
             let it = report(node)?;
             let failed = self.fails(*node) && it.due().is_some_and(|due| due.manifest == ManifestHash::of(b"2"));
-            if !it.ready && !few && !(failed && stays) {
+            if !(it.ready || few || failed && stays) {
                 return Err(format!("end: {node} is not ready in the end: {it:?}"));
             }
         }
@@ -311,7 +315,10 @@ impl Plan {
     fn is_undone(&self, world: &World) -> bool {
         let lives = |n: &usize| world.nodes[*n].agent.is_some();
         let failing = (1..=self.members).filter(|n| self.fails(*n) && lives(n)).count();
-        self.asks_to_be_undone(failing) && world.committer.is_some_and(|n| lives(&n))
+        // That it failed may not be said, or not be remembered, where a person has made a newer release since.
+        let by_people = world.releases.len() - world.remedies;
+        let knows = |n: usize| lives(&n) && by_people == 2 && (world.nodes[n].life == 1 || world.remedies == 0);
+        self.asks_to_be_undone(failing) && world.committer.is_some_and(knows)
     }
 
     fn asks_to_be_undone(&self, failing: usize) -> bool {

@@ -2,9 +2,9 @@
 
 use crate::engine::{Engine, Fault, duration};
 use crate::lies::{Bug, Liar};
-use aquifer_core::limits::ROSTER_MAX;
-use aquifer_core::{ManifestHash, NodeId, Policy, Release, ReleaseId, Report, Statement, Time, Word};
-use aquifer_proto::rollout::{EngineId, Override, Rollout, RolloutInput, RolloutOutput, Stand, Verdict};
+use crate::network::Record;
+use aquifer_core::{ManifestHash, NodeId, Policy, Release, ReleaseId, Report, Selector, Statement, Time, Word};
+use aquifer_proto::rollout::{EngineId, Override, Rollout, RolloutInput, RolloutOutput, Stand};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ pub(crate) struct World {
     pub(crate) now: Time,
     pub(crate) nodes: Vec<Machine>,
     events: BTreeMap<(Time, u64), Event>,
-    next: u64,
+    pub(crate) next: u64,
     /// Nodes on different sides do not hear each other.
     pub(crate) side: Vec<u32>,
     pub(crate) loss: f64,
@@ -46,7 +46,7 @@ pub(crate) struct World {
     pub(crate) done: BTreeSet<(ReleaseId, NodeId)>,
     pub(crate) rushed: bool,
     /// Something that is looked at, since it was looked at.
-    changed: bool,
+    pub(crate) changed: bool,
 }
 
 pub(crate) struct Machine {
@@ -55,7 +55,7 @@ pub(crate) struct Machine {
     pub(crate) engines: Vec<Engine>,
     pub(crate) agent: Option<Agent>,
     pub(crate) disk: Disk,
-    life: u64,
+    pub(crate) life: u64,
     clock: (Duration, f64),
 }
 
@@ -68,20 +68,21 @@ pub(crate) struct Disk {
 
 pub(crate) struct Agent {
     pub(crate) rollout: Rollout,
-    heard: BTreeMap<usize, Time>,
+    /// Of one that publishes, and has no engines: what it names and says.
+    pub(crate) desk: Option<Rollout>,
+    pub(crate) heard: BTreeMap<usize, Time>,
     /// Of the last record, so that none overtakes a later one.
-    order: BTreeMap<usize, u64>,
+    pub(crate) order: BTreeMap<usize, u64>,
 }
 
-struct Record {
-    labels: Vec<(String, String)>,
-    report: Option<Report>,
-    releases: Vec<ReleaseId>,
-    statements: Vec<(ReleaseId, Word)>,
+impl Agent {
+    pub(crate) fn publisher(&self) -> &Rollout {
+        self.desk.as_ref().unwrap_or(&self.rollout)
+    }
 }
 
 #[derive(Clone)]
-enum Event {
+pub(crate) enum Event {
     /// It comes from another node, if the network has not parted meanwhile.
     Over {
         to: usize,
@@ -172,52 +173,6 @@ impl World {
         node
     }
 
-    pub(crate) fn release(&mut self, by: usize, seq: u64, manifest: &[u8], mut policy: Policy) -> ReleaseId {
-        if let Some(agent) = &self.nodes[by].agent {
-            policy = agent.rollout.with_roster(policy).unwrap();
-            assert!(policy.roster.len() < ROSTER_MAX);
-        }
-        self.publish(by, seq, ManifestHash::of(manifest), None, policy)
-    }
-
-    fn publish(
-        &mut self,
-        by: usize,
-        seq: u64,
-        manifest: ManifestHash,
-        rolls_back_to: Option<u64>,
-        policy: Policy,
-    ) -> ReleaseId {
-        let release = Release {
-            channel: "c".parse().unwrap(),
-            seq,
-            manifest,
-            manifest_bytes: 1,
-            rolls_back_to,
-            policy,
-            // Hours wrong, like the clocks. Nothing is decided by it.
-            created_unix_ms: self.rng.random(),
-            note: String::new(),
-        };
-        let id = release.id();
-        self.releases.insert(id, release.clone());
-        self.plan(Duration::ZERO, Event::Release { to: by, release: release.clone() });
-        for to in (0..self.nodes.len()).filter(|to| *to != by) {
-            self.plan_over(by, to, Event::Release { to, release: release.clone() });
-        }
-        id
-    }
-
-    pub(crate) fn say(&mut self, by: usize, release: ReleaseId, word: Word) {
-        self.changed |= self.said.insert((release, word));
-        let (channel, reason) = ("c".parse().unwrap(), String::new());
-        let statement = Statement { channel, release, word, reason, created_unix_ms: self.rng.random() };
-        self.plan(Duration::ZERO, Event::Statement { to: by, statement: statement.clone() });
-        for to in (0..self.nodes.len()).filter(|to| *to != by) {
-            self.plan_over(by, to, Event::Statement { to, statement: statement.clone() });
-        }
-    }
-
     /// The agent's process ends. Its engines go on.
     pub(crate) fn kill_agent(&mut self, node: usize, back_after: Option<Duration>) {
         let machine = &mut self.nodes[node];
@@ -252,7 +207,7 @@ impl World {
 
     /// How many members with engines a node knows.
     pub(crate) fn seen_by(&self, node: usize) -> usize {
-        let policy = self.nodes[node].agent.as_ref().and_then(|a| a.rollout.with_roster(Policy::default()));
+        let policy = self.nodes[node].agent.as_ref().and_then(|a| a.publisher().with_roster(Policy::default()));
         policy.map_or(0, |p| p.roster.len())
     }
 
@@ -322,12 +277,10 @@ impl World {
             return;
         }
         machine.life += 1;
-        if self.bug == Some(Bug::Forgets) {
-            machine.disk = Disk::default();
-        }
         let rollout =
             Rollout::new(machine.id, machine.labels.clone(), Override::Follow, machine.disk.stand.clone(), now);
-        machine.agent = Some(Agent { rollout, heard: BTreeMap::new(), order: BTreeMap::new() });
+        let desk = machine.engines.is_empty().then(|| Rollout::onlooker(&Selector::default(), now));
+        machine.agent = Some(Agent { rollout, desk, heard: BTreeMap::new(), order: BTreeMap::new() });
         let life = machine.life;
         let releases: Vec<Release> = machine.disk.releases.values().cloned().collect();
         let statements: Vec<Statement> = machine.disk.statements.values().cloned().collect();
@@ -344,52 +297,6 @@ impl World {
         self.plan(TICK, Event::Tick { node, life });
     }
 
-    fn on_record(&mut self, to: usize, from: usize, order: u64, record: &Record) {
-        let now = self.local(to);
-        let Some(agent) = &mut self.nodes[to].agent else { return };
-        let last = agent.order.entry(from).or_default();
-        if order <= std::mem::replace(last, order.max(*last)) {
-            return;
-        }
-        agent.heard.insert(from, now);
-        let report = record.report.clone().map(|report| self.lie(from, report));
-        let report = report.map(|report| self.misread(from, report));
-        let labels = record.labels.clone();
-        self.tell(to, RolloutInput::Member { node: self.nodes[from].id, labels, report });
-        // Who lacks something is reminded.
-        let disk = &self.nodes[to].disk;
-        let releases: Vec<Release> =
-            disk.releases.iter().filter(|(id, _)| !record.releases.contains(id)).map(|(_, r)| r.clone()).collect();
-        let said = |key: &(ReleaseId, Word)| record.statements.contains(key);
-        let statements: Vec<Statement> =
-            disk.statements.iter().filter(|(key, _)| !said(key)).map(|(_, s)| s.clone()).collect();
-        for release in releases {
-            self.plan_over(to, from, Event::Release { to: from, release });
-        }
-        for statement in statements {
-            self.plan_over(to, from, Event::Statement { to: from, statement });
-        }
-    }
-
-    fn on_release(&mut self, to: usize, release: Release) {
-        if self.nodes[to].agent.is_some() && !self.nodes[to].disk.releases.contains_key(&release.id()) {
-            let release = self.misread_release(to, release);
-            self.nodes[to].disk.releases.insert(release.id(), release.clone());
-            self.tell(to, RolloutInput::Release(release));
-        }
-    }
-
-    fn on_statement(&mut self, to: usize, statement: Statement) {
-        let key = (statement.release, statement.word);
-        if self.bug == Some(Bug::Deaf) && statement.word == Word::Commit {
-            return;
-        }
-        if self.nodes[to].agent.is_some() && !self.nodes[to].disk.statements.contains_key(&key) {
-            self.nodes[to].disk.statements.insert(key, statement.clone());
-            self.tell(to, RolloutInput::Statement(statement));
-        }
-    }
-
     fn on_tick(&mut self, node: usize) {
         let now = self.local(node);
         let Some(agent) = &mut self.nodes[node].agent else { return };
@@ -401,32 +308,10 @@ impl World {
         }
         if let Some(agent) = &mut self.nodes[node].agent {
             agent.rollout.handle_timeout(now);
+            agent.desk.iter_mut().for_each(|desk| desk.handle_timeout(now));
             self.drain(node);
         }
         self.give_word(node);
-    }
-
-    /// The part of a publisher's agent.
-    fn give_word(&mut self, node: usize) {
-        if self.committer != Some(node) {
-            return;
-        }
-        let now = self.local(node);
-        let Some(agent) = &self.nodes[node].agent else { return };
-        let Some(newest) = self.nodes[node].disk.releases.keys().next_back().copied() else { return };
-        let (verdict, remedy) = (agent.rollout.verdict(now), agent.rollout.remedy());
-        let is_hasty = self.bug == Some(Bug::CommitsUnasked) && matches!(verdict, Some(Verdict::Wait { .. }));
-        match verdict {
-            Some(_) if is_hasty => self.say(node, newest, Word::Commit),
-            Some(Verdict::Commit) => self.say(node, newest, Word::Commit),
-            Some(Verdict::Abort(_)) => self.say(node, newest, Word::Abort),
-            Some(Verdict::Wait { .. }) | None => {}
-        }
-        if let Some(remedy) = remedy {
-            self.remedies += 1;
-            let to = &remedy.to;
-            self.publish(node, newest.seq + 1, to.manifest, Some(to.seq), remedy.policy);
-        }
     }
 
     fn on_engine(&mut self, node: usize, engine: usize, token: u64) {
@@ -459,12 +344,15 @@ impl World {
         }
     }
 
-    fn tell(&mut self, node: usize, input: RolloutInput) {
+    pub(crate) fn tell(&mut self, node: usize, input: RolloutInput) {
         let now = self.local(node);
-        if let Some(agent) = &mut self.nodes[node].agent {
-            agent.rollout.handle(now, input);
-            self.drain(node);
+        let Some(agent) = &mut self.nodes[node].agent else { return };
+        if let Some(desk) = &mut agent.desk {
+            desk.handle(now, input.clone());
+            while desk.poll_output().is_some() {}
         }
+        agent.rollout.handle(now, input);
+        self.drain(node);
     }
 
     fn drain(&mut self, node: usize) {
@@ -489,30 +377,7 @@ impl World {
         }
     }
 
-    fn broadcast(&mut self, from: usize) {
-        let machine = &self.nodes[from];
-        let Some(agent) = &machine.agent else { return };
-        let record = Rc::new(Record {
-            labels: machine.labels.clone(),
-            report: agent.rollout.report().cloned(),
-            releases: machine.disk.releases.keys().copied().collect(),
-            statements: machine.disk.statements.keys().copied().collect(),
-        });
-        self.next += 1;
-        let order = self.next;
-        for to in (0..self.nodes.len()).filter(|to| *to != from) {
-            self.plan_over(from, to, Event::Record { to, from, order, record: record.clone() });
-        }
-    }
-
-    fn plan_over(&mut self, from: usize, to: usize, event: Event) {
-        if self.side[from] == self.side[to] && !self.rng.random_bool(self.loss) {
-            let after = MS * self.rng.random_range(1..60);
-            self.plan(after, Event::Over { to, from, event: Box::new(event) });
-        }
-    }
-
-    fn plan(&mut self, after: Duration, event: Event) {
+    pub(crate) fn plan(&mut self, after: Duration, event: Event) {
         self.next += 1;
         self.events.insert((self.now + after, self.next), event);
     }
@@ -526,7 +391,7 @@ impl World {
         self.nodes[node].agent.is_some() && self.nodes[node].life == life
     }
 
-    fn local(&self, node: usize) -> Time {
+    pub(crate) fn local(&self, node: usize) -> Time {
         let (offset, rate) = self.nodes[node].clock;
         Time::from_origin(offset + self.now.since(Time::ZERO).mul_f64(rate))
     }
