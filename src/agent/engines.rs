@@ -7,8 +7,8 @@ use super::{Agent, Hold};
 use crate::errors::reasons;
 use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row, TensorEntry};
 use aquifer_engine::protocol::{
-    ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, TensorInfo,
-    Welcome, code,
+    Conduct, ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, Stage,
+    TensorInfo, Welcome, code,
 };
 use aquifer_engine::{ConnId, EngineEvent, ManifestPage};
 use aquifer_memory::Span;
@@ -33,6 +33,9 @@ pub(super) struct EngineConn {
     pub(super) channel: Option<ChannelName>,
     pub(super) session: EngineSession,
     said_serving: Option<ManifestHash>,
+    pub(super) conduct: Conduct,
+    /// Since when it owes an answer, if it owes one.
+    pub(super) asked_at: Instant,
     /// Shared with the jobs that write to them.
     regions: Arc<Regions>,
     /// Chunks that are to be copied to a GPU, when those before them are: together they take less time.
@@ -90,6 +93,8 @@ impl Agent {
                     channel: None,
                     session: EngineSession::default(),
                     said_serving: None,
+                    conduct: Conduct::default(),
+                    asked_at: Instant::now(),
                     regions: Arc::default(),
                     to_copy: Vec::new(),
                     copying: false,
@@ -129,6 +134,7 @@ impl Agent {
             _ if self.sessions.get(&conn).is_none_or(|c| c.channel.is_none()) => {
                 return Some(Err(ErrorReply::new(code::HELLO, "say hello first")));
             }
+            Request::Conduct(conduct) => self.sessions.get_mut(&conn)?.conduct = conduct,
             Request::Manifest { from } => {
                 self.sessions.get_mut(&conn)?.waiting.push((id, from));
                 let channel = self.sessions.get(&conn)?.channel.clone()?;
@@ -149,12 +155,16 @@ impl Agent {
             Request::BindRow(spec) => return Some(self.on_bind_row(conn, spec)),
             Request::Hydrate => self.on_hydrate(conn),
             Request::Paused { manifest } => self.engine_input(conn, EngineInput::Paused { manifest }),
+            Request::Checked { manifest } => {
+                self.engine_input(conn, EngineInput::Checked { manifest, result: Ok(()) });
+            }
             Request::Resumed { manifest } => self.engine_input(conn, EngineInput::Resumed { manifest }),
             Request::Refused(refusal) => {
                 let name = &self.sessions.get(&conn)?.name;
                 tracing::warn!("engine {name} refused {}: {}", refusal.manifest.short(), refusal.message);
                 let asked = match refusal.stage {
                     Stage::Pause => Asked::Pause,
+                    Stage::Check => Asked::Check,
                     Stage::Resume => Asked::Resume,
                 };
                 let (manifest, reason) = (refusal.manifest, refusal.message);
@@ -193,6 +203,7 @@ impl Agent {
         entry.pid = hello.pid;
         entry.channel = Some(hello.channel);
         entry.said_serving = hello.serving;
+        entry.conduct = hello.conduct;
         let welcome = Welcome {
             node: self.node.id(),
             agent_name: self.name.clone(),
@@ -430,6 +441,7 @@ impl Agent {
                 }
             },
             (EngineOutput::WantsChanged, _) => {
+                self.drop_staged(conn);
                 self.refresh_all();
                 self.feed_engine(conn);
                 self.tidy();
@@ -442,15 +454,18 @@ impl Agent {
                 self.tidy();
                 self.count_engines();
             }
-            (EngineOutput::Prepare { chunks, .. }, Some(target)) if entry.has_gpu() && self.shadow => {
-                self.stage(conn, &channel, &target, &chunks);
-            }
-            (EngineOutput::Prepare { .. }, _) => self.engine_input(conn, EngineInput::Prepared { ok: true }),
-            (EngineOutput::Tell(Tell::Check { manifest }), _) => {
+            (EngineOutput::Prepare { chunks, keep }, Some(target)) => self.prepare(conn, &target, &chunks, &keep),
+            (EngineOutput::Tell(Tell::Check { manifest }), _) if !entry.conduct.checks => {
                 self.engine_input(conn, EngineInput::Checked { manifest, result: Ok(()) });
             }
             (EngineOutput::Tell(tell), _) => self.tell_engine(conn, &channel, tell),
-            (EngineOutput::Scan | EngineOutput::Copy { .. } | EngineOutput::Apply { .. }, None) => {}
+            (
+                EngineOutput::Scan
+                | EngineOutput::Copy { .. }
+                | EngineOutput::Prepare { .. }
+                | EngineOutput::Apply { .. },
+                None,
+            ) => {}
         }
     }
 
@@ -481,7 +496,7 @@ impl Agent {
     }
 
     /// Whether [`Agent::source`] would find one, for as much as can be told without reading.
-    fn has_source(&self, manifest: &ManifestHash, chunk: u32) -> bool {
+    pub(super) fn has_source(&self, manifest: &ManifestHash, chunk: u32) -> bool {
         let Some(hash) = self.manifests.get(manifest).map(|l| l.layout.chunk(chunk).hash) else { return false };
         self.memory.contains(&hash)
             || self.disk.as_ref().is_some_and(|d| d.contains(&hash))

@@ -9,6 +9,7 @@ mod endpoints;
 mod engines;
 mod grants;
 mod jobs;
+mod keeping;
 mod landing;
 mod library;
 mod node_view;

@@ -122,12 +122,14 @@ fn admit(
         Request::Hello(_) if *greeted => return Err(ErrorReply::new(code::HELLO, "'hello' was said already")),
         Request::Hello(_) => *greeted = true,
         Request::Status | Request::Drain => {}
-        Request::Manifest { .. }
+        Request::Conduct(_)
+        | Request::Manifest { .. }
         | Request::Region(_)
         | Request::Bind { .. }
         | Request::BindRow(_)
         | Request::Hydrate
         | Request::Paused { .. }
+        | Request::Checked { .. }
         | Request::Resumed { .. }
         | Request::Refused(_)
             if !*greeted =>
@@ -140,12 +142,14 @@ fn admit(
             check_region(region, &fd)?;
             return Ok((request, Some(fd)));
         }
-        Request::Manifest { .. }
+        Request::Conduct(_)
+        | Request::Manifest { .. }
         | Request::Region(_)
         | Request::Bind { .. }
         | Request::BindRow(_)
         | Request::Hydrate
         | Request::Paused { .. }
+        | Request::Checked { .. }
         | Request::Resumed { .. }
         | Request::Refused(_) => {}
     }
