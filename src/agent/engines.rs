@@ -391,6 +391,12 @@ impl Agent {
         }
     }
 
+    /// What was found in one engine's memory is what another may be waiting for, and is not fetched any more.
+    fn feed_engines(&mut self) {
+        let conns: Vec<ConnId> = self.sessions.keys().copied().collect();
+        conns.into_iter().for_each(|conn| self.feed_engine(conn));
+    }
+
     /// Offers an engine everything it waits for that lies on this node.
     pub(super) fn feed_engine(&mut self, conn: ConnId) {
         let Some(entry) = self.sessions.get(&conn) else { return };
@@ -443,7 +449,7 @@ impl Agent {
             (EngineOutput::WantsChanged, _) => {
                 self.drop_staged(conn);
                 self.refresh_all();
-                self.feed_engine(conn);
+                self.feed_engines();
                 self.tidy();
                 self.count_engines();
             }
