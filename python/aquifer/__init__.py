@@ -12,7 +12,7 @@ See :class:`Engine` for all of it.
 
 from .arrays import ArrayError
 from .engine import Engine
-from .errors import AgentUnavailable, AquiferError, HydrationError, HydrationTimeout, RequestRefused
+from .errors import AgentUnavailable, AquiferError, HydrationError, HydrationTimeout, Paused, RequestRefused
 from .gpu import GpuError
 from .memory import Arena, empty
 from .modules import Bound, Fused, Transposed
@@ -32,6 +32,7 @@ __all__ = [
     "GpuError",
     "HydrationError",
     "HydrationTimeout",
+    "Paused",
     "Progress",
     "Release",
     "RequestRefused",

@@ -7,9 +7,9 @@ import os
 import sys
 import threading
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
-from . import arrays, dtypes, gpu, memory, modules, progress as progress_lines
+from . import arrays, checks, dtypes, gpu, memory, modules, progress as progress_lines
 from .errors import AquiferError, HydrationError, HydrationTimeout, RequestRefused
 from .gate import Gate
 from .link import CLOSED, Link, deadline_of, left
@@ -22,6 +22,9 @@ log = logging.getLogger("aquifer")
 
 Callback = Callable[[Release], Any]
 
+#: What ``while_paused`` is called in the protocol.
+_DURING_PAUSE = {"hold": "held", "refuse": "refused"}
+
 
 class Engine:
     """An inference process whose weights the node's agent keeps current.
@@ -30,7 +33,10 @@ class Engine:
     :func:`aquifer.default_socket_path`. ``name`` is what status and logs call this engine.
     ``connect_timeout`` is how long to look for an agent, in seconds; later on the engine looks for
     ever. ``pause_timeout`` is how long an update may wait for those inside :meth:`serving`, in
-    seconds; after that it is put off. ``None`` waits as long as it takes.
+    seconds; after that it is put off. ``None`` waits as long as the agent does, which is ten minutes.
+    ``while_paused`` is what :meth:`serving` does while an update is applied: ``"hold"`` lets requests wait,
+    ``"refuse"`` turns them away at once with :class:`aquifer.Paused`, for engines whose callers have another
+    node to ask.
 
     Every byte that the engine is given was verified in place. While a release is served its memory
     does not change, except between the pause and the resume callbacks. Without callbacks of one's
@@ -47,12 +53,19 @@ class Engine:
         *,
         connect_timeout: float = 5.0,
         pause_timeout: Optional[float] = None,
+        while_paused: str = "hold",
     ) -> None:
+        if while_paused not in _DURING_PAUSE:
+            raise ValueError(f"while_paused must be 'hold' or 'refuse', not {while_paused!r}")
         self.channel = channel
         self.name = name or f"{os.path.basename(sys.argv[0]).strip('-') or 'python'}-{os.getpid()}"
         self.socket = socket or default_socket_path()
         self._pause_timeout = pause_timeout
-        self._gate = Gate()
+        self._while_paused = while_paused
+        self._gate = Gate(refuses=while_paused == "refuse")
+        self._checks = checks.Checks(self._trying)
+        #: On the thread of a check: the release that is tried there.
+        self._tried = threading.local()
         self._registration = Registration()
         self._callbacks: Dict[str, List[Callback]] = {"release": [], "pause": [], "resume": [], "failed": []}
         self._own: Dict[str, Optional[Callback]] = {"pause": None, "resume": None}
@@ -245,11 +258,13 @@ class Engine:
         """No update is applied inside; yields the hash of the manifest that the weights are.
 
         Waits while an update is applied and before hydration, ``timeout`` seconds at most
-        (:class:`TimeoutError`). Keep it as short as one query: an update waits for it.
+        (:class:`TimeoutError`); with ``while_paused="refuse"`` raises :class:`aquifer.Paused` at once while an
+        update is applied. Keep it as short as one query: an update waits for it.
         """
         self._gate.enter(timeout)
         try:
-            yield self._serving.manifest if self._serving else ""
+            release = getattr(self._tried, "release", None) or self._serving
+            yield release.manifest if release else ""
         finally:
             self._gate.leave()
 
@@ -269,13 +284,48 @@ class Engine:
 
     def on_resume(self, callback: Callback) -> Callback:
         """Calls ``callback(release)`` when ``release`` is in place, and before :meth:`serving` lets
-        anyone in. It is the old one if the update was called off. If it raises, the engine stays
-        paused and the agent is told. Also a decorator.
+        anyone in. It is the old one if the update was called off, or failed its check. If it raises, the
+        engine stays paused, the agent is told, and puts the old release back. Also a decorator.
         """
         return self._add("resume", callback)
 
+    def on_check(
+        self,
+        callback: Optional[Callback] = None,
+        *,
+        command: Optional[Sequence[str]] = None,
+        timeout: float = checks.TIMEOUT_S,
+    ) -> Any:
+        """Has ``callback(release)`` called when ``release`` is in place and nobody is let in yet: it runs sample
+        inferences, and raises, or returns ``False``, if they are no good. Then the agent puts the old
+        release back, and the engine serves that. Also a decorator, with or without ``timeout``.
+
+        It runs on a thread of its own, where :meth:`serving` may be entered. If it takes longer than ``timeout``
+        seconds it has failed, and is left alone: what it reads then changes under it. Instead of a callback,
+        ``command`` is a program and its arguments, with ``AQUIFER_CHANNEL``, ``AQUIFER_MANIFEST`` and
+        ``AQUIFER_SEQ`` in its environment; unless it ends with 0, the last line of its stderr is the reason.
+
+        Several checks run in the order they were added; those added before :meth:`hydrate` also look at the first
+        release. One that passed is not checked again while the engine stays connected. A first release that
+        fails is not served: :meth:`wait_hydrated` raises :class:`HydrationError` with the reason, and another
+        release is waited for.
+        """
+        if callback is not None and command is not None:
+            raise TypeError("on_check() takes a callback or a command, not both")
+        if timeout <= 0:
+            raise ValueError(f"a check needs some time, not {timeout} s")
+        if command is not None:
+            if isinstance(command, (str, bytes)) or not command:
+                raise TypeError("command must be a list: the program and its arguments")
+            self._add_check(checks.command(command, timeout))
+            return None
+        if callback is None:
+            return lambda wanted: self.on_check(wanted, timeout=timeout)
+        self._add_check(checks.Check(_checked(callback), timeout))
+        return callback
+
     def on_failed(self, callback: Callable[[str], Any]) -> Callable[[str], Any]:
-        """Calls ``callback(reason)`` when a release cannot be served here. Also a decorator."""
+        """Calls ``callback(reason)`` when a release cannot be served here, or failed its check. Also a decorator."""
         self._callbacks["failed"].append(callback)  # type: ignore[arg-type]
         return callback
 
@@ -323,7 +373,35 @@ class Engine:
             name=self.name,
             channel=self.channel,
             serving=self.release,
+            **self._conduct(),
         )
+
+    def _conduct(self) -> Dict[str, Any]:
+        """How the engine behaves when it is given another release, for the agent."""
+        said: Dict[str, Any] = {"checks": len(self._checks) > 0, "during_pause": _DURING_PAUSE[self._while_paused]}
+        if self._pause_timeout is not None:
+            said["pause_timeout_ms"] = int(self._pause_timeout * 1000)
+        if len(self._checks):
+            said["check_timeout_ms"] = int(self._checks.timeout * 1000)
+        return said
+
+    def _tell_conduct(self, session: Session) -> None:
+        try:
+            session.call("conduct", **self._conduct())
+        except RequestRefused as refusal:
+            if refusal.code != "unknown-op":
+                raise
+            log.warning("aquifer: the agent is older than this package, and lets no release be checked")
+
+    def _add_check(self, check: checks.Check) -> None:
+        self._checks.add(check)
+        self._link.post(self._tell_conduct)
+
+    @contextlib.contextmanager
+    def _trying(self, release: Release) -> Iterator[None]:
+        self._tried.release = release
+        with self._gate.owned():
+            yield
 
     def _register(self, session: Session) -> None:
         with self._changed:
@@ -354,6 +432,7 @@ class Engine:
             "release": self._on_release_heard,
             "hydrated": self._on_hydrated,
             "pause": self._on_pause,
+            "check": self._on_check,
             "applied": self._on_applied,
             "aborted": self._on_aborted,
             "failed": self._on_failed,
@@ -407,6 +486,26 @@ class Engine:
             self._paused_at = time.monotonic()
         session.call("paused", manifest=release.manifest)
 
+    def _on_check(self, session: Session, message: Message) -> None:
+        release = parse(Release, message["release"])
+        try:
+            self._checks.run(release)
+        except checks.CheckFailed as failed:
+            self._on_check_failed(release, str(failed))
+            session.call("refused", manifest=release.manifest, stage="check", message=str(failed))
+            return
+        session.call("checked", manifest=release.manifest)
+
+    def _on_check_failed(self, release: Release, reason: str) -> None:
+        log.error("aquifer: release %.12s failed its check: %s", release.manifest, reason)
+        if not self._paused:
+            # Nothing was served before that could be put back; or what was turned out to be no good.
+            self._gate.shut()
+            with self._changed:
+                self._serving = None
+            self._fail(f"the release failed its check: {reason}")
+        self._call_failed(f"{reason} (check)")
+
     def _on_applied(self, session: Session, message: Message) -> None:
         release = parse(Release, message["release"])
         if self._resume_with(session, release):
@@ -420,6 +519,9 @@ class Engine:
         reason = f"{message.get('message')} ({message.get('code')})"
         log.error("aquifer: release %.12s cannot be served: %s", message.get("manifest"), reason)
         self._fail(reason)
+        self._call_failed(reason)
+
+    def _call_failed(self, reason: str) -> None:
         for callback in self._callbacks["failed"]:
             try:
                 callback(reason)  # type: ignore[arg-type]

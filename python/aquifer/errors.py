@@ -30,3 +30,7 @@ class HydrationError(AquiferError):
 
 class HydrationTimeout(HydrationError, TimeoutError):
     """The weights were not there in the time given."""
+
+
+class Paused(AquiferError):
+    """An update is being applied. Raised where the engine was made with ``while_paused="refuse"``."""

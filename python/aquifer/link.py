@@ -94,6 +94,10 @@ class Link:
         if error is not None:
             raise error
 
+    def post(self, task: Callable[[Session], None]) -> None:
+        """The same without waiting, from any thread; what it raises is logged."""
+        self._inbox.put(lambda: self._report(self._outcome(task)))
+
     def ask(self, op: str, timeout: Optional[float], what: str, **fields: Any) -> Message:
         """Asks until there is an answer, by this agent or a later one; ``what`` is waited for, for people."""
         deadline = deadline_of(timeout)
@@ -166,6 +170,11 @@ class Link:
         except Exception as error:
             return error
         return None
+
+    @staticmethod
+    def _report(error: Optional[Exception]) -> None:
+        if error is not None:
+            raise error
 
     def _reconnect(self, lost: Session) -> None:
         if lost is not self._session:

@@ -125,6 +125,9 @@ class Peer:
                 os.close(fd)
             self.send({"re": request["id"], "error": {"code": "no", "message": refusal}})
             return
+        if op in self.agent.unknown:
+            self.send({"re": request["id"], "error": {"code": "unknown-op", "message": "unknown"}})
+            return
         if op == "hello":
             ok = {"node": "00" * 32, "agent_name": "fake", "version": "0"}
             self.hello = request
@@ -168,6 +171,8 @@ class FakeAgent:
         self.page = 4
         #: Op -> message: refuses the next request of that kind.
         self.refuse = {}
+        #: Ops that it is too old for.
+        self.unknown = set()
         self.peers = queue.Queue()
         self._all = []
         self.listen()

@@ -7,8 +7,8 @@ use super::{Agent, Hold};
 use crate::errors::reasons;
 use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row, TensorEntry};
 use aquifer_engine::protocol::{
-    ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, TensorInfo,
-    Welcome, code,
+    Conduct, ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, Stage,
+    TensorInfo, Welcome, code,
 };
 use aquifer_engine::{ConnId, EngineEvent, ManifestPage};
 use aquifer_memory::Span;
@@ -39,6 +39,9 @@ pub(super) struct EngineConn {
     /// A release that its bindings do not fit.
     pub(super) unfit: Option<ManifestHash>,
     said_serving: Option<ManifestHash>,
+    pub(super) conduct: Conduct,
+    /// Since when it owes an answer, if it owes one.
+    pub(super) asked_at: Instant,
     /// Shared with the jobs that write to them.
     pub(super) regions: Arc<Regions>,
     /// Chunks that are to be copied to a GPU, when those before them are: together they take less time.
@@ -99,6 +102,8 @@ impl Agent {
                     told: None,
                     unfit: None,
                     said_serving: None,
+                    conduct: Conduct::default(),
+                    asked_at: Instant::now(),
                     regions: Arc::default(),
                     to_copy: Vec::new(),
                     copying: false,
@@ -134,13 +139,15 @@ impl Agent {
                 self.ended = Some(super::Ended::Stopped);
                 return Some(Ok(json!({})));
             }
-            Request::Releases(_) | Request::Draft(_) | Request::Announce(_) | Request::Word(_) => {
-                return Some(self.on_operator(request));
-            }
+            Request::Releases(asked) => return Some(self.show_releases(&asked)),
+            Request::Draft(draft) => return Some(self.on_draft(draft)),
+            Request::Announce(announce) => return Some(self.on_announce(&announce)),
+            Request::Word(asked) => return Some(self.on_word(&asked)),
             Request::Hello(hello) => return Some(self.on_hello(conn, hello)),
             _ if self.sessions.get(&conn).is_none_or(|c| c.channel.is_none()) => {
                 return Some(Err(ErrorReply::new(code::HELLO, "say hello first")));
             }
+            Request::Conduct(conduct) => self.sessions.get_mut(&conn)?.conduct = conduct,
             Request::Manifest { from } => {
                 self.sessions.get_mut(&conn)?.waiting.push((id, from));
                 let channel = self.sessions.get(&conn)?.channel.clone()?;
@@ -161,12 +168,16 @@ impl Agent {
             Request::BindRow(spec) => return Some(self.on_bind_row(conn, spec)),
             Request::Hydrate => self.on_hydrate(conn),
             Request::Paused { manifest } => self.engine_input(conn, EngineInput::Paused { manifest }),
+            Request::Checked { manifest } => {
+                self.engine_input(conn, EngineInput::Checked { manifest, result: Ok(()) });
+            }
             Request::Resumed { manifest } => self.engine_input(conn, EngineInput::Resumed { manifest }),
             Request::Refused(refusal) => {
                 let name = &self.sessions.get(&conn)?.name;
                 tracing::warn!("engine {name} refused {}: {}", refusal.manifest.short(), refusal.message);
                 let asked = match refusal.stage {
                     Stage::Pause => Asked::Pause,
+                    Stage::Check => Asked::Check,
                     Stage::Resume => Asked::Resume,
                 };
                 let (manifest, reason) = (refusal.manifest, refusal.message);
@@ -205,6 +216,7 @@ impl Agent {
         entry.pid = hello.pid;
         entry.channel = Some(hello.channel);
         entry.said_serving = hello.serving;
+        entry.conduct = hello.conduct;
         let welcome = Welcome {
             node: self.node.id(),
             agent_name: self.name.clone(),
@@ -368,6 +380,12 @@ impl Agent {
         }
     }
 
+    /// What was found in one engine's memory is what another may be waiting for, and is not fetched any more.
+    fn feed_engines(&mut self) {
+        let conns: Vec<ConnId> = self.sessions.keys().copied().collect();
+        conns.into_iter().for_each(|conn| self.feed_engine(conn));
+    }
+
     /// Offers an engine everything it waits for that lies on this node.
     pub(super) fn feed_engine(&mut self, conn: ConnId) {
         let Some(entry) = self.sessions.get(&conn) else { return };
@@ -419,8 +437,9 @@ impl Agent {
                 }
             },
             (EngineOutput::WantsChanged, _) => {
+                self.drop_staged(conn);
                 self.refresh_all();
-                self.feed_engine(conn);
+                self.feed_engines();
                 self.tidy();
                 self.count_engines();
             }
@@ -431,15 +450,18 @@ impl Agent {
                 self.tidy();
                 self.count_engines();
             }
-            (EngineOutput::Prepare { chunks, .. }, Some(target)) if entry.has_gpu() && self.shadow => {
-                self.stage(conn, &channel, &target, &chunks);
-            }
-            (EngineOutput::Prepare { .. }, _) => self.engine_input(conn, EngineInput::Prepared { ok: true }),
-            (EngineOutput::Tell(Tell::Check { manifest }), _) => {
+            (EngineOutput::Prepare { chunks, keep }, Some(target)) => self.prepare(conn, &target, &chunks, &keep),
+            (EngineOutput::Tell(Tell::Check { manifest }), _) if !entry.conduct.checks => {
                 self.engine_input(conn, EngineInput::Checked { manifest, result: Ok(()) });
             }
             (EngineOutput::Tell(tell), _) => self.tell_engine(conn, &channel, tell),
-            (EngineOutput::Scan | EngineOutput::Copy { .. } | EngineOutput::Apply { .. }, None) => {}
+            (
+                EngineOutput::Scan
+                | EngineOutput::Copy { .. }
+                | EngineOutput::Prepare { .. }
+                | EngineOutput::Apply { .. },
+                None,
+            ) => {}
         }
     }
 
@@ -470,7 +492,7 @@ impl Agent {
     }
 
     /// Whether [`Agent::source`] would find one, for as much as can be told without reading.
-    fn has_source(&self, manifest: &ManifestHash, chunk: u32) -> bool {
+    pub(super) fn has_source(&self, manifest: &ManifestHash, chunk: u32) -> bool {
         let Some(hash) = self.manifests.get(manifest).map(|l| l.layout.chunk(chunk).hash) else { return false };
         self.memory.contains(&hash)
             || self.disk.as_ref().is_some_and(|d| d.contains(&hash))

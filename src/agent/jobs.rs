@@ -1,5 +1,6 @@
 //! Work that takes long: hashing, copying, disks. On blocking threads, each ending in an event.
 
+use super::keeping::Keep;
 use super::library::Tree;
 use super::pieces::{CopyError, Memory, Source, Staged};
 use super::regions::{Gpus, Region};
@@ -55,12 +56,13 @@ pub(super) enum Job {
         sources: Vec<(u32, Source)>,
         memory: Memory,
     },
-    /// Put what will change on the GPU beside what it will change.
-    Stage {
+    /// Put what will change on the GPU beside what it will change, and what will be overwritten into the store.
+    Prepare {
         conn: ConnId,
         manifest: ManifestHash,
         sources: Vec<(u32, Source)>,
         memory: Memory,
+        kept: Option<Keep>,
     },
     Apply {
         conn: ConnId,
@@ -79,7 +81,7 @@ pub(super) enum JobDone {
     RegionOpened { conn: ConnId, request: u64, spec: RegionSpec, result: Result<Region> },
     Scanned { conn: ConnId, in_place: ChunkSet },
     Copied { conn: ConnId, results: Vec<(u32, Result<(), CopyError>)> },
-    Staged { conn: ConnId, manifest: ManifestHash, staged: Staged },
+    Prepared { conn: ConnId, manifest: ManifestHash, staged: Staged },
     Applied { conn: ConnId, result: Result<(), CopyError> },
 }
 
@@ -148,7 +150,7 @@ impl Agent {
                     self.feed_engine(conn);
                 }
             }
-            JobDone::Staged { conn, manifest, staged } => self.on_staged(conn, manifest, staged),
+            JobDone::Prepared { conn, manifest, staged } => self.on_prepared(conn, manifest, staged),
             JobDone::Applied { conn, result } => {
                 let ok = self.copied(conn, result);
                 self.engine_input(conn, EngineInput::Applied { ok });
@@ -191,8 +193,11 @@ impl Job {
             }
             Job::Scan { conn, memory } => JobDone::Scanned { conn, in_place: memory.in_place() },
             Job::Copy { conn, sources, memory } => JobDone::Copied { conn, results: memory.copy_all(&sources, None) },
-            Job::Stage { conn, manifest, sources, memory } => {
-                JobDone::Staged { conn, manifest, staged: memory.stage(&sources) }
+            Job::Prepare { conn, manifest, sources, memory, kept } => {
+                if let Some(kept) = kept {
+                    kept.run();
+                }
+                JobDone::Prepared { conn, manifest, staged: memory.stage(&sources) }
             }
             Job::Apply { conn, sources, staged, memory } => {
                 let results = memory.copy_all(&sources, staged.as_deref());

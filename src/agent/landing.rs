@@ -196,12 +196,16 @@ impl Agent {
         }
         match self.memory.reserve(hash, len) {
             Err(StoreError::Full { .. }) => {
+                // What is kept to go back to goes first.
                 self.evict_superseded();
-                self.trim_memory(true);
-                self.memory.reserve(hash, len).map(Landing::Store)
+                self.memory.reserve(hash, len).or_else(|_| {
+                    self.trim_memory(true);
+                    self.memory.reserve(hash, len)
+                })
             }
-            other => other.map(Landing::Store),
+            other => other,
         }
+        .map(Landing::Store)
     }
 
     fn region_landing(&self, manifest: &ManifestHash, chunk: u32) -> Option<Landing> {

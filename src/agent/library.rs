@@ -387,7 +387,9 @@ impl Agent {
             let moved_on = loaded.channels.iter().all(|c| self.has_moved_on(c, hash));
             (moved_on && loaded.published.is_none() && !self.is_in_use(hash)).then_some(*hash)
         };
-        let old: Vec<ManifestHash> = self.manifests.iter().filter_map(stale).collect();
+        let stale: Vec<ManifestHash> = self.manifests.iter().filter_map(stale).collect();
+        let (bases, old): (Vec<_>, Vec<_>) = stale.into_iter().partition(|hash| self.is_a_base(hash));
+        bases.into_iter().for_each(|manifest| self.drop_all_but_kept(manifest));
         if !old.is_empty() {
             old.into_iter().for_each(|manifest| self.forget(manifest));
             self.trim_memory(false);
@@ -404,6 +406,11 @@ impl Agent {
         needed.peek().is_some() && !self.is_needed(channel, from) && needed.all(is_whole)
     }
 
+    /// Whether an engine would go back to it.
+    fn is_a_base(&self, hash: &ManifestHash) -> bool {
+        self.sessions.values().any(|c| c.session.base().is_some_and(|base| base.manifest == *hash))
+    }
+
     fn is_in_use(&self, hash: &ManifestHash) -> bool {
         let of_session = |c: &super::EngineConn| {
             let is = |t: Option<&aquifer_proto::Target>| t.is_some_and(|t| t.manifest == *hash);
@@ -415,6 +422,22 @@ impl Agent {
 
     fn is_pulled_by_hash(&self, hash: &ManifestHash) -> bool {
         matches!(self.pull.as_ref().map(|p| &p.what), Some(PullWhat::Manifest(m)) if m == hash)
+    }
+
+    /// Removes the chunks of a manifest that no other one names and no engine may have to go back to.
+    fn drop_all_but_kept(&mut self, manifest: ManifestHash) {
+        let Some(loaded) = self.manifests.get(&manifest) else { return };
+        let others = || self.manifests.iter().filter(|(m, _)| **m != manifest);
+        let named = |hash: &ChunkHash| others().any(|(_, l)| l.layout.index_of(hash).is_some());
+        let stored =
+            |hash: &ChunkHash| self.memory.contains(hash) || self.disk.as_ref().is_some_and(|disk| disk.contains(hash));
+        let chunks = (0u32..).zip(&loaded.layout.chunks).map(|(chunk, named)| (chunk, named.hash));
+        let dropped = chunks.filter(|(chunk, hash)| stored(hash) && !self.is_kept(&manifest, *chunk) && !named(hash));
+        let dropped: Vec<ChunkHash> = dropped.map(|(_, hash)| hash).collect();
+        if !dropped.is_empty() {
+            dropped.iter().for_each(|hash| self.remove_stored(hash));
+            self.refresh_held(manifest);
+        }
     }
 
     /// Forgets a manifest, and removes the chunks that no other one names.
@@ -446,7 +469,7 @@ impl Agent {
     }
 
     /// Makes room at the cost of releases that were superseded: their chunks that no current or
-    /// used manifest names.
+    /// used manifest names. That an engine can go back to one without the network is the first thing to go.
     pub(super) fn evict_superseded(&mut self) {
         let kept = |m: &ManifestHash, l: &Loaded| {
             !self.channels_at(m).is_empty() || self.is_in_use(m) || l.published.is_some()
@@ -475,7 +498,8 @@ impl Agent {
                 self.manifests.iter().filter_map(|(m, l)| Some((*m, l.layout.index_of(&hash)?))).collect();
             let awaited = uses.iter().any(|(m, c)| self.sessions.values().any(|s| s.session.is_gathering(m, *c)));
             let in_region = uses.iter().any(|(m, c)| self.region_span(m, *c).is_some());
-            if !awaited && (in_region || pressure) {
+            let kept = !pressure && uses.iter().any(|(m, c)| self.is_kept(m, *c));
+            if !awaited && !kept && (in_region || pressure) {
                 self.memory.remove(&hash);
                 touched.extend(uses.into_iter().map(|(m, _)| m));
             }

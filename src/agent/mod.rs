@@ -11,6 +11,7 @@ mod engines;
 mod grants;
 pub(crate) mod history;
 mod jobs;
+mod keeping;
 mod landing;
 mod library;
 mod node_view;

@@ -4,12 +4,14 @@ use super::view::{ChannelView, EngineView, PeerView, Rejected, RolloutView, View
 use super::{Agent, PullWhat, channels};
 use anyhow::Result;
 use aquifer_core::{ChannelName, ManifestHash, NodeId, Report};
+use aquifer_engine::DuringPause;
 
 impl Agent {
     pub(super) fn renew_view(&mut self) -> Result<()> {
         self.publish_when_ready()?;
         self.check_published_files();
         self.report_progress();
+        self.look_for_overdue();
         self.show();
         Ok(())
     }
@@ -111,6 +113,10 @@ impl Agent {
             chunks_done: done.into(),
             chunks_total: total.into(),
             reason: conn.session.refusal().map(|(_, reason)| reason.clone()),
+            during_pause: conn.conduct.during_pause.map(|what| match what {
+                DuringPause::Held => "held".into(),
+                DuringPause::Refused => "refused".into(),
+            }),
         }
     }
 

@@ -8,32 +8,26 @@ use crate::state::unix_ms;
 use anyhow::{Context, Result, bail};
 use aquifer_core::{ChannelName, Policy, Release, SignedRelease, SignedStatement};
 use aquifer_engine::ErrorReply;
-use aquifer_engine::operator::{Announce, Draft, Drafted, WordAnswer};
-use aquifer_engine::protocol::Request;
+use aquifer_engine::operator::{Announce, Draft, Drafted, Releases, Word, WordAnswer};
 use aquifer_proto::Input;
 use aquifer_proto::rollout::Verdict;
 use serde_json::{Value, json};
 
 impl Agent {
-    pub(super) fn on_operator(&mut self, request: Request) -> Reply {
-        let done = match request {
-            Request::Releases(asked) => self.followed(&asked.channel).and_then(|()| self.releases_view(&asked.channel)),
-            Request::Draft(draft) => self.draft(draft),
-            Request::Announce(announce) => self.announce(&announce),
-            Request::Word(asked) => self.followed(&asked.channel).and_then(|()| self.word(&asked.channel)),
-            Request::Hello(_)
-            | Request::Manifest { .. }
-            | Request::Region(_)
-            | Request::Bind { .. }
-            | Request::BindRow(_)
-            | Request::Hydrate
-            | Request::Paused { .. }
-            | Request::Resumed { .. }
-            | Request::Refused(_)
-            | Request::Status
-            | Request::Drain => Ok(Value::Null),
-        };
-        done.map_err(|error| ErrorReply::new("refused", reasons(&error)))
+    pub(super) fn show_releases(&self, asked: &Releases) -> Reply {
+        refusing(self.followed(&asked.channel).and_then(|()| self.releases_view(&asked.channel)))
+    }
+
+    pub(super) fn on_draft(&mut self, draft: Draft) -> Reply {
+        refusing(self.draft(draft))
+    }
+
+    pub(super) fn on_announce(&mut self, announce: &Announce) -> Reply {
+        refusing(self.announce(announce))
+    }
+
+    pub(super) fn on_word(&mut self, asked: &Word) -> Reply {
+        refusing(self.followed(&asked.channel).and_then(|()| self.word(&asked.channel)))
     }
 
     fn followed(&self, channel: &ChannelName) -> Result<()> {
@@ -137,6 +131,10 @@ impl Agent {
         };
         Ok(serde_json::to_value(answer)?)
     }
+}
+
+fn refusing(done: Result<Value>) -> Reply {
+    done.map_err(|error| ErrorReply::new("refused", reasons(&error)))
 }
 
 /// The last release before `newest`, for the same nodes, that was of something else.

@@ -75,7 +75,7 @@ impl Staged {
         self.is_for(memory) && self.complete.contains(chunk)
     }
 
-    fn is_for(&self, memory: &Memory) -> bool {
+    pub(super) fn is_for(&self, memory: &Memory) -> bool {
         Arc::ptr_eq(&self.plan, &memory.plan)
     }
 
@@ -146,6 +146,17 @@ impl Memory {
             gpu.land(&mut results);
         }
         results
+    }
+
+    /// Copies a chunk from its spots. None if they do not hold all of its bytes, or cannot be read.
+    pub(super) fn read_chunk(&self, chunk: u32, into: &Span) -> Option<()> {
+        let mut bytes = Vec::new();
+        for (region, run) in self.plan.gathered(chunk)? {
+            bytes.resize(usize::try_from(run.bytes).ok()?, 0);
+            self.regions.get(&region)?.read(run.region_offset, &mut bytes).ok()?;
+            into.write(run.tensor_offset, &bytes).ok()?;
+        }
+        Some(())
     }
 
     /// Puts chunks beside an engine's memory, on the GPUs where they go. What does not fit stays where it is.
@@ -503,6 +514,17 @@ mod tests {
         );
         engine.write(1, 8, b"x");
         assert!(!engine.is_right());
+    }
+
+    #[test]
+    fn what_lies_in_pieces_is_put_together_again() {
+        let engine = Engine::new(&[bind("a", (0, 4), 0, 32), bind("b", (0, 4), 1, 7), bind("c", (0, 4), 0, 0)]);
+        engine.fill();
+        let copy = Mapping::anonymous(12).unwrap().span();
+        assert_eq!(engine.0.read_chunk(0, &copy), Some(()));
+        assert_eq!(copy.hash().unwrap(), engine.0.layout.chunk(0).hash);
+        let part = Engine::new(&[bind("a", (0, 4), 0, 32), bind("b", (0, 4), 1, 7)]);
+        assert_eq!(part.0.read_chunk(0, &copy), None);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! What engines are told: of releases, of what failed, and how far it is.
 
-use super::Agent;
+use super::{Agent, EngineConn};
 use aquifer_core::{ChannelName, ManifestHash};
 use aquifer_engine::ConnId;
-use aquifer_engine::protocol::{Event as EngineNews, Failure, Progress, ReleaseInfo};
-use aquifer_proto::Tell;
-use std::time::Instant;
+use aquifer_engine::protocol::{Conduct, Event as EngineNews, Failure, Progress, ReleaseInfo};
+use aquifer_proto::limits::{
+    ENGINE_ANSWER_GRACE, ENGINE_CHECK_MAX, ENGINE_PAUSE_MAX, ENGINE_RESUME_MAX, ENGINE_TIMEOUT_MAX,
+};
+use aquifer_proto::{Asked, EngineInput, Tell};
+use std::time::{Duration, Instant};
 
 impl Agent {
     pub(super) fn tell_engine(&mut self, conn: ConnId, channel: &ChannelName, tell: Tell) {
@@ -17,7 +20,11 @@ impl Agent {
             | Tell::Aborted { manifest }
             | Tell::Failed { manifest, .. } => *manifest,
         };
-        let name = self.sessions.get(&conn).map(|c| c.name.clone()).unwrap_or_default();
+        let Some(entry) = self.sessions.get_mut(&conn) else { return };
+        if entry.session.asked().is_some() {
+            entry.asked_at = Instant::now();
+        }
+        let name = entry.name.clone();
         // The newest release may be ahead of the one the engine takes.
         let known: Vec<_> = self.node.releases(channel).collect();
         let told = known.iter().rev().find(|(_, release)| release.manifest == about);
@@ -34,7 +41,7 @@ impl Agent {
                 EngineNews::Hydrated { release }
             }
             Tell::Pause { bytes, .. } => EngineNews::Pause { release, bytes },
-            Tell::Check { .. } => return,
+            Tell::Check { .. } => EngineNews::Check { release },
             Tell::Applied { manifest } => {
                 self.spoiled.retain(|(id, _)| *id != conn);
                 tracing::info!("engine {name} switches to {}", manifest.short());
@@ -47,6 +54,26 @@ impl Agent {
         };
         if let Some(engines) = &self.engines {
             engines.event(conn, &news);
+        }
+    }
+
+    /// An answer that has not come in its time does not come.
+    pub(super) fn look_for_overdue(&mut self) {
+        let overdue = |(conn, entry): (&ConnId, &EngineConn)| {
+            let asked = entry.session.asked()?;
+            let most = patience(asked, &entry.conduct);
+            (entry.asked_at.elapsed() > most).then_some((*conn, asked, most.as_secs()))
+        };
+        let late: Vec<(ConnId, Asked, u64)> = self.sessions.iter().filter_map(overdue).collect();
+        for (conn, asked, seconds) in late {
+            let reason = match asked {
+                Asked::Pause => format!("the engine did not answer within {seconds} s that it paused"),
+                Asked::Check => format!("the engine's check did not end within {seconds} s"),
+                Asked::Resume => format!("the engine did not answer within {seconds} s that it serves it"),
+            };
+            let name = self.sessions.get(&conn).map(|c| c.name.as_str()).unwrap_or_default();
+            tracing::warn!("engine {name}: {reason}");
+            self.engine_input(conn, EngineInput::Overdue { reason });
         }
     }
 
@@ -100,5 +127,30 @@ impl Agent {
                 }),
             );
         }
+    }
+}
+
+/// How long an engine may take to answer.
+fn patience(asked: Asked, conduct: &Conduct) -> Duration {
+    let (said, most) = match asked {
+        Asked::Pause => (conduct.pause_timeout_ms, ENGINE_PAUSE_MAX),
+        Asked::Check => (conduct.check_timeout_ms, ENGINE_CHECK_MAX),
+        Asked::Resume => (None, ENGINE_RESUME_MAX),
+    };
+    said.map_or(most, |ms| Duration::from_millis(ms).min(ENGINE_TIMEOUT_MAX) + ENGINE_ANSWER_GRACE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_has_the_time_that_it_says_and_a_little_more() {
+        let silent = Conduct::default();
+        let says = Conduct { pause_timeout_ms: Some(1500), check_timeout_ms: Some(u64::MAX), ..Conduct::default() };
+        assert_eq!(patience(Asked::Pause, &silent), ENGINE_PAUSE_MAX);
+        assert_eq!(patience(Asked::Pause, &says), Duration::from_millis(6500));
+        assert_eq!(patience(Asked::Check, &says), ENGINE_TIMEOUT_MAX + ENGINE_ANSWER_GRACE);
+        assert_eq!(patience(Asked::Resume, &says), ENGINE_RESUME_MAX);
     }
 }

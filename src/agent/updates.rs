@@ -4,7 +4,7 @@
 use super::Agent;
 use super::jobs::Job;
 use super::pieces::{Source, Staged};
-use aquifer_core::{ChannelName, ChunkSet, ManifestHash};
+use aquifer_core::{ChunkSet, ManifestHash};
 use aquifer_engine::ConnId;
 use aquifer_proto::{EngineInput, Target};
 use std::sync::Arc;
@@ -38,26 +38,43 @@ impl Agent {
         self.job(Job::Copy { conn, sources, memory });
     }
 
-    /// Puts what will change beside the engine's memory on the GPU; the engine is asked to pause when it is there.
-    pub(super) fn stage(&mut self, conn: ConnId, channel: &ChannelName, target: &Target, chunks: &ChunkSet) {
+    /// Has what will change put beside the engine's memory on the GPU, and what will be overwritten kept on this
+    /// node; the engine is asked to pause when that is done.
+    pub(super) fn prepare(&mut self, conn: ConnId, target: &Target, chunks: &ChunkSet, keep: &ChunkSet) {
+        let manifest = target.manifest;
+        let gone: Vec<u32> = chunks.iter().filter(|chunk| !self.has_source(&manifest, *chunk)).collect();
+        if !gone.is_empty() {
+            gone.into_iter().for_each(|chunk| self.discard(manifest, chunk));
+            return self.engine_input(conn, EngineInput::Prepared { ok: false });
+        }
+        let kept = self.to_keep(conn, keep);
         let Some(entry) = self.sessions.get(&conn) else { return };
-        let (memory, manifest) = (entry.memory(target), target.manifest);
-        tracing::debug!(
-            "engine {}, for {channel}: {} chunks of {} go to the GPU",
-            entry.name,
-            chunks.count(),
-            manifest.short()
-        );
-        let sources = chunks.iter().filter_map(|c| Some((c, self.source(conn, &manifest, c)?))).collect();
-        self.job(Job::Stage { conn, manifest, sources, memory });
+        let stages = entry.has_gpu() && self.shadow;
+        let (memory, name) = (entry.memory(target), entry.name.clone());
+        let mut sources = Vec::new();
+        if stages {
+            tracing::debug!("engine {name}: {} chunks of {} go to the GPU", chunks.count(), manifest.short());
+            sources = chunks.iter().filter_map(|c| Some((c, self.source(conn, &manifest, c)?))).collect();
+        }
+        match sources.is_empty() && kept.is_none() {
+            true => self.engine_input(conn, EngineInput::Prepared { ok: true }),
+            false => self.job(Job::Prepare { conn, manifest, sources, memory, kept }),
+        }
     }
 
-    pub(super) fn on_staged(&mut self, conn: ConnId, manifest: ManifestHash, staged: Staged) {
+    pub(super) fn on_prepared(&mut self, conn: ConnId, manifest: ManifestHash, staged: Staged) {
         let Some(entry) = self.sessions.get_mut(&conn) else { return };
         if entry.session.target().is_some_and(|target| target.manifest == manifest) {
             entry.staged = Some(Arc::new(staged));
         }
         self.engine_input(conn, EngineInput::Prepared { ok: true });
+    }
+
+    /// Gives back what lies on GPUs for a release that the engine does not turn to after all.
+    pub(super) fn drop_staged(&mut self, conn: ConnId) {
+        let Some(entry) = self.sessions.get_mut(&conn) else { return };
+        let memory = entry.session.target().map(|target| entry.memory(target));
+        entry.staged.take_if(|staged| memory.is_none_or(|memory| !staged.is_for(&memory)));
     }
 
     /// Where each chunk of an update is copied from; None if one is nowhere.

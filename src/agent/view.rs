@@ -116,6 +116,9 @@ pub(crate) struct EngineView {
     pub(crate) chunks_done: u64,
     pub(crate) chunks_total: u64,
     pub(crate) reason: Option<String>,
+    /// What becomes of requests that come to it while it is paused, if it says: `held` or `refused`.
+    #[serde(default)]
+    pub(crate) during_pause: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -66,8 +66,7 @@ def main():
         say(event="checked", manifest=release.manifest, value=value)
         return release.manifest not in options.refuse
 
-    if hasattr(engine, "on_check"):
-        engine.on_check(check)
+    engine.on_check(check)
     engine.on_pause(lambda release: say(event="pausing", manifest=release.manifest))
     engine.on_resume(lambda release: say(event="resumed", manifest=release.manifest))
     engine.on_failed(lambda reason: say(event="failed", reason=reason))

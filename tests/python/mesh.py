@@ -59,6 +59,13 @@ def model_directory():
     return os.environ.get("AQUIFER_MINILM")
 
 
+def needs_program():
+    """For tests that make their own checkpoints, and whose engines need the standard library alone."""
+    if not program():
+        return unittest.skip("AQUIFER_BIN does not name the program")
+    return lambda case: case
+
+
 def needs(*modules):
     """Skips a test class that cannot run here, and says why."""
     if not program():
@@ -331,8 +338,11 @@ class Engine(Process):
     """Tells an ``engine.py`` what to do, one thing after the other."""
 
     def __init__(self, site, agent, name):
-        super().__init__(site, name, [python_with("numpy"), ENGINE], site.environment)
+        self.start(site, name, [python_with("numpy"), ENGINE])
         self.tell("open", channel=CHANNEL, socket=agent.socket, name=name)
+
+    def start(self, site, name, command):
+        Process.__init__(self, site, name, command, site.environment)
 
     def tell(self, do, **what):
         """Returns what it answers; an ``error`` in that is a failure."""

@@ -6,7 +6,7 @@ import signal
 import time
 import unittest
 
-from fleet import Fleet, check_no_mixture, check_values, checkpoint, longest_wait, report
+from answering_fleet import Fleet, check_no_mixture, check_values, checkpoint, longest_wait, report
 from mesh import CHANNEL, MeshTest, needs
 
 NODES = 8

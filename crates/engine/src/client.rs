@@ -8,8 +8,8 @@
 use crate::frame::{self, FrameError};
 use crate::limits::{BINDINGS_PER_REQUEST, RECONNECT_WAIT_MAX, RECONNECT_WAIT_MIN, STATUS_WAIT, TENSOR_ALIGN_BYTES};
 use crate::protocol::{
-    BindingSpec, ErrorReply, Event, Failure, FromAgent, Hello, ManifestReply, PROTOCOL_VERSION, Progress, Refusal,
-    RegionSpec, ReleaseInfo, Request, RowSpec, Stage, TensorInfo, Welcome, code,
+    BindingSpec, Conduct, ErrorReply, Event, Failure, FromAgent, Hello, ManifestReply, PROTOCOL_VERSION, Progress,
+    Refusal, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, TensorInfo, Welcome, code,
 };
 use crate::table::{ManifestPage, TensorTable};
 use aquifer_core::{ChannelName, ManifestHash};
@@ -51,8 +51,14 @@ pub trait Switch {
     /// Stop reading the weights. They change once this has returned, unless it returns `Err`: then
     /// the engine goes on with the old release.
     fn pause(&mut self, release: &ReleaseInfo) -> Result<(), String>;
-    /// Serve `release`, which is in place: the new one, or the old if nothing was changed. After
-    /// `Err` the engine stays paused.
+    /// See whether `release`, which is in place, is any good: run it, and answer nobody from it. After `Err`
+    /// the release before is put back. Called of engines whose [`Conduct`] says that they have checks, and to
+    /// return in the time it says.
+    fn check(&mut self, _release: &ReleaseInfo) -> Result<(), String> {
+        Ok(())
+    }
+    /// Serve `release`, which is in place: the new one, or the old if nothing was changed or it was put back.
+    /// After `Err` the engine stays paused, and the release before is put back.
     fn resume(&mut self, release: &ReleaseInfo) -> Result<(), String>;
     /// A new release was announced.
     fn released(&mut self, _release: &ReleaseInfo) {}
@@ -71,6 +77,7 @@ pub struct EngineClient {
     path: PathBuf,
     name: String,
     channel: ChannelName,
+    conduct: Conduct,
     link: Option<Link>,
     welcome: Welcome,
     stopper: Stopper,
@@ -100,12 +107,23 @@ struct Row {
 impl EngineClient {
     /// Connects to the agent at `path`, once.
     pub fn connect(path: &Path, name: &str, channel: &ChannelName) -> Result<EngineClient, ClientError> {
+        Self::connect_with(path, name, channel, Conduct::default())
+    }
+
+    /// The same for an engine that has checks, or lets it be known how long it takes.
+    pub fn connect_with(
+        path: &Path,
+        name: &str,
+        channel: &ChannelName,
+        conduct: Conduct,
+    ) -> Result<EngineClient, ClientError> {
         let stopper = Stopper::default();
-        let (link, welcome) = greet(path, &hello(name, channel, None), &stopper)?;
+        let (link, welcome) = greet(path, &hello(name, channel, None, &conduct), &stopper)?;
         Ok(EngineClient {
             path: path.to_path_buf(),
             name: name.to_string(),
             channel: channel.clone(),
+            conduct,
             link: Some(link),
             welcome,
             stopper,
@@ -232,6 +250,7 @@ impl EngineClient {
                 self.serving = Some(release);
             }
             Event::Pause { release, .. } => return self.pause(&release, switch),
+            Event::Check { release } => return self.check(&release, switch),
             Event::Applied { release } => return self.resume(release, switch, Reply::Always),
             Event::Aborted { .. } => {
                 if let Some(old) = self.serving.clone().filter(|_| self.paused) {
@@ -251,6 +270,17 @@ impl EngineClient {
                 Request::Paused { manifest }
             }
             Err(message) => Request::Refused(Refusal { manifest, stage: Stage::Pause, message }),
+        };
+        self.answer(&request)
+    }
+
+    fn check(&mut self, release: &ReleaseInfo, switch: &mut dyn Switch) -> Result<(), ClientError> {
+        let manifest = release.manifest;
+        // It is in memory now, and not served.
+        self.serving = None;
+        let request = match switch.check(release) {
+            Ok(()) => Request::Checked { manifest },
+            Err(message) => Request::Refused(Refusal { manifest, stage: Stage::Check, message }),
         };
         self.answer(&request)
     }
@@ -315,9 +345,13 @@ impl EngineClient {
         }
     }
 
+    fn greet(&self, serving: Option<ManifestHash>) -> Result<(Link, Welcome), ClientError> {
+        greet(&self.path, &hello(&self.name, &self.channel, serving, &self.conduct), &self.stopper)
+    }
+
     fn reintroduce(&mut self) -> Result<Link, ClientError> {
         let serving = self.serving().map(|r| r.manifest);
-        let (mut link, welcome) = greet(&self.path, &hello(&self.name, &self.channel, serving), &self.stopper)?;
+        let (mut link, welcome) = self.greet(serving)?;
         for Registered { region, fd, bytes } in &self.regions {
             let request = Request::Region(RegionSpec { region: *region, bytes: *bytes, fresh: false, gpu: None });
             link.call(&request, Some(fd.as_fd()))?;
@@ -508,7 +542,7 @@ impl Link {
     }
 }
 
-fn hello(name: &str, channel: &ChannelName, serving: Option<ManifestHash>) -> Request {
+fn hello(name: &str, channel: &ChannelName, serving: Option<ManifestHash>, conduct: &Conduct) -> Request {
     Request::Hello(Hello {
         protocol: PROTOCOL_VERSION,
         client: concat!("aquifer-engine ", env!("CARGO_PKG_VERSION")).to_string(),
@@ -516,6 +550,7 @@ fn hello(name: &str, channel: &ChannelName, serving: Option<ManifestHash>) -> Re
         name: name.to_string(),
         channel: channel.clone(),
         serving,
+        conduct: conduct.clone(),
     })
 }
 

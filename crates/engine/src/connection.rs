@@ -127,12 +127,14 @@ fn admit(
         | Request::Draft(_)
         | Request::Announce(_)
         | Request::Word(_) => {}
-        Request::Manifest { .. }
+        Request::Conduct(_)
+        | Request::Manifest { .. }
         | Request::Region(_)
         | Request::Bind { .. }
         | Request::BindRow(_)
         | Request::Hydrate
         | Request::Paused { .. }
+        | Request::Checked { .. }
         | Request::Resumed { .. }
         | Request::Refused(_)
             if !*greeted =>
@@ -145,12 +147,14 @@ fn admit(
             check_region(region, &fd)?;
             return Ok((request, Some(fd)));
         }
-        Request::Manifest { .. }
+        Request::Conduct(_)
+        | Request::Manifest { .. }
         | Request::Region(_)
         | Request::Bind { .. }
         | Request::BindRow(_)
         | Request::Hydrate
         | Request::Paused { .. }
+        | Request::Checked { .. }
         | Request::Resumed { .. }
         | Request::Refused(_) => {}
     }

@@ -19,8 +19,8 @@ pub mod table;
 pub use client::{ClientError, EngineClient, Stopper, Switch, layout_for, request, request_status};
 pub use frame::FrameError;
 pub use protocol::{
-    BindingSpec, ErrorReply, Event, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress, Refusal, RegionSpec,
-    ReleaseInfo, Request, RowSpec, Stage, TensorInfo, Welcome,
+    BindingSpec, Conduct, DuringPause, ErrorReply, Event, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress,
+    Refusal, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, TensorInfo, Welcome,
 };
 pub use server::{ConnId, EngineEvent, EngineServer, Engines, ServeError};
 pub use table::{Kind, ManifestPage, TensorTable};

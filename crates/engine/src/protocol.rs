@@ -28,6 +28,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub enum Request {
     /// First on every connection. Answered by [`Welcome`].
     Hello(Hello),
+    /// Says anew what `hello` said of it.
+    Conduct(Conduct),
     /// Waits until the channel has an accepted release whose manifest is loaded. Answered by a
     /// [`ManifestPage`](crate::table::ManifestPage) with tensors from that number on, and without one by
     /// [`ManifestReply`], which not every release fits.
@@ -50,12 +52,17 @@ pub enum Request {
         #[serde(with = "text")]
         manifest: ManifestHash,
     },
+    /// Answers [`Event::Check`]: it passed.
+    Checked {
+        #[serde(with = "text")]
+        manifest: ManifestHash,
+    },
     /// Answers [`Event::Applied`]: the engine serves this manifest.
     Resumed {
         #[serde(with = "text")]
         manifest: ManifestHash,
     },
-    /// Answers [`Event::Pause`] or [`Event::Applied`] when the engine's own code failed.
+    /// Answers [`Event::Pause`], [`Event::Check`] or [`Event::Applied`] when the engine's own code failed.
     Refused(Refusal),
     /// The node's state, as any JSON. Needs no `hello`.
     Status,
@@ -81,6 +88,34 @@ pub struct Hello {
     /// or does not know what its memory holds.
     #[serde(with = "text_or_null", default)]
     pub serving: Option<ManifestHash>,
+    #[serde(flatten)]
+    pub conduct: Conduct,
+}
+
+/// How an engine behaves when it is given another release. Engines from before there were checks say nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Conduct {
+    /// Whether it is to be sent [`Event::Check`]. One that is not counts as having passed.
+    #[serde(default)]
+    pub checks: bool,
+    /// How long it may take to answer `pause` and `check`, in milliseconds, if it knows. An answer that comes
+    /// much later counts for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause_timeout_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check_timeout_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub during_pause: Option<DuringPause>,
+}
+
+/// What becomes of requests that come to a paused engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DuringPause {
+    /// They wait until it resumes.
+    Held,
+    /// They are turned away at once.
+    Refused,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -154,8 +189,10 @@ pub struct Refusal {
 pub enum Stage {
     /// The engine would not stop; it goes on with the old release.
     Pause,
-    /// The engine would not serve what was applied; it stays paused. The agent may apply another
-    /// release, such as the one before.
+    /// The engine found that what was applied is no good; it stays paused. The agent puts back the release before.
+    Check,
+    /// The engine would not serve what was applied; it stays paused. The agent puts back the release before, or
+    /// applies another.
     Resume,
 }
 
@@ -218,7 +255,13 @@ pub enum Event {
         /// How much of the engine's memory will change.
         bytes: u64,
     },
-    /// Its bytes are in place: go on, and answer `resumed` or `refused`.
+    /// Its bytes are in place: see whether the release is any good, without serving it yet, and answer `checked`
+    /// or `refused`. Only to engines that have checks.
+    Check {
+        release: ReleaseInfo,
+    },
+    /// Its bytes are in place: go on, and answer `resumed` or `refused`. It may be the release before, which was
+    /// put back, or never overwritten.
     Applied {
         release: ReleaseInfo,
     },
@@ -394,12 +437,14 @@ impl Request {
         }
         Ok(match op {
             "hello" => Request::Hello(fields(op, content)?),
+            "conduct" => Request::Conduct(fields(op, content)?),
             "manifest" => Request::Manifest { from: fields::<Page>(op, content)?.from },
             "region" => Request::Region(fields(op, content)?),
             "bind" => Request::Bind { bindings: fields::<Bind>(op, content)?.bindings },
             "bind_row" => Request::BindRow(fields(op, content)?),
             "hydrate" => Request::Hydrate,
             "paused" => Request::Paused { manifest: fields::<About>(op, content)?.manifest },
+            "checked" => Request::Checked { manifest: fields::<About>(op, content)?.manifest },
             "resumed" => Request::Resumed { manifest: fields::<About>(op, content)?.manifest },
             "refused" => Request::Refused(fields(op, content)?),
             "status" => Request::Status,
@@ -539,7 +584,14 @@ mod tests {
                 name: "e".into(),
                 channel: "a/b".parse().unwrap(),
                 serving: Some(manifest()),
+                conduct: Conduct {
+                    checks: true,
+                    pause_timeout_ms: Some(3),
+                    check_timeout_ms: Some(4),
+                    during_pause: Some(DuringPause::Refused),
+                },
             }),
+            Request::Conduct(Conduct { check_timeout_ms: Some(4), ..Conduct::default() }),
             Request::Manifest { from: None },
             Request::Region(RegionSpec { region: 1, bytes: 64, fresh: true, gpu: None }),
             Request::Region(RegionSpec {
@@ -554,8 +606,10 @@ mod tests {
             Request::BindRow(RowSpec { tensors: Some(vec![(0, 2), (4, 5)]), ..row }),
             Request::Hydrate,
             Request::Paused { manifest: manifest() },
+            Request::Checked { manifest: manifest() },
             Request::Resumed { manifest: manifest() },
             Request::Refused(Refusal { manifest: manifest(), stage: Stage::Resume, message: "no".into() }),
+            Request::Refused(Refusal { manifest: manifest(), stage: Stage::Check, message: "no".into() }),
             Request::Status,
             Request::Drain,
         ]
@@ -584,6 +638,7 @@ mod tests {
             }),
             Event::Hydrated { release: release() },
             Event::Pause { release: release(), bytes: 9 },
+            Event::Check { release: release() },
             Event::Applied { release: release() },
             Event::Failed(Failure { manifest: manifest(), code: "x".into(), message: "y".into() }),
             Event::Aborted { release: release() },
@@ -601,6 +656,16 @@ mod tests {
         let request = json!({"id": 3, "op": "region", "region": 0, "bytes": 1, "colour": "blue"}).to_string();
         let expected = Request::Region(RegionSpec { region: 0, bytes: 1, fresh: false, gpu: None });
         assert_eq!(Request::decode(request.as_bytes()), Ok((3, Ok(expected))));
+    }
+
+    #[test]
+    fn an_engine_from_before_there_were_checks_has_none() {
+        let hello = json!({"id": 1, "op": "hello", "protocol": 1, "client": "old", "pid": 7, "name": "e",
+            "channel": "a/b", "serving": null});
+        let (_, request) = Request::decode(hello.to_string().as_bytes()).unwrap();
+        let Ok(Request::Hello(hello)) = request else { panic!("{request:?}") };
+        assert_eq!(hello.conduct, Conduct::default());
+        assert!(!hello.conduct.checks);
     }
 
     #[test]

@@ -160,6 +160,7 @@ impl Engines {
             Event::Release { .. }
             | Event::Hydrated { .. }
             | Event::Pause { .. }
+            | Event::Check { .. }
             | Event::Applied { .. }
             | Event::Failed(_)
             | Event::Aborted { .. }

@@ -155,6 +155,9 @@ impl Switch for Told {
     fn pause(&mut self, release: &ReleaseInfo) -> Result<(), String> {
         self.tell("pause", release)
     }
+    fn check(&mut self, release: &ReleaseInfo) -> Result<(), String> {
+        self.tell("check", release)
+    }
     fn resume(&mut self, release: &ReleaseInfo) -> Result<(), String> {
         self.tell("resume", release)
     }
@@ -167,6 +170,10 @@ impl Switch for Told {
     fn failed(&mut self, failure: &Failure) {
         self.told.send(format!("failed {}", failure.code)).unwrap();
     }
+}
+
+fn conduct() -> Conduct {
+    Conduct { checks: true, check_timeout_ms: Some(60_000), ..Conduct::default() }
 }
 
 fn binding() -> BindingSpec {
@@ -194,7 +201,7 @@ impl Engine {
         let (ready, stopper) = blocking::channel();
         let (path, refuse) = (path.to_path_buf(), refuse.to_vec());
         let thread = std::thread::spawn(move || {
-            let mut client = EngineClient::connect(&path, "e", &channel()).unwrap();
+            let mut client = EngineClient::connect_with(&path, "e", &channel(), conduct()).unwrap();
             ready.send(client.stopper()).unwrap();
             assert_eq!(client.manifest().unwrap().release, release(1));
             client.register(3, fd, 16, true).unwrap();
@@ -229,6 +236,7 @@ impl Agent {
     async fn registered(&mut self) -> (ConnId, OwnedFd) {
         let (conn, hello) = self.greet().await;
         assert_eq!((hello.name.as_str(), hello.pid, hello.serving), ("e", std::process::id(), None));
+        assert_eq!(hello.conduct, conduct());
         let (_, id, request, _) = self.request().await;
         assert_eq!(request, Request::Manifest { from: None });
         let reply = ManifestReply { release: release(1), tensors: vec![] };
@@ -305,6 +313,36 @@ async fn an_engine_says_when_its_own_code_fails() {
     // The agent puts the old release back.
     agent.engines.event(conn, &Event::Applied { release: release(1) });
     agent.expect(Request::Resumed { manifest: release(1).manifest }).await;
+    engine.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_checks_what_it_is_given() {
+    let (_directory, path) = place();
+    let mut agent = Agent::start(&path);
+    let engine = Engine::start(&path, memory(16), &["check"]);
+    let (conn, _fd) = agent.registered().await;
+    let manifest = release(1).manifest;
+    let refused = Refusal { manifest, stage: Stage::Check, message: "check failed".into() };
+    agent.engines.event(conn, &Event::Check { release: release(1) });
+    agent.expect(Request::Refused(refused)).await;
+    agent.engines.event(conn, &Event::Check { release: release(1) });
+    agent.expect(Request::Checked { manifest }).await;
+    agent.engines.event(conn, &Event::Hydrated { release: release(1) });
+    for expected in ["check 1", "check 1", "hydrated 1"] {
+        engine.hear(expected);
+    }
+    let manifest = release(2).manifest;
+    agent.engines.event(conn, &Event::Pause { release: release(2), bytes: 8 });
+    agent.expect(Request::Paused { manifest }).await;
+    agent.engines.event(conn, &Event::Check { release: release(2) });
+    agent.expect(Request::Checked { manifest }).await;
+    // Its agent is gone now: what it holds is not served by anybody.
+    agent.engines.close(conn);
+    agent.closed(conn).await;
+    let (_, hello) = agent.greet().await;
+    assert_eq!(hello.serving, None);
+    agent.registration(false).await;
     engine.stop();
 }
 
