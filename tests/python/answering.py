@@ -1,10 +1,11 @@
 """An engine that answers whoever asks, over a Unix socket, from weights that an agent keeps current. Needs NumPy.
 
-    answering.py --socket S --channel C --name N --listen PATH [--refuse MANIFEST]... [--check-seconds T]
+    answering.py --socket S --channel C --name N --listen PATH [--fail-at N --turns FILE] [--check-seconds T]
 
 A request is any line; its answer is ``{"release": manifest, "value": V}`` where V is the sum of all of the weights'
-bytes as they are at that moment, so a mixture of two releases is found out. ``--refuse``: its check fails with that
-manifest. What the agent makes known is printed as JSON lines. It ends when stdin does.
+bytes as they are at that moment, so a mixture of two releases is found out. ``--fail-at``: of all engines that share
+``FILE``, the check of the Nth and of all that come later fails, with each manifest but the first. What the agent makes
+known is printed as JSON lines. It ends when stdin does.
 """
 
 import argparse
@@ -51,11 +52,20 @@ def listen(place, engine, arrays):
         threading.Thread(target=answer, args=(engine, arrays, connection), daemon=True).start()
 
 
+def turn(path):
+    """How many have asked for a turn, this one counted."""
+    with open(path, "ab") as file:
+        file.write(b".")
+        file.flush()
+        return file.tell()
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("--socket", "--channel", "--name", "--listen"):
         parser.add_argument(name, required=True)
-    parser.add_argument("--refuse", action="append", default=[])
+    parser.add_argument("--fail-at", type=int)
+    parser.add_argument("--turns")
     parser.add_argument("--check-seconds", type=float, default=0.0)
     options = parser.parse_args()
     engine = aquifer.Engine(options.channel, options.socket, options.name, connect_timeout=60)
@@ -64,7 +74,7 @@ def main():
         value = value_of(arrays)
         time.sleep(options.check_seconds)  # What a real one would take.
         say(event="checked", manifest=release.manifest, value=value)
-        return release.manifest not in options.refuse
+        return release.seq == 1 or options.fail_at is None or turn(options.turns) < options.fail_at
 
     engine.on_check(check)
     engine.on_pause(lambda release: say(event="pausing", manifest=release.manifest))
