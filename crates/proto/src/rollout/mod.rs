@@ -113,6 +113,8 @@ pub struct Rollout {
     /// Whether there was one, in this life or when the last ended. Who only publishes has none.
     had_engines: bool,
     start: Time,
+    /// It had never heard of a release when it started.
+    is_first_life: bool,
     /// None until a release was heard.
     stand: Option<Stand>,
     /// Since when this life stands there: the publisher's deadline counts from it.
@@ -157,6 +159,7 @@ impl Rollout {
             expected: saved.as_ref().map_or(0, |stand| usize::try_from(stand.engines).unwrap_or(usize::MAX)),
             had_engines: saved.as_ref().is_some_and(|stand| stand.engines > 0),
             start: now,
+            is_first_life: saved.is_none(),
             stand: saved.clone(),
             since: now,
             times: Times::default(),

@@ -28,7 +28,7 @@ impl Rollout {
             Step::Waiting => self.reason_to_wait(stand, release),
             Step::Going => match self.awaited {
                 Some(node) if self.opened.is_none() => {
-                    format!("committed; waits for {} to hear that", self.name(&node))
+                    format!("committed; waits for {}", self.to_hear(&node))
                 }
                 _ => "switching".to_string(),
             },
@@ -96,7 +96,7 @@ impl Rollout {
             return Some(format!("goes to {} first: {}", base_of(stand), self.engines.phase(&base.manifest)));
         }
         let awaited = self.awaited.filter(|_| !stand.is_base_open)?;
-        Some(format!("{} is committed; waits for {} to hear that", base_of(stand), self.name(&awaited)))
+        Some(format!("{} is committed; waits for {}", base_of(stand), self.to_hear(&awaited)))
     }
 
     /// The first of the roster that is not prepared, as far as is known, and whether it cannot be.
@@ -105,6 +105,13 @@ impl Rollout {
         let about = |node: &NodeId| self.view.report(node).filter(|r| r.wanted == release.id());
         let mut unprepared = others.filter(|node| !about(node).is_some_and(|r| r.phase.is_prepared()));
         unprepared.next().map(|node| (node, about(&node).is_some_and(|r| r.phase == Phase::Failed)))
+    }
+
+    fn to_hear(&self, node: &NodeId) -> String {
+        match *node == self.me {
+            true => "who may be there: it has just started".to_string(),
+            false => format!("{} to hear that", self.name(node)),
+        }
     }
 
     fn name(&self, node: &NodeId) -> String {

@@ -2,7 +2,8 @@
 
 use super::turns::{Heard, Turns, Wait};
 use super::{Override, Rollout, Stand, together};
-use aquifer_core::{How, Phase, Release, ReleaseId, Report, Step, Time, Times};
+use crate::limits::ROLLOUT_SILENCE;
+use aquifer_core::{How, NodeId, Phase, Release, ReleaseId, Report, Step, Time, Times};
 
 impl Rollout {
     /// Turns to the release that is to be had now, if it is another one than before.
@@ -93,7 +94,7 @@ impl Rollout {
             Step::Waiting if self.lane.is_committed(&release.id()) => Step::Going,
             Step::Going => {
                 if self.opened.is_none() {
-                    self.awaited = self.past.look(now, &self.me, release, &self.view).err();
+                    self.awaited = self.look(now, release).err();
                     self.opened = self.awaited.is_none().then_some(now);
                 }
                 let done = self.opened.is_some() && self.all_serve(&stand.wanted.manifest);
@@ -161,9 +162,15 @@ impl Rollout {
         if stand.is_base_open {
             return;
         }
-        let base = stand.base.and_then(|base| self.lane.get(&base)).filter(|r| r.policy.is_synchronous());
-        let looked = base.map_or(Ok(()), |base| self.past.look(now, &self.me, base, &self.view));
+        let base = stand.base.and_then(|base| self.lane.get(&base)).filter(|r| r.policy.is_synchronous()).cloned();
+        let looked = base.map_or(Ok(()), |base| self.look(now, &base));
         (stand.is_base_open, self.awaited) = (looked.is_ok(), looked.err());
+    }
+
+    fn look(&mut self, now: Time, release: &Release) -> Result<(), NodeId> {
+        let was_there = self.is_first_life && release.policy.entry(&self.me).is_some();
+        let knows_all = was_there || now.since(self.start) >= ROLLOUT_SILENCE;
+        self.past.look(now, &self.me, release, &self.view, knows_all)
     }
 
     /// Whether a newcomer takes this release without waiting for a turn: it is not on its way any

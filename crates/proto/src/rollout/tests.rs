@@ -377,3 +377,20 @@ fn what_failed_after_the_commit_is_undone() {
     hear(&mut desk, silent, 3, report(0, Step::Done, Phase::Ready));
     assert_eq!(desk.remedy(silent), None, "it came to serve it after all");
 }
+
+/// It came after the roster was made, and may be ready with the former release until it notices that it is cut off.
+#[test]
+fn a_newcomer_that_is_missed_is_waited_for() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(2);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(2, Required::All))));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
+    says(&mut rollout, now, other(3), Step::Waiting, Phase::Staged);
+    rollout.handle(now, RolloutInput::Gone { node: other(3) });
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    says(&mut rollout, now, other(2), Step::Going, Phase::Staged);
+    assert_eq!(order(&mut rollout), Some(Until::Staged), "all of the roster are past it, and a third may not be");
+    assert!(rollout.report().unwrap().reason.contains(&other(3).short()));
+    rollout.handle_timeout(now + ROLLOUT_SILENCE);
+    assert_eq!(order(&mut rollout), Some(Until::Checked));
+}

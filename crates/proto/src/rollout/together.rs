@@ -21,6 +21,10 @@
 //! who hears a majority hears, and is heard by, whoever they hear, within `ROLLOUT_RETURN` / 2; and
 //! no clock runs half as fast as another. No two nodes' times are compared.
 //!
+//! Somebody who came after the roster was made may be in doubt, cut off, and not yet have noticed. Who was there
+//! then has heard it, and waits for it. Who has just started has not: it lets as much time pass
+//! as it takes to notice, unless its name in the roster says that it was there in this life when that was made.
+//!
 //! Who has not heard of the release is not in doubt. So it is committed only when everybody in the
 //! roster has answered, prepared or not: a node that was cut off before it heard would stay ready with the
 //! old one. Who was cut off when the roster was made is none of the group until it hears.
@@ -59,8 +63,16 @@ impl Past {
         }
     }
 
-    /// Looks whether the release opens to `me`, which is past it.
-    pub(super) fn look(&mut self, now: Time, me: &NodeId, release: &Release, view: &View) -> Result<(), NodeId> {
+    /// Looks whether the release opens to `me`, which is past it; if not, for whom it waits. `knows_all`: whoever was
+    /// there when it started has been heard by now. If not, it waits for itself.
+    pub(super) fn look(
+        &mut self,
+        now: Time,
+        me: &NodeId,
+        release: &Release,
+        view: &View,
+        knows_all: bool,
+    ) -> Result<(), NodeId> {
         let id = release.id();
         if self.open.contains(&id) {
             return Ok(());
@@ -69,7 +81,8 @@ impl Past {
         let is_past = |node: &NodeId| node == me || past.contains(node);
         let behind = |node: &NodeId| !is_past(node) && !view.is_silent(now, node);
         let roster: Vec<NodeId> = release.policy.roster.iter().map(|e| e.node).collect();
-        let mut group = roster.iter().chain(group_beside_roster(release, view));
+        let mut group =
+            roster.iter().chain(group_beside_roster(release, view)).chain(missed_beside_roster(release, view));
         if let Some(node) = group.find(|node| behind(node) && !is_held(view, node)) {
             return Err(*node);
         }
@@ -78,6 +91,9 @@ impl Past {
             && counted * 2 <= roster.len()
         {
             return Err(*node);
+        }
+        if !knows_all {
+            return Err(*me);
         }
         self.open.insert(id);
         Ok(())
@@ -117,6 +133,13 @@ fn is_held(view: &View, node: &NodeId) -> bool {
 pub(super) fn group_beside_roster<'a>(release: &'a Release, view: &'a View) -> impl Iterator<Item = &'a NodeId> {
     let concerned = view.reports().filter(|(_, seen, _)| release.policy.subset.matches(&seen.labels));
     concerned.map(|(node, _, _)| node).filter(|node| release.policy.entry(node).is_none())
+}
+
+/// Of those, who is missed. It may be in doubt, and ready until it notices that it is cut off.
+fn missed_beside_roster<'a>(release: &'a Release, view: &'a View) -> impl Iterator<Item = &'a NodeId> {
+    let concerned = |labels: &[(String, String)]| release.policy.subset.matches(labels);
+    let missed = view.missed().filter(move |(_, seen, report)| concerned(&seen.labels) && !report.held);
+    missed.map(|(node, _, _)| node).filter(|node| release.policy.entry(node).is_none())
 }
 
 /// Whether some engine of the group is still about to pause for the release: those that answer from

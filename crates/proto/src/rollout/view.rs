@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 pub(super) struct View {
     members: BTreeMap<NodeId, Seen>,
     /// Members that are not heard of any more, and since when. Those that never were are not in it.
-    gone: BTreeMap<NodeId, Time>,
+    gone: BTreeMap<NodeId, (Time, Seen)>,
     start: Time,
 }
 
@@ -35,11 +35,11 @@ impl View {
     }
 
     pub(super) fn on_gone(&mut self, now: Time, node: NodeId) {
-        if self.members.remove(&node).is_some() {
-            self.gone.insert(node, now);
+        if let Some(seen) = self.members.remove(&node) {
+            self.gone.insert(node, (now, seen));
         }
         if self.gone.len() > crate::limits::MEMBERS_MAX {
-            let oldest = self.gone.iter().min_by_key(|(_, since)| **since).map(|(node, _)| *node);
+            let oldest = self.gone.iter().min_by_key(|(_, (since, _))| *since).map(|(node, _)| *node);
             oldest.map(|node| self.gone.remove(&node));
         }
     }
@@ -47,6 +47,11 @@ impl View {
     /// Those that report, in the order of their ids.
     pub(super) fn reports(&self) -> impl Iterator<Item = (&NodeId, &Seen, &Report)> {
         self.members.iter().filter_map(|(node, seen)| Some((node, seen, seen.report.as_ref()?)))
+    }
+
+    /// Those that reported until they were missed.
+    pub(super) fn missed(&self) -> impl Iterator<Item = (&NodeId, &Seen, &Report)> {
+        self.gone.iter().filter_map(|(node, (_, seen))| Some((node, seen, seen.report.as_ref()?)))
     }
 
     pub(super) fn report(&self, node: &NodeId) -> Option<&Report> {
@@ -59,7 +64,7 @@ impl View {
 
     /// Silent for so long that, if it lives, it has noticed that it is cut off.
     pub(super) fn is_silent(&self, now: Time, node: &NodeId) -> bool {
-        let since = self.gone.get(node).copied().unwrap_or(self.start);
+        let since = self.gone.get(node).map_or(self.start, |(since, _)| *since);
         !self.is_there(node) && now.since(since) >= ROLLOUT_SILENCE
     }
 

@@ -275,7 +275,7 @@ impl Plan {
             living.iter().map(|n| report(n).map(Report::due)).collect::<Result<_, String>>()?;
         // Who cannot take what is committed is not ready, nor is anybody in doubt without a majority.
         let synchronous = matches!(self.kind, Kind::Synchronous(_));
-        let few = synchronous && living.len() * 2 <= self.members;
+        let few = synchronous && living.iter().filter(|n| **n <= self.members).count() * 2 <= self.members;
         let stays = !self.is_undone(world);
         if world.remedies > 0 && self.liar.is_none() && !self.asks_to_be_undone(self.faults.len()) {
             return Err("end: it was undone, and nobody asked for it".to_string());
