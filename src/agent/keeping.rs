@@ -40,7 +40,8 @@ impl Agent {
             if self.memory.contains(&named.hash) || self.disk.as_ref().is_some_and(|d| d.contains(&named.hash)) {
                 continue;
             }
-            match self.room_for(named.hash, named.len.into()).filter(|_| without == 0) {
+            let room = if without == 0 { self.room_for(named.hash, named.len.into()) } else { None };
+            match room {
                 Some(reservation) => chunks.push((chunk, named.hash, reservation)),
                 None => without += 1,
             }

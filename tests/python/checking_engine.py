@@ -22,11 +22,24 @@ class Engine:
         self.mode = "pass"
         self.outcome = None
         self.decided = threading.Event()
+        self.slow = False
 
     def open(self, **options):
         self.engine = aquifer.Engine(connect_timeout=60, **options)
+        self.engine.on_pause(lambda release: self._pause())
         self.engine.on_resume(lambda release: say({"event": "resumed", "manifest": release.manifest}))
         self.engine.on_failed(lambda reason: say({"event": "failed", "reason": reason}))
+
+    def pause_slowly(self):
+        """The next pause takes until it is told to :meth:`decide`."""
+        self.slow = True
+
+    def _pause(self):
+        if self.slow:
+            self.slow = False
+            say({"event": "pausing"})
+            self.decided.wait()
+            self.decided.clear()
 
     def check(self, command=None, timeout=60):
         if command is not None:
@@ -53,8 +66,14 @@ class Engine:
         self.outcome = outcome
         self.decided.set()
 
-    def allocate(self):
-        self.weights = self.engine.allocate(framework="memoryview")
+    def allocate(self, twin=None):
+        """``twin``: the memory is said to be that of a GPU, which the agent makes of host memory."""
+        self.weights = self.engine.allocate(framework="memoryview", hydrate=False)
+        for region in self.engine._registration._regions if twin else []:
+            host = region.claim
+            gpu = {"device": twin, "handle": "00" * 64, "offset": 0}
+            region.claim = lambda first, host=host: {**host(first), "gpu": gpu}
+        self.engine.hydrate()
 
     def wait(self, timeout=120):
         self.engine.wait_hydrated(timeout, progress=False)

@@ -62,14 +62,14 @@ class Fleet(MeshTest):
             self.node = self.site.agent("node", *self.options, peers=[publisher.address])
         return publisher.manifest
 
-    def engine(self, *checks, options=(), **more):
+    def engine(self, *checks, options=(), twin=None, **more):
         """One that serves release 1, and that release."""
         self.options = options
         first = self.publish(1)
         engine = self.start_engine(**more)
         for check in checks:
             engine.tell("check", **check)
-        engine.tell("allocate")
+        engine.tell("allocate", twin=twin)
         self.assertEqual(engine.tell("wait"), first)
         self.assert_answers(engine, first, 1)
         return engine, first

@@ -7,6 +7,9 @@ from fleet import CHANGED_BYTES, Fleet, sums
 from mesh import needs_program
 
 
+TWIN = "GPU-7e57ed00-0000-4000-8000-000000000001"
+
+
 @needs_program()
 class Checks(Fleet):
     def test_a_check_that_fails(self):
@@ -15,8 +18,14 @@ class Checks(Fleet):
     def test_a_check_that_fails_where_everything_is_held(self):
         self.fails("all")
 
-    def fails(self, hold):
-        engine, first = self.engine({}, options=("--hold", hold), while_paused="refuse")
+    def test_a_check_that_fails_on_a_gpu(self):
+        self.fails("engines", ("--twin-gpu", TWIN), twin=TWIN)
+
+    def test_a_check_that_fails_on_a_gpu_without_room_for_two(self):
+        self.fails("engines", ("--twin-gpu", TWIN, "--landing", "host"), twin=TWIN)
+
+    def fails(self, hold, options=(), **more):
+        engine, first = self.engine({}, options=("--hold", hold, *options), while_paused="refuse", **more)
         engine.tell("checks", mode="ask")
         second = self.publish(2)
         seen = engine.expect(
@@ -46,6 +55,18 @@ class Checks(Fleet):
         self.assertEqual(self.node.bytes_in(), fetched)
         engine.tell("checks", mode="pass")
         self.assert_takes(engine, 3)
+
+    def test_a_pause_that_hangs(self):
+        engine, first = self.engine(pause_timeout=0.1)
+        engine.tell("pause_slowly")
+        second = self.publish(2)
+        engine.event("pausing")
+        seen = self.node.wait_engine("is given up", "engine", lambda e: e["reason"])
+        self.assertEqual(seen["reason"], "the engine did not answer within 5 s that it paused")
+        engine.tell("decide")
+        engine.expect(lambda e: e.get("event") == "resumed" and e["manifest"] == first, "that it was called off")
+        self.assert_answers(engine, first, 1)
+        self.assertNotEqual(second, self.assert_takes(engine, 3))
 
     def test_a_check_that_is_a_command(self):
         code = "import os, sys; sys.exit('number 2 is no good' if os.environ['AQUIFER_SEQ'] == '2' else 0)"

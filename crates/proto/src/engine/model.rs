@@ -169,6 +169,20 @@ impl World {
         }
     }
 
+    /// Once everything goes well again it serves what it is pointed at, whatever went before.
+    fn comes_to(&mut self, release: usize) {
+        // One that failed is tried again if it was pointed elsewhere.
+        self.step(Event::Order((release + 1) % RELEASES.len(), Until::Staged));
+        self.step(Event::Order(release, Until::Serving));
+        for _ in 0..50 {
+            [Event::Arrives(0), Event::Arrives(1), Event::Driver(true), Event::Engine(true)]
+                .into_iter()
+                .for_each(|event| self.step(event));
+        }
+        assert_eq!(self.session.facts().served, Some(named(RELEASES[release])), "{:?}", self.session);
+        assert_eq!(self.answers, Some(RELEASES[release]));
+    }
+
     fn land(&mut self, chunk: u32) {
         let target = self.session.target().map(|target| target.manifest);
         if target.is_some_and(|target| self.session.landing_place(&target, chunk).is_some()) {
@@ -258,5 +272,7 @@ proptest! {
         for event in events {
             world.step(event);
         }
+        world.comes_to(0);
+        world.comes_to(3);
     }
 }
