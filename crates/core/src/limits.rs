@@ -52,7 +52,7 @@ pub const SAFETENSORS_HEADER_BYTES_MAX: u64 = 100_000_000;
 pub const CHANNEL_BYTES_MAX: usize = 128;
 
 /// Longest encoded status record. One with 16 channels is under 6 KiB.
-pub const RECORD_BYTES_MAX: usize = 48 << 10;
+pub const RECORD_BYTES_MAX: usize = 56 << 10;
 
 /// Longest encoded release: [`ROSTER_MAX`] entries of 37 bytes, the longest note and selectors.
 pub const RELEASE_BYTES_MAX: usize = 48 << 10;

@@ -157,7 +157,7 @@ fn release(seq: u64) -> GossipMessage {
 fn seq(message: &GossipMessage) -> u64 {
     match message {
         GossipMessage::Release(release) => release.open().expect("a signed release").seq,
-        GossipMessage::Status(_) => panic!("nobody here gossips a status"),
+        GossipMessage::Status(_) | GossipMessage::Statement(_) => panic!("nobody here gossips those"),
     }
 }
 
