@@ -269,6 +269,7 @@ impl Plan {
         let lives = |n: &usize| world.nodes[*n].agent.is_some() && world.nodes[*n].engines.iter().all(|e| e.up);
         let honest: Vec<usize> = (1..world.nodes.len()).filter(|n| world.is_honest(*n)).collect();
         let living: Vec<usize> = honest.iter().copied().filter(lives).collect();
+        let Some(first) = living.first() else { return Ok(()) };
         let all_live = living.len() == honest.len();
         let report = |n: &usize| world.report(*n).ok_or_else(|| format!("end: {n} reports nothing"));
         let due: Vec<Option<ReleaseId>> =
@@ -299,10 +300,10 @@ impl Plan {
         if matches!(self.kind, Kind::Rolling(_)) && failing && all_live && one_release && !all_is_back {
             return Err(format!("end: it failed, and is served: {due:?}"));
         }
-        let aborted = world.nodes[living[0]].disk.statements.keys().any(|(_, word)| *word == Word::Abort);
+        let aborted = world.nodes[*first].disk.statements.keys().any(|(_, word)| *word == Word::Abort);
         let failed = failing && newest.seq == 2;
         if all_live && !failed && !aborted && due[0] != Some(newest) {
-            return Err(format!("end: it went nowhere: {due:?}, {:?}", report(&living[0])?));
+            return Err(format!("end: it went nowhere: {due:?}, {:?}", report(first)?));
         }
         Ok(())
     }
