@@ -445,8 +445,7 @@ class Engine:
         release = parse(Release, message["release"])
         with self._changed:
             self._wanted = release
-            self._failure = None  # That was about another one.
-        self._gate.fail(None)
+        self._forget_failure()
         for callback in self._callbacks["release"]:
             try:
                 callback(release)
@@ -488,6 +487,7 @@ class Engine:
 
     def _on_check(self, session: Session, message: Message) -> None:
         release = parse(Release, message["release"])
+        self._forget_failure()
         try:
             self._checks.run(release)
         except checks.CheckFailed as failed:
@@ -557,6 +557,12 @@ class Engine:
                 self._failure = HydrationError(reason)
                 self._gate.fail(self._failure)
                 self._changed.notify_all()
+
+    def _forget_failure(self) -> None:
+        """That was about another release, or an earlier attempt."""
+        with self._changed:
+            self._failure = None
+        self._gate.fail(None)
 
     def _call(self, stage: str, release: Release) -> None:
         own = self._own[stage]

@@ -5,7 +5,7 @@ import sys
 import threading
 import unittest
 
-from support import PATIENCE, AgentTest, manifest, release
+from support import PATIENCE, manifest, release
 from test_update import Updating, version
 
 import aquifer
@@ -224,8 +224,6 @@ class Refusing(Updating):
         with self.assertRaisesRegex(ValueError, "'hold' or 'refuse'"):
             self.engine(while_paused="drop")
 
-
-del AgentTest, Updating, Checking  # Their tests are run where they belong.
 
 if __name__ == "__main__":
     unittest.main()

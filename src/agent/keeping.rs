@@ -30,7 +30,7 @@ impl Keep {
 impl Agent {
     /// Chunks of the engine's base that are nowhere on this node but in memory that will be overwritten. None if
     /// there are none.
-    pub(super) fn chunks_to_keep(&mut self, conn: ConnId, keep: &ChunkSet) -> Option<Keep> {
+    pub(super) fn keeping(&mut self, conn: ConnId, keep: &ChunkSet) -> Option<Keep> {
         let entry = self.sessions.get(&conn)?;
         let base = entry.session.base()?.clone();
         let (engine, memory, manifest) = (entry.name.clone(), entry.memory(&base), base.manifest);

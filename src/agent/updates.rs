@@ -47,7 +47,7 @@ impl Agent {
             gone.into_iter().for_each(|chunk| self.discard(manifest, chunk));
             return self.engine_input(conn, EngineInput::Prepared { ok: false });
         }
-        let kept = self.chunks_to_keep(conn, keep);
+        let kept = self.keeping(conn, keep);
         let Some(entry) = self.sessions.get(&conn) else { return };
         let stages = entry.has_gpu() && self.shadow;
         let (memory, name) = (entry.memory(target), entry.name.clone());

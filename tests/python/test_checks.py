@@ -134,7 +134,5 @@ class Checks(Fleet):
         self.assert_answers(engine, second, 2)
 
 
-del Fleet
-
 if __name__ == "__main__":
     unittest.main()

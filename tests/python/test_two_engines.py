@@ -28,7 +28,5 @@ class TwoEngines(Fleet):
         self.assertLess(self.node.bytes_in(), CHANGED_BYTES // 8)
 
 
-del Fleet
-
 if __name__ == "__main__":
     unittest.main()
