@@ -47,6 +47,9 @@ pub trait Stream: fmt::Debug + Send {
     fn copy_all(&mut self, pairs: &[(DeviceSpan, DeviceSpan)]) -> Result<(), DeviceError> {
         pairs.iter().try_for_each(|(from, to)| self.copy(from, to))
     }
+    /// From memory of another device, over what joins the two where they are joined, else by way of the host. Waits
+    /// for no work of the other's.
+    fn copy_across(&mut self, from: &DeviceSpan, to: &DeviceSpan) -> Result<(), DeviceError>;
     fn download(&mut self, from: &DeviceSpan, to: &HostSpan) -> Result<(), DeviceError>;
     /// The BLAKE3 hashes of many spans, of any lengths.
     fn hash(&mut self, spans: &[DeviceSpan]) -> Result<Self::Hashing, DeviceError>;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 const BLAKE3: &CStr = text(concat!(include_str!("../kernels/blake3.ptx"), "\0"));
 const COPY: &CStr = text(concat!(include_str!("../kernels/copy.ptx"), "\0"));
@@ -37,6 +37,8 @@ pub(crate) struct Context {
     pub(crate) name: String,
     /// Other processes' memory that is open here, by handle.
     pub(crate) opened: Mutex<BTreeMap<[u8; 64], Weak<Opened>>>,
+    /// Other devices, and whether this one's work reaches their memory directly.
+    reached: Mutex<BTreeMap<DeviceUuid, bool>>,
 }
 
 // SAFETY: the driver's objects may be used from any thread; none of them is changed after `open`.
@@ -83,6 +85,7 @@ impl Context {
             uuid,
             name: name.clone(),
             opened: Mutex::default(),
+            reached: Mutex::default(),
         };
         context.enter()?;
         let blake3 = context.load(BLAKE3)?;
@@ -98,6 +101,39 @@ impl Context {
     pub(crate) fn enter(&self) -> Result<(), DeviceError> {
         // SAFETY: the context is retained as long as `self` lives.
         check(unsafe { sys::cuCtxSetCurrent(self.raw) }, "cuCtxSetCurrent", || self.name.clone())
+    }
+
+    pub(crate) fn raw(&self) -> sys::CUcontext {
+        self.raw
+    }
+
+    /// Lets this device's work reach `other`'s memory over what joins the two, if anything does; otherwise copies
+    /// between them go by way of the host, which the driver sees to. Says which it is.
+    pub(crate) fn reach(&self, other: &Context) -> Result<bool, DeviceError> {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = reached.get(&other.uuid) {
+            return Ok(*known);
+        }
+        let mut can: c_int = 0;
+        // SAFETY: both devices were enumerated; the answer is live.
+        let code = unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, self.device, other.device) };
+        check(code, "cuDeviceCanAccessPeer", || format!("{} and {}", self.name, other.name))?;
+        let direct = can != 0 && self.enable(other)?;
+        tracing::debug!("{} copies from {} {}", self.uuid, other.uuid, if direct { "directly" } else { "by the host" });
+        reached.insert(other.uuid, direct);
+        Ok(direct)
+    }
+
+    /// False if the driver can keep no more such pairs: slower, and no error.
+    fn enable(&self, other: &Context) -> Result<bool, DeviceError> {
+        self.enter()?;
+        // SAFETY: both contexts are retained; no flags are defined.
+        match unsafe { sys::cuCtxEnablePeerAccess(other.raw, 0) } {
+            // Others in this process use the same contexts.
+            sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(true),
+            sys::CUresult::CUDA_ERROR_TOO_MANY_PEERS => Ok(false),
+            code => check(code, "cuCtxEnablePeerAccess", || format!("{} to {}", self.name, other.name)).map(|()| true),
+        }
     }
 
     /// Free and all memory, in bytes.

@@ -143,6 +143,12 @@ impl Stream for TwinStream {
         Ok(())
     }
 
+    fn copy_across(&mut self, from: &DeviceSpan, to: &DeviceSpan) -> Result<(), DeviceError> {
+        let (from, to) = (memory(from, from.device())?, memory(to, self.uuid)?);
+        self.queue(move || copy(&from, &to));
+        Ok(())
+    }
+
     fn download(&mut self, from: &DeviceSpan, to: &HostSpan) -> Result<(), DeviceError> {
         let (from, to) = (memory(from, self.uuid)?, to.span().clone());
         self.queue(move || copy(&from, &to));

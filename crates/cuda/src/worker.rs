@@ -33,9 +33,19 @@ pub trait DeviceWorker: fmt::Debug + Send + Sync {
     /// their names say are returned, by their place in the list, and of them nothing is copied on.
     fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError>;
 
+    /// The same from the memory of this or of another device, which an engine may write to meanwhile.
+    fn land_across(&self, chunks: &[(DeviceSpan, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError>;
+
     /// Puts chunks into memory of this process on the device, and verifies them there: where each is, or `None` if
     /// it is not what its name says.
     fn stage(&self, chunks: &[(Span, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError>;
+
+    /// The same from the memory of this or of another device.
+    fn stage_across(&self, chunks: &[(DeviceSpan, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError>;
+
+    /// Copies chunks out to host memory. Whether they are right is not looked at: an engine may write to its own
+    /// meanwhile.
+    fn bring_out(&self, chunks: &[(DeviceSpan, Span)]) -> Result<(), DeviceError>;
 
     /// Copies what was staged to where it goes, at once.
     fn apply(&self, chunks: &[(DeviceSpan, Goes)]) -> Result<(), DeviceError>;
@@ -50,7 +60,8 @@ pub trait DeviceWorker: fmt::Debug + Send + Sync {
 /// The worker of a device.
 pub fn worker<D: Device>(device: D) -> Arc<dyn DeviceWorker> {
     let landing = Mutex::new(Landing::new(device.clone()));
-    Arc::new(Worker { device, landing, copies: Mutex::new(None), registered: Mutex::default() })
+    let outward = Mutex::default();
+    Arc::new(Worker { device, landing, copies: Mutex::new(None), outward, registered: Mutex::default() })
 }
 
 #[derive(Debug)]
@@ -59,6 +70,8 @@ struct Worker<D: Device> {
     landing: Mutex<Landing<D>>,
     /// For copies on the device: an engine waits while these are made.
     copies: Mutex<Option<D::Stream>>,
+    /// For copies out and from other devices: idle ones, one for each that works at a time.
+    outward: Mutex<Vec<D::Stream>>,
     registered: Mutex<Registered>,
 }
 
@@ -127,6 +140,27 @@ impl<D: Device> Worker<D> {
         places.into_iter().map(|place| all.slice(place)).collect()
     }
 
+    /// Does `work` on a stream of its own, which is used again unless that failed.
+    fn on_a_stream<T>(&self, work: impl FnOnce(&mut D::Stream) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        let idle = lock(&self.outward).pop();
+        let mut stream = idle.map_or_else(|| self.device.stream(), Ok)?;
+        let outcome = work(&mut stream)?;
+        lock(&self.outward).push(stream);
+        Ok(outcome)
+    }
+
+    /// Copies each to its place and hashes it there; those that are wrong.
+    fn place_across(&self, chunks: &[(DeviceSpan, ChunkHash, DeviceSpan)]) -> Result<Vec<usize>, DeviceError> {
+        let digests = self.on_a_stream(|stream| {
+            chunks.iter().try_for_each(|(from, _, to)| stream.copy_across(from, to))?;
+            let places: Vec<DeviceSpan> = chunks.iter().map(|(_, _, to)| to.clone()).collect();
+            let hashing = stream.hash(&places)?;
+            stream.digests(hashing)
+        })?;
+        let wrong = chunks.iter().zip(digests).enumerate().filter(|(_, ((_, hash, _), found))| found != hash);
+        Ok(wrong.map(|(at, _)| at).collect())
+    }
+
     fn place(&self, placements: &[Placement]) -> Result<Vec<usize>, DeviceError> {
         self.tidy();
         Ok(lock(&self.landing).land(placements)?.wrong)
@@ -160,6 +194,42 @@ impl<D: Device> DeviceWorker for Worker<D> {
         let copies: Vec<_> = parts.map(|(_, (placed, (_, _, goes)))| (placed.to.clone(), goes.clone())).collect();
         self.apply(&copies)?;
         Ok(wrong)
+    }
+
+    fn land_across(&self, chunks: &[(DeviceSpan, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+        let in_parts = chunks.iter().filter(|(_, _, goes)| matches!(goes, Goes::Parts(_)));
+        let mut staged = self.allocate(in_parts.map(|(from, _, _)| from.len()))?.into_iter();
+        let place = |goes: &Goes| match goes {
+            Goes::Whole(to) => Some(to.clone()),
+            Goes::Parts(_) => staged.next(),
+        };
+        let places: Vec<DeviceSpan> = chunks.iter().map(|(_, _, goes)| goes).filter_map(place).collect();
+        let placed: Vec<_> =
+            chunks.iter().zip(&places).map(|((from, hash, _), to)| (from.clone(), *hash, to.clone())).collect();
+        let wrong = self.place_across(&placed)?;
+        let right = places.into_iter().zip(chunks).enumerate().filter(|(at, _)| wrong.binary_search(at).is_err());
+        let parts = right.filter(|(_, (_, (_, _, goes)))| matches!(goes, Goes::Parts(_)));
+        self.apply(&parts.map(|(_, (placed, (_, _, goes)))| (placed, goes.clone())).collect::<Vec<_>>())?;
+        Ok(wrong)
+    }
+
+    fn stage_across(&self, chunks: &[(DeviceSpan, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError> {
+        let places = self.allocate(chunks.iter().map(|(from, _)| from.len()))?;
+        let placed: Vec<_> =
+            chunks.iter().zip(&places).map(|((from, hash), to)| (from.clone(), *hash, to.clone())).collect();
+        let wrong = self.place_across(&placed)?;
+        let right = |(at, place)| wrong.binary_search(&at).is_err().then_some(place);
+        Ok(places.into_iter().enumerate().map(right).collect())
+    }
+
+    fn bring_out(&self, chunks: &[(DeviceSpan, Span)]) -> Result<(), DeviceError> {
+        self.tidy();
+        let pairs: Vec<_> = chunks.iter().map(|(from, to)| (from, self.host(to))).collect();
+        self.on_a_stream(|stream| {
+            pairs.iter().try_for_each(|(from, to)| stream.download(from, to))?;
+            let done = stream.mark()?;
+            stream.wait(&done)
+        })
     }
 
     fn stage(&self, chunks: &[(Span, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError> {
@@ -266,6 +336,39 @@ mod tests {
         assert!(content(&*worker, &nowhere).iter().all(|byte| *byte == 0), "what is wrong is not copied on");
         assert_eq!(content(&*worker, &parts[0].1), b_bytes[10..110]);
         assert_eq!(content(&*worker, &parts[1].1), b_bytes[4000..5000]);
+    }
+
+    #[test]
+    fn chunks_go_from_one_device_to_another_and_out_and_wrong_ones_are_told() {
+        const THERE: DeviceUuid = DeviceUuid([8; 16]);
+        let worker = worker(Twin::new(HERE));
+        let of = |device| Twin::of_host(device, Mapping::anonymous(1 << 20).unwrap().span());
+        let (engine, other) = (of(HERE), of(THERE));
+        let (a, a_hash, a_bytes) = chunk(1, 70_001);
+        let from = Mapping::anonymous(1 << 20).unwrap().span();
+        from.write(5, &a_bytes).unwrap();
+        let source = Twin::of_host(THERE, from.clone()).slice(5..70_006).unwrap();
+        let (whole, part) = (engine.slice(0..70_001).unwrap(), engine.slice(100_000..100_100).unwrap());
+        let nowhere = engine.slice(200_000..200_100).unwrap();
+        let wrong = other.slice(0..70_001).unwrap();
+        let landed = worker.land_across(&[
+            (wrong.clone(), a_hash, Goes::Parts(vec![(0, nowhere.clone())])),
+            (source.clone(), a_hash, Goes::Whole(whole.clone())),
+            (source.clone(), a_hash, Goes::Parts(vec![(7, part.clone())])),
+        ]);
+        assert_eq!(landed.unwrap(), [0]);
+        assert!(content(&*worker, &whole) == a_bytes);
+        assert_eq!(content(&*worker, &part), a_bytes[7..107]);
+        assert!(content(&*worker, &nowhere).iter().all(|byte| *byte == 0), "what is wrong is not copied on");
+
+        let staged = worker.stage_across(&[(wrong, a_hash), (source.clone(), a_hash)]).unwrap();
+        assert!(staged[0].is_none() && staged[1].as_ref().is_some_and(|place| content(&*worker, place) == a_bytes));
+        assert!(worker.land_across(&[]).unwrap().is_empty() && worker.stage_across(&[]).unwrap().is_empty());
+
+        let out = Mapping::anonymous(70_001).unwrap().span();
+        worker.bring_out(&[(whole, out.clone())]).unwrap();
+        assert_eq!((out.hash().unwrap(), a.hash().unwrap()), (a_hash, a_hash));
+        worker.bring_out(&[]).unwrap();
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub use replay::{Difference, Replay, Report, replay, variant};
 use crate::io::{Input, Output};
 use crate::limits::RECORD_FRAME_BYTES_MAX;
 use crate::node::{Config, Node};
+use crate::swarm::CostlyLimit;
 use aquifer_core::codec::{self, CodecError, Kind};
 use aquifer_core::{
     ChannelName, GossipMessage, Hash, NodeId, NodeSecret, PeerMessage, PublisherKey, SignedRelease, Time,
@@ -164,6 +165,7 @@ struct Head {
     accepted: Vec<SignedRelease>,
     leased_bytes_max: u64,
     upload_bytes_per_s: Option<u64>,
+    costly: CostlyLimit,
     seed: u64,
     at: Time,
 }
@@ -181,6 +183,7 @@ impl Head {
             accepted,
             leased_bytes_max,
             upload_bytes_per_s,
+            costly,
             seed,
         } = config.clone();
         Head {
@@ -193,6 +196,7 @@ impl Head {
             accepted,
             leased_bytes_max,
             upload_bytes_per_s,
+            costly,
             seed,
             at,
         }
@@ -209,6 +213,7 @@ impl Head {
             accepted: self.accepted,
             leased_bytes_max: self.leased_bytes_max,
             upload_bytes_per_s: self.upload_bytes_per_s,
+            costly: self.costly,
             seed: self.seed,
         };
         Node::known_as(self.me, config, self.at)

@@ -25,6 +25,7 @@ fn node() -> Node {
         accepted: vec![],
         leased_bytes_max: 1 << 20,
         upload_bytes_per_s: None,
+        costly: Default::default(),
         seed: 1,
     };
     let mut node = Node::new(config, Time::ZERO);

@@ -34,6 +34,7 @@ fn config(seed: u64) -> Config {
         accepted: vec![release(1)],
         leased_bytes_max: 16 << 20,
         upload_bytes_per_s: Some(100 << 20),
+        costly: Default::default(),
         seed,
     }
 }

@@ -467,6 +467,7 @@ impl Puller {
             accepted: vec![release()],
             leased_bytes_max: 1 << 30,
             upload_bytes_per_s: None,
+            costly: Default::default(),
             seed: 1,
         };
         let empty = || ChunkSet::empty(CHUNKS);
