@@ -6,6 +6,7 @@ use super::regions::{Region, Regions};
 use super::{Agent, Hold};
 use crate::errors::reasons;
 use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row, TensorEntry};
+use aquifer_cuda::{DeviceSpan, DeviceWorker};
 use aquifer_engine::protocol::{
     ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, TensorInfo, Welcome,
     code,
@@ -62,12 +63,17 @@ impl EngineConn {
         self.regions.get(&region)?.host()?.slice(range).ok()
     }
 
+    /// The same where it is on a GPU, and who works there.
+    pub(super) fn gpu_slice(&self, region: u32, range: Range<u64>) -> Option<(DeviceSpan, &Arc<dyn DeviceWorker>)> {
+        self.regions.get(&region)?.gpu(range)
+    }
+
     pub(super) fn memory(&self, target: &Target) -> Memory {
         let (plan, layout) = (target.plan.clone(), target.layout.clone());
         Memory { plan, layout, regions: self.regions.clone() }
     }
 
-    /// Then nothing is served to others from where it lies.
+    /// Then nobody else reads from where it lies.
     pub(super) fn regions_are_gpus(&self) -> bool {
         self.regions.values().all(|region| region.host().is_none())
     }
@@ -392,8 +398,10 @@ impl Agent {
         let gathering = needs.iter().filter(|c| entry.session.is_gathering(&manifest, *c)).collect::<Vec<_>>();
         let mut chunks = ChunkSet::empty(target.layout.len());
         for chunk in gathering {
-            if self.has_source(&manifest, chunk) {
+            if self.has_source(conn, &manifest, chunk) {
                 chunks.insert(chunk);
+            } else {
+                self.bring_home(conn, &manifest, chunk);
             }
         }
         if !chunks.is_empty() {
@@ -426,7 +434,7 @@ impl Agent {
             (EngineOutput::Apply { chunks }, Some(target)) => match self.sources_of_update(conn, &target, &chunks) {
                 Some(sources) => self.apply_update(conn, &target, sources),
                 None => {
-                    let gone = chunks.iter().filter(|c| !self.has_source(&target.manifest, *c));
+                    let gone = chunks.iter().filter(|c| !self.has_source(conn, &target.manifest, *c));
                     let gone: Vec<u32> = gone.collect();
                     gone.into_iter().for_each(|c| self.discard(target.manifest, c));
                     self.engine_input(conn, EngineInput::Applied { ok: false });
@@ -438,7 +446,8 @@ impl Agent {
                 self.tidy();
                 self.count_engines();
             }
-            // Nothing is served from there, so nothing changes for others; and the engine may be waiting.
+            // Others read copies of what is there, so nothing changes for them at once; and the engine may be waiting.
+            // What is promised of it meanwhile is found to be gone when it is to be brought out.
             (EngineOutput::PlacesChanged, _) if entry.regions_are_gpus() => self.count_engines(),
             (EngineOutput::PlacesChanged, _) => {
                 self.refresh_all();
@@ -460,6 +469,10 @@ impl Agent {
             let c = self.manifests.get(manifest)?.layout.chunk(chunk);
             (c.hash, u64::from(c.len))
         };
+        // Where it lies on a GPU it is not to come from the host once more.
+        if let Some((span, worker)) = self.on_another_gpu(conn, &hash) {
+            return Some(Source::Gpu(span, worker, hash));
+        }
         if let Some(span) = self.memory.get(&hash) {
             return Some(Source::Store(span));
         }
@@ -480,9 +493,10 @@ impl Agent {
     }
 
     /// Whether [`Agent::source`] would find one, for as much as can be told without reading.
-    fn has_source(&self, manifest: &ManifestHash, chunk: u32) -> bool {
+    fn has_source(&self, conn: ConnId, manifest: &ManifestHash, chunk: u32) -> bool {
         let Some(hash) = self.manifests.get(manifest).map(|l| l.layout.chunk(chunk).hash) else { return false };
         self.memory.contains(&hash)
+            || self.on_another_gpu(conn, &hash).is_some()
             || self.disk.as_ref().is_some_and(|d| d.contains(&hash))
             || self.sessions.keys().any(|id| self.in_region(*id, &hash).is_some())
     }

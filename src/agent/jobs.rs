@@ -1,11 +1,13 @@
 //! Work that takes long: hashing, copying, disks. On blocking threads, each ending in an event.
 
 use super::library::Tree;
+use super::outlet::{self, Outgoing};
 use super::pieces::{CopyError, Memory, Source, Staged};
 use super::regions::{Gpus, Region};
 use super::{Agent, Ended, Event};
 use anyhow::{Context, Result};
 use aquifer_core::{ChunkHash, ChunkSet, Layout, ManifestHash, NodeId};
+use aquifer_cuda::DeviceWorker;
 use aquifer_engine::ConnId;
 use aquifer_engine::protocol::RegionSpec;
 use aquifer_memory::{DiskStore, Reservation, Span, StoreError};
@@ -62,6 +64,11 @@ pub(super) enum Job {
         sources: Vec<(u32, Source)>,
         memory: Memory,
     },
+    /// Copy chunks out of an engine's memory on a GPU, for others to read.
+    BringOut {
+        chunks: Vec<Outgoing>,
+        worker: Arc<dyn DeviceWorker>,
+    },
     Apply {
         conn: ConnId,
         sources: Vec<(u32, Source)>,
@@ -80,6 +87,7 @@ pub(super) enum JobDone {
     Scanned { conn: ConnId, in_place: ChunkSet },
     Copied { conn: ConnId, results: Vec<(u32, Result<(), CopyError>)> },
     Staged { conn: ConnId, manifest: ManifestHash, staged: Staged },
+    BroughtOut { chunks: Vec<(Outgoing, bool)> },
     Applied { conn: ConnId, result: Result<(), CopyError> },
 }
 
@@ -149,6 +157,7 @@ impl Agent {
                 }
             }
             JobDone::Staged { conn, manifest, staged } => self.on_staged(conn, manifest, staged),
+            JobDone::BroughtOut { chunks } => self.on_brought_out(chunks)?,
             JobDone::Applied { conn, result } => {
                 let ok = self.copied(conn, result);
                 self.engine_input(conn, EngineInput::Applied { ok });
@@ -165,6 +174,13 @@ impl Agent {
                 self.withdraw(manifest, chunk, &reason);
                 false
             }
+            (Err(CopyError::OnGpu { chunk, from }), Some(manifest)) => {
+                if let Some(hash) = self.manifests.get(&manifest).map(|l| l.layout.chunk(chunk).hash) {
+                    self.withdraw_from_gpu(&hash, &from);
+                }
+                false
+            }
+            (Err(CopyError::OnGpu { .. }), None) => false,
             (Err(CopyError::Source { reason, .. } | CopyError::Region(reason)), _) => {
                 tracing::warn!("engine {}: {reason}", conn.0);
                 false
@@ -194,6 +210,7 @@ impl Job {
             Job::Stage { conn, manifest, sources, memory } => {
                 JobDone::Staged { conn, manifest, staged: memory.stage(&sources) }
             }
+            Job::BringOut { chunks, worker } => JobDone::BroughtOut { chunks: outlet::bring_out(chunks, &worker) },
             Job::Apply { conn, sources, staged, memory } => {
                 let results = memory.copy_all(&sources, staged.as_deref());
                 JobDone::Applied { conn, result: results.into_iter().try_for_each(|(_, result)| result) }

@@ -12,6 +12,7 @@ mod jobs;
 mod landing;
 mod library;
 mod node_view;
+mod outlet;
 mod pieces;
 mod recording;
 mod regions;
@@ -30,13 +31,14 @@ use aquifer_cuda::DeviceUuid;
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
-use aquifer_proto::{Config, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
+use aquifer_proto::{Config, CostlyLimit, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
 use aquifer_transport::{Completion, Encryption};
 use engines::EngineConn;
 use grants::GrantTable;
 use jobs::JobDone;
 use landing::Read;
 use library::{Loaded, Tree};
+use outlet::Outlet;
 use recording::Recording;
 use regions::Gpus;
 use releasing::Publication;
@@ -87,7 +89,9 @@ pub(crate) struct AgentConfig {
     pub(crate) hold: Hold,
     /// Whether updates of GPU memory wait on the GPU, where there is room.
     pub(crate) shadow: bool,
-    pub(crate) twin_gpu: Option<DeviceUuid>,
+    pub(crate) twin_gpus: Vec<DeviceUuid>,
+    /// What is copied out of GPUs for others, in a second; zero: nothing is.
+    pub(crate) gpu_upload_bytes_per_s: u64,
     pub(crate) store: Option<PathBuf>,
     pub(crate) store_bytes: Option<u64>,
     pub(crate) memory_bytes: u64,
@@ -190,6 +194,8 @@ struct Agent {
     state: Option<StateDir>,
     name: String,
     gpus: Gpus,
+    /// What is on its way out of GPUs, for others.
+    outlet: Outlet,
     shadow: bool,
     hold: Hold,
     memory: MemoryStore,
@@ -300,6 +306,10 @@ impl Agent {
                 accepted,
                 leased_bytes_max: config.upload_bytes,
                 upload_bytes_per_s: config.upload_bytes_per_s,
+                costly: CostlyLimit {
+                    bytes_per_s: config.gpu_upload_bytes_per_s,
+                    leased_bytes_max: outlet::PROMISED_BYTES_MAX,
+                },
                 seed,
             },
             Time::ZERO,
@@ -318,7 +328,8 @@ impl Agent {
             sessions: BTreeMap::new(),
             state: config.state,
             name: config.name,
-            gpus: Gpus::new(config.twin_gpu),
+            gpus: Gpus::new(config.twin_gpus),
+            outlet: Outlet::new(outlet::ROOM_BYTES),
             shadow: config.shadow,
             hold: config.hold,
             memory: MemoryStore::new(config.memory_bytes),
@@ -421,8 +432,13 @@ impl Agent {
 
     /// Carries out what the brain decided. Outputs may cause inputs, which cause outputs.
     fn drain(&mut self) -> Result<()> {
-        while let Some(output) = self.node.poll_output() {
-            self.carry_out(output)?;
+        loop {
+            while let Some(output) = self.node.poll_output() {
+                self.carry_out(output)?;
+            }
+            if !self.bring_out()? {
+                break;
+            }
         }
         self.start_jobs();
         if self.next_tree.is_some() && self.tree.is_some() {
@@ -441,6 +457,7 @@ impl Agent {
             Output::LeaseClosed { lease, chunk } => {
                 tracing::trace!("closed {chunk} under lease {lease}");
                 self.grants.close(lease, chunk);
+                self.outlet.close(lease, chunk);
             }
             Output::Read { op, peer, manifest, lease, chunk } => self.start_read(op, peer, manifest, lease, chunk),
             Output::CancelRead { op } => self.cancel_read(op),

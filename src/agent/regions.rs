@@ -72,13 +72,13 @@ impl Region {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gpus {
     workers: Arc<Mutex<BTreeMap<DeviceUuid, Arc<dyn DeviceWorker>>>>,
-    /// The name of a GPU that is made of host memory, to try what is done with GPUs where there is none.
-    twin: Option<DeviceUuid>,
+    /// The names of GPUs that are made of host memory, to try what is done with GPUs where there are none.
+    twins: Vec<DeviceUuid>,
 }
 
 impl Gpus {
-    pub(super) fn new(twin: Option<DeviceUuid>) -> Self {
-        Gpus { twin, ..Gpus::default() }
+    pub(super) fn new(twins: Vec<DeviceUuid>) -> Self {
+        Gpus { twins, ..Gpus::default() }
     }
 
     /// The region that an engine tells of. Of a GPU that was not used before this takes some tenths of a second.
@@ -89,7 +89,7 @@ impl Gpus {
         };
         let device: DeviceUuid = memory.device.parse()?;
         let worker = self.worker(device)?;
-        match (fd, self.twin == Some(device)) {
+        match (fd, self.twins.contains(&device)) {
             (Some(fd), true) => {
                 let host = Mapping::from_memfd(fd, spec.bytes)?.span();
                 Ok(Region::Gpu(Twin::of_host(device, host), worker))
@@ -109,7 +109,7 @@ impl Gpus {
         if let Some(known) = workers.get(&device) {
             return Ok(known.clone());
         }
-        let opened = match self.twin == Some(device) {
+        let opened = match self.twins.contains(&device) {
             true => worker(Twin::new(device)),
             false => {
                 let gpu = Gpu::open(device)?;

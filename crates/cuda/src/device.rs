@@ -100,6 +100,11 @@ impl DeviceSpan {
         Ok(DeviceSpan { address: self.address + range.start, len: range.end - range.start, ..self.clone() })
     }
 
+    /// Whether these are the same bytes of the same device.
+    pub fn is_same(&self, other: &DeviceSpan) -> bool {
+        (self.device, self.address, self.len) == (other.device, other.address, other.len)
+    }
+
     pub(crate) fn address(&self) -> u64 {
         self.address
     }
