@@ -137,6 +137,9 @@ pub(crate) struct AgentOptions {
     /// Take host memory for that of a GPU of this UUID, to try without one what is done with GPUs
     #[arg(long, hide = true, value_name = "UUID", value_delimiter = ',')]
     pub(crate) twin_gpu: Vec<String>,
+    /// Most memory of those that can be had in one piece
+    #[arg(long, hide = true, value_name = "SIZE")]
+    pub(crate) twin_gpu_memory: Option<String>,
     /// Keep a record of all that this node is told and decides in this file, without secrets; an
     /// earlier one is kept as PATH.old. `simulations replay` replays it
     #[arg(long, env = "AQUIFER_RECORD", value_name = "PATH")]
@@ -330,6 +333,7 @@ impl NodeOptions {
             hold: Hold::Own,
             shadow: true,
             twin_gpus: Vec::new(),
+            twin_gpu_bytes: u64::MAX,
             store: None,
             store_bytes: None,
             memory_bytes: 4 << 30,
@@ -416,6 +420,7 @@ impl AgentOptions {
             hold: self.hold.or(file.hold),
             landing: self.landing.or(file.landing),
             twin_gpu: list(self.twin_gpu, file.twin_gpu),
+            twin_gpu_memory: self.twin_gpu_memory.or(file.twin_gpu_memory),
             record: self.record.or(file.record),
         }
     }
@@ -442,6 +447,7 @@ impl AgentOptions {
             Some(other) => bail!("--landing '{other}': it is 'shadow' or 'host'"),
         };
         config.twin_gpus = self.twin_gpu.iter().map(|u| u.parse()).collect::<Result<_, _>>().context("--twin-gpu")?;
+        config.twin_gpu_bytes = size("--twin-gpu-memory", self.twin_gpu_memory.as_deref())?.unwrap_or(u64::MAX);
         config.record = self.record.clone();
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));
         Ok(())

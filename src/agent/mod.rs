@@ -90,6 +90,7 @@ pub(crate) struct AgentConfig {
     /// Whether updates of GPU memory wait on the GPU, where there is room.
     pub(crate) shadow: bool,
     pub(crate) twin_gpus: Vec<DeviceUuid>,
+    pub(crate) twin_gpu_bytes: u64,
     /// What is copied out of GPUs for others, in a second; zero: nothing is.
     pub(crate) gpu_upload_bytes_per_s: u64,
     pub(crate) store: Option<PathBuf>,
@@ -328,7 +329,7 @@ impl Agent {
             sessions: BTreeMap::new(),
             state: config.state,
             name: config.name,
-            gpus: Gpus::new(config.twin_gpus),
+            gpus: Gpus::new(config.twin_gpus, config.twin_gpu_bytes),
             outlet: Outlet::new(outlet::ROOM_BYTES),
             shadow: config.shadow,
             hold: config.hold,

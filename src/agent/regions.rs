@@ -74,11 +74,13 @@ pub(super) struct Gpus {
     workers: Arc<Mutex<BTreeMap<DeviceUuid, Arc<dyn DeviceWorker>>>>,
     /// The names of GPUs that are made of host memory, to try what is done with GPUs where there are none.
     twins: Vec<DeviceUuid>,
+    /// What can be had of their memory at a time.
+    twin_bytes: u64,
 }
 
 impl Gpus {
-    pub(super) fn new(twins: Vec<DeviceUuid>) -> Self {
-        Gpus { twins, ..Gpus::default() }
+    pub(super) fn new(twins: Vec<DeviceUuid>, twin_bytes: u64) -> Self {
+        Gpus { twins, twin_bytes, ..Gpus::default() }
     }
 
     /// The region that an engine tells of. Of a GPU that was not used before this takes some tenths of a second.
@@ -110,7 +112,7 @@ impl Gpus {
             return Ok(known.clone());
         }
         let opened = match self.twins.contains(&device) {
-            true => worker(Twin::new(device)),
+            true => worker(Twin::with_little_memory(device, self.twin_bytes)),
             false => {
                 let gpu = Gpu::open(device)?;
                 tracing::info!("{device} is a {}", gpu.name());

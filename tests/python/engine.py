@@ -58,9 +58,9 @@ class Engine:
             region.claim = lambda first, host=host: {**host(first), "gpu": gpu}
 
     def scribble(self, names=None):
-        """Writes over the beginning of arrays, which an engine may not do, and can."""
+        """Writes over arrays, which an engine may not do, and can."""
         for name in names or self.arrays:
-            self.arrays[name].reshape(-1).view(np.uint8)[:8] ^= 255
+            np.bitwise_xor(self.arrays[name].view(np.uint8), 255, out=self.arrays[name].view(np.uint8))
 
     def pause(self):
         return self.engine.last_pause

@@ -20,11 +20,18 @@ pub struct Twin {
     uuid: DeviceUuid,
     /// What was exported, by handle.
     exported: Arc<Mutex<BTreeMap<[u8; 64], DeviceSpan>>>,
+    /// More cannot be allocated in one piece.
+    piece_bytes_max: u64,
 }
 
 impl Twin {
     pub fn new(uuid: DeviceUuid) -> Self {
-        Twin { uuid, exported: Arc::default() }
+        Self::with_little_memory(uuid, u64::MAX)
+    }
+
+    /// One that is nearly full: of which so much can be had at a time.
+    pub fn with_little_memory(uuid: DeviceUuid, piece_bytes_max: u64) -> Self {
+        Twin { uuid, exported: Arc::default(), piece_bytes_max }
     }
 
     /// Host memory, an engine's perhaps, as memory of the device called `uuid`.
@@ -51,6 +58,10 @@ impl Device for Twin {
     }
 
     fn allocate(&self, len: u64) -> Result<DeviceSpan, DeviceError> {
+        if len > self.piece_bytes_max {
+            let (device, free) = (format!("the twin {}", self.uuid), self.piece_bytes_max);
+            return Err(DeviceError::OutOfMemory { needed: len, device, free, total: free });
+        }
         Ok(Self::of_host(self.uuid, Mapping::anonymous(len)?.span()))
     }
 

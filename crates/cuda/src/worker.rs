@@ -161,22 +161,7 @@ impl<D: Device> Worker<D> {
         Ok(wrong.map(|(at, _)| at).collect())
     }
 
-    fn place(&self, placements: &[Placement]) -> Result<Vec<usize>, DeviceError> {
-        self.tidy();
-        Ok(lock(&self.landing).land(placements)?.wrong)
-    }
-}
-
-impl<D: Device> DeviceWorker for Worker<D> {
-    fn uuid(&self) -> DeviceUuid {
-        self.device.uuid()
-    }
-
-    fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError> {
-        self.device.open(region)
-    }
-
-    fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+    fn land_together(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
         let in_parts = chunks.iter().filter(|(_, _, goes)| matches!(goes, Goes::Parts(_)));
         let mut staged = self.allocate(in_parts.map(|(from, _, _)| from.len()))?.into_iter();
         let mut placements = Vec::with_capacity(chunks.len());
@@ -196,7 +181,7 @@ impl<D: Device> DeviceWorker for Worker<D> {
         Ok(wrong)
     }
 
-    fn land_across(&self, chunks: &[(DeviceSpan, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+    fn land_across_together(&self, chunks: &[(DeviceSpan, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
         let in_parts = chunks.iter().filter(|(_, _, goes)| matches!(goes, Goes::Parts(_)));
         let mut staged = self.allocate(in_parts.map(|(from, _, _)| from.len()))?.into_iter();
         let place = |goes: &Goes| match goes {
@@ -211,6 +196,29 @@ impl<D: Device> DeviceWorker for Worker<D> {
         let parts = right.filter(|(_, (_, (_, _, goes)))| matches!(goes, Goes::Parts(_)));
         self.apply(&parts.map(|(_, (placed, (_, _, goes)))| (placed, goes.clone())).collect::<Vec<_>>())?;
         Ok(wrong)
+    }
+
+    fn place(&self, placements: &[Placement]) -> Result<Vec<usize>, DeviceError> {
+        self.tidy();
+        Ok(lock(&self.landing).land(placements)?.wrong)
+    }
+}
+
+impl<D: Device> DeviceWorker for Worker<D> {
+    fn uuid(&self) -> DeviceUuid {
+        self.device.uuid()
+    }
+
+    fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError> {
+        self.device.open(region)
+    }
+
+    fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+        in_what_room_there_is(chunks, |(_, _, goes)| goes, |some| self.land_together(some))
+    }
+
+    fn land_across(&self, chunks: &[(DeviceSpan, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+        in_what_room_there_is(chunks, |(_, _, goes)| goes, |some| self.land_across_together(some))
     }
 
     fn stage_across(&self, chunks: &[(DeviceSpan, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError> {
@@ -284,6 +292,31 @@ impl<D: Device> DeviceWorker for Worker<D> {
         stream.wait(&done)?;
         Ok(host.read(0, into)?)
     }
+}
+
+/// Does `land` with all chunks together. What goes to its place in parts is put together beside it first: where there
+/// is no room for all of that, one after the other. Those that are wrong, by their place in the list.
+fn in_what_room_there_is<C: Clone>(
+    chunks: &[C],
+    goes: impl Fn(&C) -> &Goes,
+    land: impl Fn(&[C]) -> Result<Vec<usize>, DeviceError>,
+) -> Result<Vec<usize>, DeviceError> {
+    match land(chunks) {
+        Err(DeviceError::OutOfMemory { .. }) if chunks.len() > 1 => {}
+        other => return other,
+    }
+    let all: Vec<usize> = (0..chunks.len()).collect();
+    let (whole, parts): (Vec<usize>, Vec<usize>) =
+        all.iter().partition(|at| matches!(goes(&chunks[**at]), Goes::Whole(_)));
+    let of_whole: Vec<C> = whole.iter().map(|at| chunks[*at].clone()).collect();
+    let mut wrong: Vec<usize> = land(&of_whole)?.into_iter().map(|at| whole[at]).collect();
+    for at in parts {
+        if !land(&chunks[at..=at])?.is_empty() {
+            wrong.push(at);
+        }
+    }
+    wrong.sort_unstable();
+    Ok(wrong)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -369,6 +402,32 @@ mod tests {
         worker.bring_out(&[(whole, out.clone())]).unwrap();
         assert_eq!((out.hash().unwrap(), a.hash().unwrap()), (a_hash, a_hash));
         worker.bring_out(&[]).unwrap();
+    }
+
+    #[test]
+    fn where_memory_is_short_chunks_land_one_after_the_other() {
+        let worker = worker(Twin::with_little_memory(HERE, 8192));
+        let region = Twin::of_host(HERE, Mapping::anonymous(1 << 20).unwrap().span());
+        let chunks: Vec<_> = (0..4).map(|n| chunk(n, 6000)).collect();
+        let place = |n: u64| region.slice(n * 10_000..n * 10_000 + 6000).unwrap();
+        let goes = |n: u64| match n {
+            1 => Goes::Whole(place(n)),
+            _ => Goes::Parts(vec![(0, place(n).slice(0..1000).unwrap()), (1000, place(n).slice(1000..6000).unwrap())]),
+        };
+        let hash = |n: u64| chunks[if n == 2 { 0 } else { usize::try_from(n).unwrap() }].1;
+        let listed: Vec<_> = (0..4).zip(&chunks).map(|(n, (span, _, _))| (span.clone(), hash(n), goes(n))).collect();
+        assert_eq!(worker.land(&listed).unwrap(), [2]);
+        for (n, (_, _, bytes)) in (0..4).zip(&chunks) {
+            assert_eq!(content(&*worker, &place(n)) == *bytes, n != 2);
+        }
+        let sources = listed.iter().map(|(span, hash, goes)| (Twin::of_host(HERE, span.clone()), *hash, goes.clone()));
+        assert_eq!(worker.land_across(&sources.collect::<Vec<_>>()).unwrap(), [2]);
+        let stage: Vec<_> = chunks.iter().map(|(span, hash, _)| (span.clone(), *hash)).collect();
+        let error = worker.stage(&stage).unwrap_err();
+        assert!(matches!(error, DeviceError::OutOfMemory { .. }) && error.to_string().contains("8192"), "{error}");
+        let (long, long_hash, _) = chunk(9, 9000);
+        let error = worker.land(&[(long, long_hash, Goes::Parts(vec![(0, place(0))]))]).unwrap_err();
+        assert!(matches!(error, DeviceError::OutOfMemory { .. }), "{error}");
     }
 
     #[test]

@@ -300,9 +300,9 @@ impl EngineSession {
     pub fn steady_place(&self, manifest: &ManifestHash, chunk: u32) -> Option<(u32, Range<u64>)> {
         self.verified()?;
         match &self.phase {
-            Phase::Pausing { target, in_place, .. } => (target.manifest == *manifest && in_place.contains(chunk))
-                .then(|| target.plan.place(chunk))
-                .flatten(),
+            Phase::Pausing { target, in_place, .. } => {
+                (target.manifest == *manifest && in_place.contains(chunk)).then(|| target.plan.place(chunk)).flatten()
+            }
             Phase::Registering
             | Phase::Waiting { .. }
             | Phase::Scanning { .. }

@@ -93,8 +93,8 @@ impl Budget {
     pub(crate) fn on_timeout(&mut self, now: Time) -> bool {
         let paces = self.pace.iter_mut().chain(&mut self.costly.pace);
         let due = paces.filter(|pace| pace.due().is_some_and(|at| at <= now));
-        // Of both.
-        due.fold(false, |more, pace| (pace.tokens_at(now) >= 0.0) || more)
+        // All of them, so that none is due twice.
+        due.filter_map(|pace| (pace.tokens_at(now) >= 0.0).then_some(())).count() > 0
     }
 
     pub(super) fn take(&mut self, bytes: u64) {
