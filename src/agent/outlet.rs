@@ -177,10 +177,11 @@ impl Outlet {
 
     /// It is in the store, for as long as nobody needs the room.
     fn keep(&mut self, hash: ChunkHash) {
-        if !self.kept.contains_key(&hash) {
-            self.kept.insert(hash, 0);
-            self.idle.push_back(hash);
-        }
+        let idle = &mut self.idle;
+        self.kept.entry(hash).or_insert_with(|| {
+            idle.push_back(hash);
+            0
+        });
     }
 
     /// Nobody waits for it any more. Who did.

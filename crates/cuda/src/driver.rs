@@ -128,12 +128,15 @@ impl Context {
     fn enable(&self, other: &Context) -> Result<bool, DeviceError> {
         self.enter()?;
         // SAFETY: both contexts are retained; no flags are defined.
-        match unsafe { sys::cuCtxEnablePeerAccess(other.raw, 0) } {
-            // Others in this process use the same contexts.
-            sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(true),
-            sys::CUresult::CUDA_ERROR_TOO_MANY_PEERS => Ok(false),
-            code => check(code, "cuCtxEnablePeerAccess", || format!("{} to {}", self.name, other.name)).map(|()| true),
+        let code = unsafe { sys::cuCtxEnablePeerAccess(other.raw, 0) };
+        if code == sys::CUresult::CUDA_ERROR_TOO_MANY_PEERS {
+            return Ok(false);
         }
+        // Others in this process use the same contexts.
+        if code != sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED {
+            check(code, "cuCtxEnablePeerAccess", || format!("{} to {}", self.name, other.name))?;
+        }
+        Ok(true)
     }
 
     /// Free and all memory, in bytes.
