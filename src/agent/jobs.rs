@@ -108,8 +108,11 @@ impl Agent {
     pub(super) fn start_job(&self, job: Job) {
         let events = self.jobs.clone();
         tokio::task::spawn_blocking(move || {
+            // Freeing GPU memory takes as long as a small update, and an engine is paused: it is freed afterwards.
+            let staged = job.staged();
             // The agent may have ended meanwhile; then nobody waits for the answer.
             let _ = events.send(Event::Job(job.run()));
+            drop(staged);
         });
     }
 
@@ -190,6 +193,22 @@ impl Agent {
 }
 
 impl Job {
+    /// What lies on GPUs for this job alone.
+    fn staged(&self) -> Option<Arc<Staged>> {
+        match self {
+            Job::Apply { staged, .. } => staged.clone(),
+            Job::Check { .. }
+            | Job::Commit { .. }
+            | Job::FinishTree { .. }
+            | Job::Recheck { .. }
+            | Job::OpenRegion { .. }
+            | Job::Scan { .. }
+            | Job::Copy { .. }
+            | Job::Stage { .. }
+            | Job::BringOut { .. } => None,
+        }
+    }
+
     fn run(self) -> JobDone {
         match self {
             Job::Check { manifest, layout, disk, tree } => {

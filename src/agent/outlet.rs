@@ -11,7 +11,9 @@ use aquifer_core::{ChunkHash, ManifestHash, NodeId};
 use aquifer_cuda::{DeviceSpan, DeviceWorker};
 use aquifer_engine::ConnId;
 use aquifer_memory::{MemoryStore, Reservation, Span, StoreError};
+use aquifer_proto::{EngineSession, Target};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,6 +47,17 @@ pub(super) fn bring_out(chunks: Vec<Outgoing>, worker: &Arc<dyn DeviceWorker>) -
     }
     let is_right = |chunk: &Outgoing| copied.is_ok() && chunk.to.span().hash().is_ok_and(|found| found == chunk.hash);
     chunks.into_iter().map(|chunk| (is_right(&chunk), chunk)).map(|(right, chunk)| (chunk, right)).collect()
+}
+
+/// Where a chunk lies whole and verified in the memory of an engine that answers from there, unless it was asked to
+/// pause for a release that changes it.
+fn steady_place(session: &EngineSession, manifest: &ManifestHash, chunk: u32) -> Option<(u32, Range<u64>)> {
+    session.verified()?;
+    let is_kept = |target: &Target| target.manifest == *manifest && !session.is_gathering(manifest, chunk);
+    if session.phase() == "pausing" && !session.target().is_some_and(is_kept) {
+        return None;
+    }
+    session.place(manifest, chunk)
 }
 
 /// Who is told once a chunk is there.
@@ -213,7 +226,7 @@ impl Agent {
             return None;
         }
         self.manifests.iter().find_map(|(manifest, loaded)| {
-            let (region, range) = entry.session.steady_place(manifest, loaded.layout.index_of(hash)?)?;
+            let (region, range) = steady_place(&entry.session, manifest, loaded.layout.index_of(hash)?)?;
             entry.gpu_slice(region, range).map(|(span, worker)| (span, worker.clone()))
         })
     }

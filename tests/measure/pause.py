@@ -1,6 +1,6 @@
 """How long an engine is paused for a small update in host memory: what there is besides copying.
 
-    pause.py --program target/release/aquifer [--updates 200] [--twin] [--package DIR]
+    pause.py --program target/release/aquifer [--updates 200] [--twin] [--package DIR] [--json FILE]
 
 A publisher, an agent and an engine, which answers all the time, on this machine; in each update one tensor of 256 KiB
 changes. With --twin the agent takes the engine's memory for a GPU's. Prints the median, the quartiles and the longest
@@ -129,12 +129,16 @@ def main():
     parser.add_argument("--updates", type=int, default=200)
     parser.add_argument("--twin", action="store_true")
     parser.add_argument("--package", default=PACKAGE, help="where the engine's package is")
+    parser.add_argument("--json", help="a file for all pauses, in milliseconds")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.engine:
         return engine(options.package, options.engine, options.twin)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # With all its children.
     pauses = measure(options)
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(pauses, file)
     low, middle, high = statistics.quantiles(pauses, n=4)
     print(
         f"{'twin' if options.twin else 'host'}: {len(pauses)} updates, pause: median {middle:.2f} ms"

@@ -296,24 +296,6 @@ impl EngineSession {
         }
     }
 
-    /// The same, while the engine answers from there and is not about to have it overwritten.
-    pub fn steady_place(&self, manifest: &ManifestHash, chunk: u32) -> Option<(u32, Range<u64>)> {
-        self.verified()?;
-        match &self.phase {
-            Phase::Pausing { target, in_place, .. } => {
-                (target.manifest == *manifest && in_place.contains(chunk)).then(|| target.plan.place(chunk)).flatten()
-            }
-            Phase::Registering
-            | Phase::Waiting { .. }
-            | Phase::Scanning { .. }
-            | Phase::Filling { .. }
-            | Phase::Serving { .. }
-            | Phase::Staging { .. }
-            | Phase::Applying { .. }
-            | Phase::Resuming { .. } => self.place(manifest, chunk),
-        }
-    }
-
     /// Chunks that change in the engine's memory once it pauses, from when it is asked to until then.
     pub fn to_change(&self) -> Option<ChunkSet> {
         let Phase::Pausing { target, in_place, .. } = &self.phase else { return None };
@@ -643,18 +625,14 @@ mod tests {
         let mut session = serving([1, 2]);
         let new = ManifestHash::of(&[1, 9]);
         session.handle(EngineInput::Target(target([1, 9])));
-        let old = ManifestHash::of(&[1, 2]);
         assert!(session.place(&new, 0).is_some() && session.place(&new, 1).is_none());
-        assert!(session.steady_place(&old, 1).is_some());
         assert_eq!(session.landing_place(&new, 1), None, "never into the memory of a serving engine");
         session.handle(EngineInput::Available { chunks: set(&[1]) });
         assert_eq!(drain(&mut session), [EngineOutput::Tell(Tell::Pause { manifest: new, bytes: 8 })]);
-        assert_eq!(session.serving(), Some(old));
-        assert!(session.steady_place(&new, 0).is_some() && session.place(&old, 1).is_some());
-        assert_eq!(session.steady_place(&old, 1), None, "it is about to be overwritten");
+        assert_eq!(session.serving(), Some(ManifestHash::of(&[1, 2])));
         session.handle(EngineInput::Paused);
         assert_eq!(drain(&mut session), [EngineOutput::Apply { chunks: set(&[1]) }]);
-        assert_eq!((session.serving(), session.steady_place(&new, 0)), (None, None));
+        assert_eq!(session.serving(), None);
         session.handle(EngineInput::Applied { ok: true });
         assert_eq!(drain(&mut session), [EngineOutput::Tell(Tell::Applied { manifest: new })]);
         assert_eq!(session.serving(), None);

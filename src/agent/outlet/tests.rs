@@ -1,5 +1,6 @@
 use super::*;
-use aquifer_core::Hash;
+use aquifer_core::{Binding, Chunk, ChunkSet, Content, Dtype, Hash, Layout, Manifest, TensorEntry};
+use aquifer_proto::{EngineInput, Plan};
 use proptest::prelude::*;
 
 const CHUNK: u64 = 1 << 20;
@@ -76,6 +77,54 @@ fn what_is_under_lease_stays_and_the_longest_idle_goes_first() {
     outlet.promise(hash(8), promise(8));
     assert!(outlet.bring_first().is_none());
     outlet.check();
+}
+
+/// One tensor of two chunks, bound whole; `content` names them.
+fn target(content: [u8; 2]) -> Target {
+    let chunk = |n: &u8| Chunk { hash: hash(*n), len: 8 };
+    let tensor = TensorEntry {
+        name: "a".into(),
+        dtype: Dtype::new("U8"),
+        shape: vec![16],
+        content: Content::Chunks(content.iter().map(chunk).collect()),
+    };
+    let manifest = Manifest::new(vec![], vec![tensor], vec![]).unwrap();
+    let layout = Layout::of(&manifest);
+    let (index, strides) = (vec![(0, 16)], vec![]);
+    let (tensor, dtype) = ("a".into(), Dtype::new("U8"));
+    let binding = Binding { tensor, dtype, shape: vec![16], index, region: 0, offset: 0, strides };
+    let plan = Plan::of(&manifest, &layout, &[binding], &[], &BTreeMap::from([(0, 16)])).unwrap();
+    Target { manifest: ManifestHash::of(&content), plan: Arc::new(plan), layout: Arc::new(layout) }
+}
+
+#[test]
+fn what_is_about_to_be_overwritten_is_not_given() {
+    let mut session = EngineSession::default();
+    let (old, new) = (target([1, 2]), target([1, 9]));
+    let place = |session: &EngineSession, of: &Target, chunk| {
+        steady_place(session, &of.manifest, chunk).map(|(_, range)| range.start)
+    };
+    session.handle(EngineInput::Hydrate { serving: None, fresh: true });
+    session.handle(EngineInput::Target(old.clone()));
+    for chunk in 0..2 {
+        assert_eq!(place(&session, &old, 0), None, "it is being filled");
+        session.handle(EngineInput::Landing { chunk });
+        session.handle(EngineInput::Landed { chunk, verified: true });
+    }
+    assert_eq!((place(&session, &old, 0), place(&session, &old, 1)), (Some(0), Some(8)));
+    session.handle(EngineInput::Target(new.clone()));
+    assert_eq!(
+        (place(&session, &old, 1), place(&session, &new, 0), place(&session, &new, 1)),
+        (Some(8), Some(0), None)
+    );
+    session.handle(EngineInput::Available { chunks: ChunkSet::from_indices(2, [1]) });
+    assert_eq!(session.phase(), "pausing");
+    assert_eq!((place(&session, &old, 1), place(&session, &new, 0)), (None, Some(0)));
+    session.handle(EngineInput::Paused);
+    assert_eq!((place(&session, &new, 0), place(&session, &new, 1)), (None, None));
+    session.handle(EngineInput::Applied { ok: true });
+    session.handle(EngineInput::Resumed);
+    assert_eq!((place(&session, &new, 0), place(&session, &new, 1)), (Some(0), Some(8)));
 }
 
 #[derive(Clone, Debug)]
