@@ -455,10 +455,13 @@ impl Stream for GpuStream {
     }
 
     fn copy_across(&mut self, from: &DeviceSpan, to: &DeviceSpan) -> Result<(), DeviceError> {
+        same_length(from.len(), to.len())?;
+        if from.is_empty() {
+            return to.check_device(self.gpu.uuid());
+        }
         if from.device() == self.gpu.uuid() {
             return self.copy(from, to);
         }
-        same_length(from.len(), to.len())?;
         let other = context_of(from)?.clone();
         self.gpu.context.reach(&other)?;
         self.copying(to, Held::Device(from.clone()))?;
