@@ -171,7 +171,7 @@ def serve(options):
     say(event="hydrated", manifest=engine.release)
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    seen, count, before = {}, {}, None
+    seen, count, before, told = {}, {}, None, time.monotonic()
     while not ended.is_set():
         with engine.serving() as release:
             answer = runner()
@@ -184,6 +184,9 @@ def serve(options):
         if release != before:
             say(event="serves", manifest=release, checkpoint=which, pause=engine.last_pause)
             before = release
+        if options.count and time.monotonic() - told >= 0.2:
+            told = time.monotonic()
+            say(event="count", answers=sum(count.values()), at=told)
     say(event="ended", answers=sum(count.values()), releases=len(count))
 
 
@@ -198,6 +201,7 @@ def main():
     for name in ("--socket", "--channel", "--name"):
         serving.add_argument(name, required=True)
     serving.add_argument("--mode", required=True, choices=MODES)
+    serving.add_argument("--count", action="store_true", help="say now and then how many answers were given")
     serving.add_argument("directories", nargs="+")
     options = parser.parse_args()
     if options.command == "make":
