@@ -22,6 +22,9 @@ pub(super) const ROOM_BYTES: u64 = 256 << 20;
 /// What is promised of that at once: the rest is for what a slab loses where its chunks are of different lengths,
 /// and for those that are read again.
 pub(super) const PROMISED_BYTES_MAX: u64 = ROOM_BYTES / 2;
+/// Chunks that are kept account of: as many as there is room for, at a page each. Those that were removed meanwhile
+/// are struck off beyond that.
+const KEPT_MAX: usize = 1 << 16;
 /// Copied and hashed by one job: half a millisecond of PCIe, so that an engine that is to change its memory is read
 /// no longer than that.
 const BATCH_BYTES: u64 = 16 << 20;
@@ -94,6 +97,8 @@ pub(super) struct Outlet {
     kept: BTreeMap<ChunkHash, usize>,
     /// Those with none, the longest idle first.
     idle: VecDeque<ChunkHash>,
+    /// Since outputs were drained last.
+    brain_was_told: bool,
 }
 
 impl Outlet {
@@ -107,6 +112,7 @@ impl Outlet {
             leases: BTreeMap::new(),
             kept: BTreeMap::new(),
             idle: VecDeque::new(),
+            brain_was_told: false,
         }
     }
 
@@ -190,6 +196,10 @@ impl Outlet {
 
     /// It is in the store, for as long as nobody needs the room.
     fn keep(&mut self, hash: ChunkHash) {
+        if self.kept.len() >= KEPT_MAX {
+            let (store, kept) = (&self.store, &mut self.kept);
+            self.idle.retain(|hash| store.contains(hash) || kept.remove(hash).is_none());
+        }
         let idle = &mut self.idle;
         self.kept.entry(hash).or_insert_with(|| {
             idle.push_back(hash);
@@ -222,7 +232,7 @@ impl Agent {
     /// Where a chunk lies whole, verified and for some time to come in an engine's memory on a GPU.
     pub(super) fn on_gpu(&self, conn: ConnId, hash: &ChunkHash) -> Option<(DeviceSpan, Arc<dyn DeviceWorker>)> {
         let entry = self.sessions.get(&conn)?;
-        if !entry.has_gpu() || self.spoiled.contains(&(conn, *hash)) {
+        if self.spoiled.contains(&(conn, *hash)) {
             return None;
         }
         self.manifests.iter().find_map(|(manifest, loaded)| {
@@ -273,7 +283,7 @@ impl Agent {
             self.start_job(Job::BringOut { chunks, worker });
         }
         self.give_up(&gone)?;
-        Ok(!gone.is_empty())
+        Ok(std::mem::take(&mut self.outlet.brain_was_told) || !gone.is_empty())
     }
 
     /// Chunks of one device; those that are `gone` meanwhile are not for anybody.
@@ -316,6 +326,7 @@ impl Agent {
         if let Ok(room) = self.memory.reserve(hash, len) {
             return Some(room);
         }
+        self.outlet.brain_was_told = true;
         self.evict_superseded();
         self.trim_memory(true);
         self.memory.reserve(hash, len).ok()
@@ -323,8 +334,8 @@ impl Agent {
 
     pub(super) fn on_brought_out(&mut self, chunks: Vec<(Outgoing, bool)>) -> Result<()> {
         self.outlet.jobs -= 1;
-        let mut there = Vec::new();
-        let mut gone = BTreeSet::new();
+        let (mut there, mut gone) = (Vec::new(), BTreeSet::new());
+        let mut spoiled: BTreeMap<String, usize> = BTreeMap::new();
         for (Outgoing { hash, from, to, home }, is_right) in chunks {
             if is_right {
                 self.traffic.bytes_out_of_gpus += from.len();
@@ -332,11 +343,18 @@ impl Agent {
                 continue;
             }
             drop(to);
-            self.withdraw_from_gpu(&hash, &from);
+            if let Some(name) = self.spoil(&hash, &from) {
+                *spoiled.entry(name).or_default() += 1;
+            }
             match self.on_any_gpu(&hash) {
                 Some(_) => self.outlet.again(hash),
                 None => drop(gone.insert(hash)),
             }
+        }
+        for (name, count) in spoiled {
+            tracing::warn!(
+                "{count} chunks in the GPU memory of engine {name} are not what they were: not used any more"
+            );
         }
         self.hand_out(there)?;
         self.give_up(&gone)

@@ -197,6 +197,14 @@ impl Memory {
         Staged { plan: self.plan.clone(), moves, complete }
     }
 
+    /// What changes in host memory when these chunks are copied there.
+    pub(super) fn changes_on_host(&self, chunks: impl Iterator<Item = u32>) -> Vec<Span> {
+        let places = chunks.flat_map(|chunk| self.goes_to_host(chunk));
+        places
+            .filter_map(|(region, run)| region?.slice(run.region_offset..run.region_offset + run.bytes).ok())
+            .collect()
+    }
+
     /// Copies a chunk to its spots in host memory, and lists what is to be done on GPUs.
     fn copy(
         &self,

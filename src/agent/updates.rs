@@ -4,6 +4,7 @@
 use super::Agent;
 use super::jobs::Job;
 use super::pieces::{Source, Staged};
+use super::regions::Region;
 use aquifer_core::{ChannelName, ChunkSet, ManifestHash};
 use aquifer_engine::ConnId;
 use aquifer_proto::{Target, Tell};
@@ -87,11 +88,10 @@ impl Agent {
         let Some(entry) = self.sessions.get_mut(&conn) else { return };
         let staged = entry.staged.take();
         let memory = entry.memory(target);
-        let nobody_reads = entry.regions_are_gpus();
-        let job = Job::Apply { conn, sources, staged, memory };
-        match nobody_reads {
-            true => self.start_job(job),
-            false => self.job(job),
+        // The engine waits: the brain is told while this is done, and readers' leases are closed first all the same.
+        if self.grants.reach(memory.regions.values().filter_map(Region::host)) {
+            self.grants.close_over(&memory.changes_on_host(sources.iter().map(|(chunk, _)| *chunk)));
         }
+        self.start_job(Job::Apply { conn, sources, staged, memory });
     }
 }
