@@ -469,9 +469,13 @@ impl Agent {
             let c = self.manifests.get(manifest)?.layout.chunk(chunk);
             (c.hash, u64::from(c.len))
         };
-        // Where it lies on a GPU it is not to come from the host once more.
-        if let Some((span, worker)) = self.on_another_gpu(conn, &hash) {
-            return Some(Source::Gpu(span, worker, hash));
+        // What is on a GPU is not to come from the host once more, if it can come directly.
+        let on_gpu = self.on_another_gpu(conn, &hash);
+        let goes_to = self.sessions.get(&conn)?.regions.values().find_map(Region::worker);
+        if let (Some((span, worker)), Some(goes_to)) = (&on_gpu, goes_to)
+            && goes_to.reaches(span)
+        {
+            return Some(Source::Gpu(span.clone(), worker.clone(), hash));
         }
         if let Some(span) = self.memory.get(&hash) {
             return Some(Source::Store(span));
@@ -482,6 +486,9 @@ impl Agent {
         let other = self.sessions.keys().filter(|id| **id != conn).find_map(|id| self.in_region(*id, &hash));
         if let Some(span) = other {
             return Some(Source::Region(span, hash));
+        }
+        if let Some((span, worker)) = on_gpu {
+            return Some(Source::Gpu(span, worker, hash));
         }
         let own = self.in_region(conn, &hash)?;
         let reservation = self.memory.reserve(hash, len).ok()?;

@@ -35,6 +35,14 @@ impl Region {
         }
     }
 
+    /// Who works where it lies, if that is a GPU.
+    pub(super) fn worker(&self) -> Option<&Arc<dyn DeviceWorker>> {
+        match self {
+            Region::Host(_) => None,
+            Region::Gpu(_, worker) => Some(worker),
+        }
+    }
+
     /// A range of a GPU's, and who works there.
     pub(super) fn gpu(&self, range: Range<u64>) -> Option<(DeviceSpan, &Arc<dyn DeviceWorker>)> {
         match self {

@@ -22,6 +22,9 @@ pub trait Device: fmt::Debug + Clone + Send + Sync + 'static {
     /// Memory of another process on the device, as long as it keeps it.
     fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError>;
 
+    /// Whether copies from this memory, of this or of another device, need not go by way of the host.
+    fn reaches(&self, memory: &DeviceSpan) -> bool;
+
     /// Makes host memory fast to copy from and to: its pages stay where they are, until the last span made from
     /// what is returned is gone.
     fn register(&self, span: &Span) -> Result<HostSpan, DeviceError>;

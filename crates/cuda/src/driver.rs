@@ -109,29 +109,30 @@ impl Context {
 
     /// Lets this device's work reach `other`'s memory over what joins the two, if anything does; otherwise copies
     /// between them go by way of the host, which the driver sees to. Says which it is.
-    pub(crate) fn reach(&self, other: &Context) -> Result<bool, DeviceError> {
+    pub(crate) fn reach(&self, other: &Context) -> bool {
         let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = reached.get(&other.uuid) {
-            return Ok(*known);
-        }
+        *reached.entry(other.uuid).or_insert_with(|| {
+            let direct = self.connect(other).unwrap_or_else(|error| {
+                tracing::info!("{} does not reach {}: {error}", self.uuid, other.uuid);
+                false
+            });
+            let how = if direct { "directly" } else { "by way of the host" };
+            tracing::debug!("{} copies from {} {how}", self.uuid, other.uuid);
+            direct
+        })
+    }
+
+    fn connect(&self, other: &Context) -> Result<bool, DeviceError> {
         let mut can: c_int = 0;
         // SAFETY: both devices were enumerated; the answer is live.
         let code = unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, self.device, other.device) };
         check(code, "cuDeviceCanAccessPeer", || format!("{} and {}", self.name, other.name))?;
-        let direct = can != 0 && self.enable(other)?;
-        tracing::debug!("{} copies from {} {}", self.uuid, other.uuid, if direct { "directly" } else { "by the host" });
-        reached.insert(other.uuid, direct);
-        Ok(direct)
-    }
-
-    /// False if the driver can keep no more such pairs: slower, and no error.
-    fn enable(&self, other: &Context) -> Result<bool, DeviceError> {
+        if can == 0 {
+            return Ok(false);
+        }
         self.enter()?;
         // SAFETY: both contexts are retained; no flags are defined.
         let code = unsafe { sys::cuCtxEnablePeerAccess(other.raw, 0) };
-        if code == sys::CUresult::CUDA_ERROR_TOO_MANY_PEERS {
-            return Ok(false);
-        }
         // Others in this process use the same contexts.
         if code != sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED {
             check(code, "cuCtxEnablePeerAccess", || format!("{} to {}", self.name, other.name))?;

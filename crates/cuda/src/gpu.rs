@@ -66,6 +66,11 @@ impl Device for Gpu {
         region::open(&self.context, region)
     }
 
+    fn reaches(&self, memory: &DeviceSpan) -> bool {
+        let reach = || context_of(memory).is_ok_and(|other| self.context.reach(other));
+        memory.device() == self.context.uuid || reach()
+    }
+
     fn register(&self, span: &Span) -> Result<HostSpan, DeviceError> {
         registered::register(&self.context, span)
     }
@@ -463,7 +468,7 @@ impl Stream for GpuStream {
             return self.copy(from, to);
         }
         let other = context_of(from)?.clone();
-        self.gpu.context.reach(&other)?;
+        self.gpu.context.reach(&other);
         self.copying(to, Held::Device(from.clone()))?;
         let (len, own) = (size(&(0..from.len())), self.gpu.context.raw());
         // SAFETY: each range lies in a span of the device whose context is given with it; both are held until this is

@@ -29,6 +29,9 @@ pub trait DeviceWorker: fmt::Debug + Send + Sync {
     /// See [`Device::open`].
     fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError>;
 
+    /// See [`Device::reaches`].
+    fn reaches(&self, memory: &DeviceSpan) -> bool;
+
     /// Copies chunks from host memory to where they go. They are hashed on the device; those that are not what
     /// their names say are returned, by their place in the list, and of them nothing is copied on.
     fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError>;
@@ -211,6 +214,10 @@ impl<D: Device> DeviceWorker for Worker<D> {
 
     fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError> {
         self.device.open(region)
+    }
+
+    fn reaches(&self, memory: &DeviceSpan) -> bool {
+        self.device.reaches(memory)
     }
 
     fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
