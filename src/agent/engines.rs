@@ -41,6 +41,8 @@ pub(super) struct EngineConn {
     pub(super) copying: bool,
     /// What lies on GPUs of a release that is about to be applied.
     pub(super) staged: Option<Arc<Staged>>,
+    /// Of what is being applied: somebody was reading from where it goes.
+    pub(super) was_read: bool,
     all_fresh: bool,
     bindings: Vec<Binding>,
     rows: Vec<Row>,
@@ -100,6 +102,7 @@ impl Agent {
                     to_copy: Vec::new(),
                     copying: false,
                     staged: None,
+                    was_read: false,
                     all_fresh: true,
                     bindings: Vec::new(),
                     rows: Vec::new(),
@@ -449,6 +452,10 @@ impl Agent {
             // Others read copies of what is there, so nothing changes for them at once; and the engine may be waiting.
             // What is promised of it meanwhile is found to be gone when it is to be brought out.
             (EngineOutput::PlacesChanged, _) if entry.regions_are_gpus() => self.count_engines(),
+            // Nobody had a lease over what is overwritten; whoever is promised it meanwhile does not get it.
+            (EngineOutput::PlacesChanged, _) if entry.session.phase() == "applying" && !entry.was_read => {
+                self.count_engines();
+            }
             (EngineOutput::PlacesChanged, _) => {
                 self.refresh_all();
                 self.tidy();

@@ -58,10 +58,13 @@ impl GrantTable {
         regions.any(over)
     }
 
-    /// Closes every lease over a byte of these.
-    pub(crate) fn close_over(&self, changed: &[Span]) {
+    /// Closes every lease over a byte of these. Whether there was one.
+    pub(crate) fn close_over(&self, changed: &[Span]) -> bool {
         let shares = |span: &Span| changed.iter().any(|other| overlap(span, other));
-        self.lock().leases.retain(|_, (_, span)| !shares(span));
+        let leases = &mut self.lock().leases;
+        let before = leases.len();
+        leases.retain(|_, (_, span)| !shares(span));
+        leases.len() < before
     }
 
     /// Bytes sent to each node so far.
@@ -122,7 +125,8 @@ mod tests {
         }
         assert!(table.reach([&region].into_iter()));
         let part = |range| region.slice(range).unwrap();
-        table.close_over(&[part(19..21), part(40..50), part(35..35)]);
+        let changed = [part(19..21), part(40..50), part(35..35)];
+        assert!(table.close_over(&changed) && !table.close_over(&changed));
         let open = |lease| (0..4).filter(|chunk| table.still_valid(reader, lease, *chunk)).collect::<Vec<_>>();
         assert_eq!((open(1), open(2)), (vec![0, 3], vec![0, 1, 2, 3]));
     }

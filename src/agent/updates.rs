@@ -88,10 +88,10 @@ impl Agent {
         let Some(entry) = self.sessions.get_mut(&conn) else { return };
         let staged = entry.staged.take();
         let memory = entry.memory(target);
-        // The engine waits: the brain is told while this is done, and readers' leases are closed first all the same.
-        if self.grants.reach(memory.regions.values().filter_map(Region::host)) {
-            self.grants.close_over(&memory.changes_on_host(sources.iter().map(|(chunk, _)| *chunk)));
-        }
+        // The engine waits: what the brain has to know it is told afterwards, unless somebody reads what will change.
+        let changes = || memory.changes_on_host(sources.iter().map(|(chunk, _)| *chunk));
+        entry.was_read =
+            self.grants.reach(memory.regions.values().filter_map(Region::host)) && self.grants.close_over(&changes());
         self.start_job(Job::Apply { conn, sources, staged, memory });
     }
 }

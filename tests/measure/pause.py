@@ -1,6 +1,6 @@
 """How long an engine is paused for a small update in host memory: what there is besides copying.
 
-    pause.py --program target/release/aquifer [--updates 200] [--twin] [--package DIR] [--json FILE]
+    pause.py --program target/release/aquifer [--updates 200] [--tensors 16] [--twin] [--package DIR] [--json FILE]
 
 A publisher, an agent and an engine, which answers all the time, on this machine; in each update one tensor of 256 KiB
 changes. With --twin the agent takes the engine's memory for a GPU's. Prints the median, the quartiles and the longest
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
 import struct
@@ -23,7 +24,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGE = os.path.join(HERE, os.pardir, os.pardir, "python")
 CHANNEL = "measure/pause"
 TWIN = "GPU-7e57ed00-0000-4000-8000-000000000001"
-TENSORS, TENSOR_BYTES = 16, 256 << 10
+TENSOR_BYTES = 256 << 10
 PATIENCE = 60.0
 
 
@@ -68,9 +69,9 @@ class Child:
         self.child.wait(PATIENCE)
 
 
-def checkpoint(directory, n):
+def checkpoint(directory, n, tensors):
     os.makedirs(directory, exist_ok=True)
-    names = [f"tensor.{i:02}" for i in range(TENSORS)]
+    names = [f"tensor.{i:02}" for i in range(tensors)]
     header = {
         name: {"dtype": "U8", "shape": [TENSOR_BYTES], "data_offsets": [i * TENSOR_BYTES, (i + 1) * TENSOR_BYTES]}
         for i, name in enumerate(names)
@@ -78,9 +79,9 @@ def checkpoint(directory, n):
     text = json.dumps(header).encode()
     with open(os.path.join(directory, "model.safetensors"), "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for i in range(TENSORS):
+        for i in range(tensors):
             # One of them is another each time.
-            file.write(random.Random(f"{i} {n if i == n % TENSORS else 0}").randbytes(TENSOR_BYTES))
+            file.write(random.Random(f"{i} {n if i == n % tensors else 0}").randbytes(TENSOR_BYTES))
 
 
 def measure(options):
@@ -95,7 +96,7 @@ def measure(options):
         common += ["--shm-dir", path("shm"), "--channel", CHANNEL]
 
         def publish(n, peers):
-            checkpoint(path(f"release-{n}"), n)
+            checkpoint(path(f"release-{n}"), n, options.tensors)
             command = [options.program, "--config", os.devnull, "publish", path(f"release-{n}"), "--json", *common]
             for peer in peers:
                 command += ["--peer", peer]
@@ -119,6 +120,7 @@ def measure(options):
                 line = measured.line(lambda line: line["release"] == published["manifest"])
                 pauses.append(1e3 * line["pause"])
                 before.end()
+                shutil.rmtree(path(f"release-{n - 1}"))
         finally:
             for child in (measured, agent, publisher):
                 child.end()
@@ -129,6 +131,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program")
     parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--tensors", type=int, default=16)
     parser.add_argument("--twin", action="store_true")
     parser.add_argument("--package", default=PACKAGE, help="where the engine's package is")
     parser.add_argument("--json", help="a file for all pauses, in milliseconds")
@@ -143,7 +146,7 @@ def main():
             json.dump(pauses, file)
     low, middle, high = statistics.quantiles(pauses, n=4)
     print(
-        f"{'twin' if options.twin else 'host'}: {len(pauses)} updates, pause: median {middle:.2f} ms"
+        f"{'twin' if options.twin else 'host'}, {options.tensors} tensors: {len(pauses)} updates, pause: median {middle:.2f} ms"
         f" (quartiles {low:.2f} and {high:.2f}, least {min(pauses):.2f}, most {max(pauses):.2f})"
     )
 
