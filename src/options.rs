@@ -66,6 +66,10 @@ pub(crate) struct NodeOptions {
     /// network card [default: no limit]
     #[arg(long, env = "AQUIFER_UPLOAD_LIMIT", value_name = "SIZE", help_heading = "Mesh")]
     pub(crate) upload_limit: Option<String>,
+    /// Chunk bytes a second that are copied out of GPUs for other nodes at most, so that engines keep the rest of
+    /// PCIe; 0: nothing is served from GPUs [default: 4GiB]
+    #[arg(long, env = "AQUIFER_GPU_UPLOAD_LIMIT", value_name = "SIZE", help_heading = "Mesh")]
+    pub(crate) gpu_upload_limit: Option<String>,
     /// Let nodes of this user on this machine copy chunks from memory instead of over TCP: true, as without
     /// a value, or false [default: true]
     #[arg(long, env = "AQUIFER_SHM", value_name = "BOOL", help_heading = "Mesh", num_args = 0..=1, default_missing_value = "true", hide_possible_values = true)]
@@ -101,6 +105,10 @@ pub(crate) enum When {
     Off,
 }
 
+/// Guess: less than a tenth of what one PCIe 5 link of 16 lanes carries that way (55 GB/s), and thousandths of what
+/// GPU memory gives, so that no engine notices; and enough for the network card of 40 Gbit/s that it feeds.
+const GPU_UPLOAD_BYTES_PER_S: u64 = 4 << 30;
+
 /// Options of `aquifer agent` alone.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -131,8 +139,11 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "AQUIFER_LANDING", value_name = "WHERE")]
     pub(crate) landing: Option<String>,
     /// Take host memory for that of a GPU of this UUID, to try without one what is done with GPUs
-    #[arg(long, hide = true, value_name = "UUID")]
-    pub(crate) twin_gpu: Option<String>,
+    #[arg(long, hide = true, value_name = "UUID", value_delimiter = ',')]
+    pub(crate) twin_gpu: Vec<String>,
+    /// Most memory of those that can be had in one piece
+    #[arg(long, hide = true, value_name = "SIZE")]
+    pub(crate) twin_gpu_memory: Option<String>,
     /// Keep a record of all that this node is told and decides in this file, without secrets; an
     /// earlier one is kept as PATH.old. `simulations replay` replays it
     #[arg(long, env = "AQUIFER_RECORD", value_name = "PATH")]
@@ -247,6 +258,7 @@ impl NodeOptions {
             state: self.state.or(file.state),
             upload_window: self.upload_window.or(file.upload_window),
             upload_limit: self.upload_limit.or(file.upload_limit),
+            gpu_upload_limit: self.gpu_upload_limit.or(file.gpu_upload_limit),
             shm: self.shm.or(file.shm),
             shm_dir: self.shm_dir.or(file.shm_dir),
             rdma: self.rdma.or(file.rdma),
@@ -269,6 +281,7 @@ impl NodeOptions {
             trust: self.trust,
             upload_window: self.upload_window,
             upload_limit: self.upload_limit,
+            gpu_upload_limit: self.gpu_upload_limit,
             shm: self.shm,
             shm_dir: self.shm_dir,
             rdma: self.rdma,
@@ -324,12 +337,15 @@ impl NodeOptions {
             overrides: Vec::new(),
             hold: Hold::Own,
             shadow: true,
-            twin_gpu: None,
+            twin_gpus: Vec::new(),
+            twin_gpu_bytes: u64::MAX,
             store: None,
             store_bytes: None,
             memory_bytes: 4 << 30,
             upload_bytes: size("--upload-window", self.upload_window.as_deref())?.unwrap_or(256 << 20),
             upload_bytes_per_s: size("--upload-limit", self.upload_limit.as_deref())?,
+            gpu_upload_bytes_per_s: size("--gpu-upload-limit", self.gpu_upload_limit.as_deref())?
+                .unwrap_or(GPU_UPLOAD_BYTES_PER_S),
             tcp_congestion: self.tcp_congestion.clone(),
             rdma: (self.rdma != Some(When::Off)).then(|| RdmaOptions {
                 listen: self.rdma_listen.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], ports.2))),
@@ -409,7 +425,8 @@ impl AgentOptions {
             memory_limit: self.memory_limit.or(file.memory_limit),
             hold: self.hold.or(file.hold),
             landing: self.landing.or(file.landing),
-            twin_gpu: self.twin_gpu.or(file.twin_gpu),
+            twin_gpu: list(self.twin_gpu, file.twin_gpu),
+            twin_gpu_memory: self.twin_gpu_memory.or(file.twin_gpu_memory),
             record: self.record.or(file.record),
         }
     }
@@ -454,7 +471,8 @@ impl AgentOptions {
             Some("host") => false,
             Some(other) => bail!("--landing '{other}': it is 'shadow' or 'host'"),
         };
-        config.twin_gpu = self.twin_gpu.as_deref().map(str::parse).transpose().context("--twin-gpu")?;
+        config.twin_gpus = self.twin_gpu.iter().map(|u| u.parse()).collect::<Result<_, _>>().context("--twin-gpu")?;
+        config.twin_gpu_bytes = size("--twin-gpu-memory", self.twin_gpu_memory.as_deref())?.unwrap_or(u64::MAX);
         config.record = self.record.clone();
         config.overrides = self.overrides()?;
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));

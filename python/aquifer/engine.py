@@ -483,7 +483,8 @@ class Engine:
         with self._changed:
             self._paused = True
             self._paused_at = time.monotonic()
-        session.call("paused", manifest=release.manifest)
+        # Not waited for: what comes next is that it is applied, and every hand-over from thread to thread counts.
+        session.tell("paused", manifest=release.manifest)
 
     def _on_check(self, session: Session, message: Message) -> None:
         release = parse(Release, message["release"])

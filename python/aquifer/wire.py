@@ -7,6 +7,7 @@ travels with the first byte of the frame that needs it. ``docs/engine-protocol.m
 import array
 import itertools
 import json
+import logging
 import os
 import socket
 import struct
@@ -14,6 +15,8 @@ import threading
 from typing import Any, Callable, Dict, Optional
 
 from .errors import AgentUnavailable, AquiferError, RequestRefused, SessionLost
+
+log = logging.getLogger("aquifer")
 
 PROTOCOL_VERSION = 1
 
@@ -96,6 +99,11 @@ class Session:
         ok = reply.get("ok")
         return ok if isinstance(ok, dict) else {}
 
+    def tell(self, op: str, **fields: Any) -> None:
+        """Asks, and does not wait for the answer: if that is no, the log says so. Raises :class:`SessionLost`
+        if the question cannot be sent."""
+        self._send({"id": next(self._ids), "op": op, **fields}, None)
+
     def close(self) -> None:
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -141,6 +149,8 @@ class Session:
             if reply.get("re") in self._waiting:
                 self._waiting[reply["re"]] = reply
                 self._changed.notify_all()
+            elif "error" in reply:
+                log.warning("aquifer: the agent does not take what it was told: %s", reply["error"].get("message"))
 
     def _end(self, why: str) -> None:
         with self._changed:

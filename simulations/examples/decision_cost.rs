@@ -148,6 +148,7 @@ impl Mesh {
             overrides: Vec::new(),
             leased_bytes_max: LEASED_BYTES_MAX,
             upload_bytes_per_s: None,
+            costly: Default::default(),
             seed: 1,
         };
         let begin = if self.options.on_record { Recorded::on_record } else { Recorded::new };

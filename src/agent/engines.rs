@@ -6,6 +6,7 @@ use super::regions::{Region, Regions};
 use super::{Agent, Hold};
 use crate::errors::reasons;
 use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row, TensorEntry};
+use aquifer_cuda::{DeviceSpan, DeviceWorker};
 use aquifer_engine::protocol::{
     Conduct, ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, Stage,
     TensorInfo, Welcome, code,
@@ -49,6 +50,8 @@ pub(super) struct EngineConn {
     pub(super) copying: bool,
     /// What lies on GPUs of a release that is about to be applied.
     pub(super) staged: Option<Arc<Staged>>,
+    /// Of what is being applied: somebody was reading from where it goes.
+    pub(super) was_read: bool,
     all_fresh: bool,
     pub(super) bindings: Vec<Binding>,
     pub(super) rows: Vec<Row>,
@@ -71,12 +74,17 @@ impl EngineConn {
         self.regions.get(&region)?.host()?.slice(range).ok()
     }
 
+    /// The same where it is on a GPU, and who works there.
+    pub(super) fn gpu_slice(&self, region: u32, range: Range<u64>) -> Option<(DeviceSpan, &Arc<dyn DeviceWorker>)> {
+        self.regions.get(&region)?.gpu(range)
+    }
+
     pub(super) fn memory(&self, target: &Target) -> Memory {
         let (plan, layout) = (target.plan.clone(), target.layout.clone());
         Memory { plan, layout, regions: self.regions.clone() }
     }
 
-    /// Then nothing is served to others from where it lies.
+    /// Then nobody else reads from where it lies.
     pub(super) fn regions_are_gpus(&self) -> bool {
         self.regions.values().all(|region| region.host().is_none())
     }
@@ -108,6 +116,7 @@ impl Agent {
                     to_copy: Vec::new(),
                     copying: false,
                     staged: None,
+                    was_read: false,
                     all_fresh: true,
                     bindings: Vec::new(),
                     rows: Vec::new(),
@@ -395,8 +404,10 @@ impl Agent {
         let gathering = needs.iter().filter(|c| entry.session.is_gathering(&manifest, *c)).collect::<Vec<_>>();
         let mut chunks = ChunkSet::empty(target.layout.len());
         for chunk in gathering {
-            if self.has_source(&manifest, chunk) {
+            if self.has_source(conn, &manifest, chunk) {
                 chunks.insert(chunk);
+            } else {
+                self.bring_home(conn, &manifest, chunk);
             }
         }
         if !chunks.is_empty() {
@@ -430,7 +441,7 @@ impl Agent {
             (EngineOutput::Apply { chunks }, Some(target)) => match self.sources_of_update(conn, &target, &chunks) {
                 Some(sources) => self.apply_update(conn, &target, sources),
                 None => {
-                    let gone = chunks.iter().filter(|c| !self.has_source(&target.manifest, *c));
+                    let gone = chunks.iter().filter(|c| !self.has_source(conn, &target.manifest, *c));
                     let gone: Vec<u32> = gone.collect();
                     gone.into_iter().for_each(|c| self.discard(target.manifest, c));
                     self.engine_input(conn, EngineInput::Applied { ok: false });
@@ -443,8 +454,13 @@ impl Agent {
                 self.tidy();
                 self.count_engines();
             }
-            // Nothing is served from there, so nothing changes for others; and the engine may be waiting.
+            // Others read copies of what is there, so nothing changes for them at once; and the engine may be waiting.
+            // What is promised of it meanwhile is found to be gone when it is to be brought out.
             (EngineOutput::PlacesChanged, _) if entry.regions_are_gpus() => self.count_engines(),
+            // Nobody had a lease over what is overwritten; whoever is promised it meanwhile does not get it.
+            (EngineOutput::PlacesChanged, _) if entry.session.phase() == "applying" && !entry.was_read => {
+                self.count_engines();
+            }
             (EngineOutput::PlacesChanged, _) => {
                 self.refresh_all();
                 self.tidy();
@@ -472,6 +488,14 @@ impl Agent {
             let c = self.manifests.get(manifest)?.layout.chunk(chunk);
             (c.hash, u64::from(c.len))
         };
+        // What is on a GPU is not to come from the host once more, if it can come directly.
+        let on_gpu = self.on_another_gpu(conn, &hash);
+        let goes_to = self.sessions.get(&conn)?.regions.values().find_map(Region::worker);
+        if let (Some((span, worker)), Some(goes_to)) = (&on_gpu, goes_to)
+            && goes_to.reaches(span)
+        {
+            return Some(Source::Gpu(span.clone(), worker.clone(), hash));
+        }
         if let Some(span) = self.memory.get(&hash) {
             return Some(Source::Store(span));
         }
@@ -481,6 +505,9 @@ impl Agent {
         let other = self.sessions.keys().filter(|id| **id != conn).find_map(|id| self.in_region(*id, &hash));
         if let Some(span) = other {
             return Some(Source::Region(span, hash));
+        }
+        if let Some((span, worker)) = on_gpu {
+            return Some(Source::Gpu(span, worker, hash));
         }
         let own = self.in_region(conn, &hash)?;
         let reservation = self.memory.reserve(hash, len).ok()?;
@@ -492,9 +519,10 @@ impl Agent {
     }
 
     /// Whether [`Agent::source`] would find one, for as much as can be told without reading.
-    pub(super) fn has_source(&self, manifest: &ManifestHash, chunk: u32) -> bool {
+    pub(super) fn has_source(&self, conn: ConnId, manifest: &ManifestHash, chunk: u32) -> bool {
         let Some(hash) = self.manifests.get(manifest).map(|l| l.layout.chunk(chunk).hash) else { return false };
         self.memory.contains(&hash)
+            || self.on_another_gpu(conn, &hash).is_some()
             || self.disk.as_ref().is_some_and(|d| d.contains(&hash))
             || self.sessions.keys().any(|id| self.in_region(*id, &hash).is_some())
     }

@@ -4,7 +4,7 @@ use aquifer_core::{Access, NodeId};
 use aquifer_memory::Span;
 use aquifer_transport::{Grants, Refusal};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The agent writes it, the transport's threads read it.
 #[derive(Debug, Default)]
@@ -51,6 +51,22 @@ impl GrantTable {
         self.lock().leases.remove(&(lease, chunk));
     }
 
+    /// Whether some lease is over memory that one of `regions` is made of.
+    pub(crate) fn reach<'a>(&self, mut regions: impl Iterator<Item = &'a Span>) -> bool {
+        let table = self.lock();
+        let over = |region: &Span| table.leases.values().any(|(_, span)| same_mapping(region, span));
+        regions.any(over)
+    }
+
+    /// Closes every lease over a byte of these. Whether there was one.
+    pub(crate) fn close_over(&self, changed: &[Span]) -> bool {
+        let shares = |span: &Span| changed.iter().any(|other| overlap(span, other));
+        let leases = &mut self.lock().leases;
+        let before = leases.len();
+        leases.retain(|_, (_, span)| !shares(span));
+        leases.len() < before
+    }
+
     /// Bytes sent to each node so far.
     pub(crate) fn sent_bytes(&self) -> BTreeMap<NodeId, u64> {
         self.lock().sent.clone()
@@ -60,6 +76,16 @@ impl GrantTable {
         // Every method leaves the table whole, also if a thread died while it held the lock.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn same_mapping(a: &Span, b: &Span) -> bool {
+    Arc::ptr_eq(a.mapping().0, b.mapping().0)
+}
+
+fn overlap(a: &Span, b: &Span) -> bool {
+    let ((_, a_begin), (_, b_begin)) = (a.mapping(), b.mapping());
+    let empty = a.is_empty() || b.is_empty();
+    !empty && same_mapping(a, b) && a_begin < b_begin + b.len() && b_begin < a_begin + a.len()
 }
 
 impl Grants for GrantTable {
@@ -80,5 +106,28 @@ impl Grants for GrantTable {
 
     fn sent(&self, peer: NodeId, bytes: u64) {
         *self.lock().sent.entry(peer).or_default() += bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aquifer_memory::Mapping;
+
+    #[test]
+    fn leases_over_what_changes_are_closed_and_no_others() {
+        let (table, reader) = (GrantTable::default(), NodeId([1; 32]));
+        let (region, other) = (Mapping::anonymous(100).unwrap().span(), Mapping::anonymous(100).unwrap().span());
+        assert!(!table.reach([&region].into_iter()));
+        for (chunk, from) in (0..).zip([0, 10, 20, 30]) {
+            table.lease(1, chunk, reader, region.slice(from..from + 10).unwrap());
+            table.lease(2, chunk, reader, other.slice(from..from + 10).unwrap());
+        }
+        assert!(table.reach([&region].into_iter()));
+        let part = |range| region.slice(range).unwrap();
+        let changed = [part(19..21), part(40..50), part(35..35)];
+        assert!(table.close_over(&changed) && !table.close_over(&changed));
+        let open = |lease| (0..4).filter(|chunk| table.still_valid(reader, lease, *chunk)).collect::<Vec<_>>();
+        assert_eq!((open(1), open(2)), (vec![0, 3], vec![0, 1, 2, 3]));
     }
 }

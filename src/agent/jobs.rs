@@ -2,11 +2,13 @@
 
 use super::keeping::Keep;
 use super::library::Tree;
+use super::outlet::{self, Outgoing};
 use super::pieces::{CopyError, Memory, Source, Staged};
 use super::regions::{Gpus, Region};
 use super::{Agent, Ended, Event};
 use anyhow::{Context, Result};
 use aquifer_core::{ChunkHash, ChunkSet, Layout, ManifestHash, NodeId};
+use aquifer_cuda::DeviceWorker;
 use aquifer_engine::ConnId;
 use aquifer_engine::protocol::RegionSpec;
 use aquifer_memory::{DiskStore, Reservation, Span, StoreError};
@@ -64,6 +66,11 @@ pub(super) enum Job {
         memory: Memory,
         kept: Option<Keep>,
     },
+    /// Copy chunks out of an engine's memory on a GPU, for others to read.
+    BringOut {
+        chunks: Vec<Outgoing>,
+        worker: Arc<dyn DeviceWorker>,
+    },
     Apply {
         conn: ConnId,
         sources: Vec<(u32, Source)>,
@@ -82,6 +89,7 @@ pub(super) enum JobDone {
     Scanned { conn: ConnId, in_place: ChunkSet },
     Copied { conn: ConnId, results: Vec<(u32, Result<(), CopyError>)> },
     Prepared { conn: ConnId, manifest: ManifestHash, staged: Staged },
+    BroughtOut { chunks: Vec<(Outgoing, bool)> },
     Applied { conn: ConnId, result: Result<(), CopyError> },
 }
 
@@ -102,8 +110,11 @@ impl Agent {
     pub(super) fn start_job(&self, job: Job) {
         let events = self.jobs.clone();
         tokio::task::spawn_blocking(move || {
+            // Freeing GPU memory takes as long as a small update, and an engine is paused: it is freed afterwards.
+            let staged = job.staged();
             // The agent may have ended meanwhile; then nobody waits for the answer.
             let _ = events.send(Event::Job(job.run()));
+            drop(staged);
         });
     }
 
@@ -151,6 +162,7 @@ impl Agent {
                 }
             }
             JobDone::Prepared { conn, manifest, staged } => self.on_prepared(conn, manifest, staged),
+            JobDone::BroughtOut { chunks } => self.on_brought_out(chunks)?,
             JobDone::Applied { conn, result } => {
                 let ok = self.copied(conn, result);
                 self.engine_input(conn, EngineInput::Applied { ok });
@@ -167,6 +179,13 @@ impl Agent {
                 self.withdraw(manifest, chunk, &reason);
                 false
             }
+            (Err(CopyError::OnGpu { chunk, from }), Some(manifest)) => {
+                if let Some(hash) = self.manifests.get(&manifest).map(|l| l.layout.chunk(chunk).hash) {
+                    self.withdraw_from_gpu(&hash, &from);
+                }
+                false
+            }
+            (Err(CopyError::OnGpu { .. }), None) => false,
             (Err(CopyError::Source { reason, .. } | CopyError::Region(reason)), _) => {
                 tracing::warn!("engine {}: {reason}", conn.0);
                 false
@@ -176,6 +195,22 @@ impl Agent {
 }
 
 impl Job {
+    /// What lies on GPUs for this job alone.
+    fn staged(&self) -> Option<Arc<Staged>> {
+        match self {
+            Job::Apply { staged, .. } => staged.clone(),
+            Job::Check { .. }
+            | Job::Commit { .. }
+            | Job::FinishTree { .. }
+            | Job::Recheck { .. }
+            | Job::OpenRegion { .. }
+            | Job::Scan { .. }
+            | Job::Copy { .. }
+            | Job::Prepare { .. }
+            | Job::BringOut { .. } => None,
+        }
+    }
+
     fn run(self) -> JobDone {
         match self {
             Job::Check { manifest, layout, disk, tree } => {
@@ -199,6 +234,7 @@ impl Job {
                 }
                 JobDone::Prepared { conn, manifest, staged: memory.stage(&sources) }
             }
+            Job::BringOut { chunks, worker } => JobDone::BroughtOut { chunks: outlet::bring_out(chunks, &worker) },
             Job::Apply { conn, sources, staged, memory } => {
                 let results = memory.copy_all(&sources, staged.as_deref());
                 JobDone::Applied { conn, result: results.into_iter().try_for_each(|(_, result)| result) }

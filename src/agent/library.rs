@@ -26,6 +26,8 @@ pub(super) struct Loaded {
     pub(super) checked: bool,
     /// Chunks told to the brain as held.
     held: ChunkSet,
+    /// And those of them that are costly to give: they lie on GPUs alone.
+    costly: ChunkSet,
 }
 
 /// Files being materialized.
@@ -124,6 +126,7 @@ impl Agent {
             bytes: Arc::new(bytes),
             published,
             checked: false,
+            costly: held.clone(),
             held,
         };
         let pulls = match self.pull.as_ref().map(|p| &p.what) {
@@ -220,9 +223,16 @@ impl Agent {
     pub(super) fn refresh_held(&mut self, hash: ManifestHash) {
         let Some(loaded) = self.manifests.get(&hash) else { return };
         let len = loaded.layout.len();
-        let now = ChunkSet::from_indices(len, (0..len).filter(|c| self.has(&hash, *c)));
+        let mut now = ChunkSet::from_indices(len, (0..len).filter(|c| self.has_here(&hash, *c)));
+        let on_gpus = |c: &u32| !now.contains(*c) && self.on_any_gpu(&loaded.layout.chunk(*c).hash).is_some();
+        let costly = ChunkSet::from_indices(len, (0..len).filter(on_gpus));
+        now.union_with(&costly);
         let Some(loaded) = self.manifests.get_mut(&hash) else { return };
         let before = std::mem::replace(&mut loaded.held, now.clone());
+        if loaded.costly != costly {
+            loaded.costly = costly.clone();
+            self.input(Input::Costly { manifest: hash, chunks: costly });
+        }
         let mut lost = before.clone();
         lost.subtract(&now);
         let mut new = now;
@@ -238,16 +248,20 @@ impl Agent {
     /// A chunk was landed and verified in a store or a region: every manifest that has it gains.
     pub(super) fn note_held(&mut self, manifest: ManifestHash, chunk: u32) {
         let Some(hash) = self.manifests.get(&manifest).map(|l| l.layout.chunk(chunk).hash) else { return };
-        let mut elsewhere = Vec::new();
+        let (mut elsewhere, mut cheaper) = (Vec::new(), Vec::new());
         // A pull's files are of one manifest each: what is in one tree is not in another.
         let pulls = self.pull.is_some();
         for (other, loaded) in self.manifests.iter_mut().filter(|(m, _)| !pulls || **m == manifest) {
-            if let Some(index) = loaded.layout.index_of(&hash)
-                && loaded.held.insert(index)
-                && *other != manifest
-            {
+            let Some(index) = loaded.layout.index_of(&hash) else { continue };
+            if loaded.costly.remove(index) {
+                cheaper.push((*other, loaded.costly.clone()));
+            }
+            if loaded.held.insert(index) && *other != manifest {
                 elsewhere.push((*other, ChunkSet::from_indices(loaded.layout.len(), [index])));
             }
+        }
+        for (other, chunks) in cheaper {
+            self.input(Input::Costly { manifest: other, chunks });
         }
         for (other, chunks) in elsewhere {
             self.input(Input::Held { manifest: other, chunks });
@@ -263,11 +277,18 @@ impl Agent {
         published()
             .or_else(|| self.memory.get(&hash))
             .or_else(|| self.region_span(manifest, chunk))
+            .or_else(|| self.outlet.get(&hash))
             .or_else(|| self.disk.as_ref()?.get(&hash))
             .or_else(tree)
     }
 
     fn has(&self, manifest: &ManifestHash, chunk: u32) -> bool {
+        let hash = self.manifests.get(manifest).map(|l| l.layout.chunk(chunk).hash);
+        self.has_here(manifest, chunk) || hash.is_some_and(|hash| self.on_any_gpu(&hash).is_some())
+    }
+
+    /// Where this process, or a reader, can touch it.
+    fn has_here(&self, manifest: &ManifestHash, chunk: u32) -> bool {
         let Some(loaded) = self.manifests.get(manifest) else { return false };
         let hash = loaded.layout.chunk(chunk).hash;
         loaded.published.as_ref().is_some_and(|p| p.get(chunk).is_some())
@@ -294,9 +315,10 @@ impl Agent {
         for chunk in chunks {
             match self.span_of(&manifest, chunk) {
                 Some(span) => {
-                    self.grants.lease(lease, chunk, to, span);
+                    self.lease_out(to, manifest, lease, chunk, span);
                     there.push(chunk);
                 }
+                None if self.promise(to, manifest, lease, ttl, chunk) => {}
                 None => gone.push(chunk),
             }
         }
@@ -307,7 +329,27 @@ impl Agent {
             gone.retain(|chunk| self.has(&manifest, *chunk));
             gone.into_iter().for_each(|chunk| self.discard(manifest, chunk));
         }
-        let chunks = there;
+        match there.is_empty() {
+            true => Ok(()),
+            false => self.tell_grant(to, manifest, lease, ttl, there),
+        }
+    }
+
+    pub(super) fn lease_out(&mut self, to: NodeId, manifest: ManifestHash, lease: u64, chunk: u32, span: Span) {
+        self.grants.lease(lease, chunk, to, span);
+        if let Some(hash) = self.manifests.get(&manifest).map(|l| l.layout.chunk(chunk).hash) {
+            self.outlet.lease(lease, chunk, hash);
+        }
+    }
+
+    pub(super) fn tell_grant(
+        &mut self,
+        to: NodeId,
+        manifest: ManifestHash,
+        lease: u64,
+        ttl: Duration,
+        chunks: Vec<u32>,
+    ) -> Result<()> {
         tracing::trace!("granted {chunks:?} to {} under lease {lease}", to.short());
         let access = self.grants.access(to, crate::keys::random_bytes()?);
         let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
@@ -463,6 +505,7 @@ impl Agent {
     /// Removes a chunk from this node's stores, whichever has it.
     fn remove_stored(&self, hash: &ChunkHash) {
         self.memory.remove(hash);
+        self.outlet.remove(hash);
         if let Some(disk) = &self.disk {
             disk.remove(hash);
         }

@@ -16,6 +16,7 @@ mod landing;
 mod library;
 mod node_view;
 mod operator;
+mod outlet;
 mod pieces;
 mod recording;
 mod regions;
@@ -36,13 +37,14 @@ use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
 use aquifer_proto::rollout::Override;
-use aquifer_proto::{Config, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
+use aquifer_proto::{Config, CostlyLimit, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
 use aquifer_transport::{Completion, Encryption};
 use engines::EngineConn;
 use grants::GrantTable;
 use jobs::JobDone;
 use landing::Read;
 use library::{Loaded, Tree};
+use outlet::Outlet;
 use recording::Recording;
 use regions::Gpus;
 use releasing::Publication;
@@ -95,7 +97,10 @@ pub(crate) struct AgentConfig {
     pub(crate) hold: Hold,
     /// Whether updates of GPU memory wait on the GPU, where there is room.
     pub(crate) shadow: bool,
-    pub(crate) twin_gpu: Option<DeviceUuid>,
+    pub(crate) twin_gpus: Vec<DeviceUuid>,
+    pub(crate) twin_gpu_bytes: u64,
+    /// What is copied out of GPUs for others, in a second; zero: nothing is.
+    pub(crate) gpu_upload_bytes_per_s: u64,
     pub(crate) store: Option<PathBuf>,
     pub(crate) store_bytes: Option<u64>,
     pub(crate) memory_bytes: u64,
@@ -200,6 +205,8 @@ struct Agent {
     state: Option<StateDir>,
     name: String,
     gpus: Gpus,
+    /// What is on its way out of GPUs, for others.
+    outlet: Outlet,
     shadow: bool,
     hold: Hold,
     memory: MemoryStore,
@@ -317,6 +324,10 @@ impl Agent {
                 overrides: config.overrides,
                 leased_bytes_max: config.upload_bytes,
                 upload_bytes_per_s: config.upload_bytes_per_s,
+                costly: CostlyLimit {
+                    bytes_per_s: config.gpu_upload_bytes_per_s,
+                    leased_bytes_max: outlet::PROMISED_BYTES_MAX,
+                },
                 seed,
             },
             Time::ZERO,
@@ -335,7 +346,8 @@ impl Agent {
             sessions: BTreeMap::new(),
             state: config.state,
             name: config.name,
-            gpus: Gpus::new(config.twin_gpu),
+            gpus: Gpus::new(config.twin_gpus, config.twin_gpu_bytes),
+            outlet: Outlet::new(outlet::ROOM_BYTES),
             shadow: config.shadow,
             hold: config.hold,
             memory: MemoryStore::new(config.memory_bytes),
@@ -440,7 +452,8 @@ impl Agent {
             while let Some(output) = self.node.poll_output() {
                 self.carry_out(output)?;
             }
-            if !self.say_what_is_decided() {
+            let said = self.say_what_is_decided();
+            if !self.bring_out()? && !said {
                 break;
             }
         }
@@ -461,6 +474,7 @@ impl Agent {
             Output::LeaseClosed { lease, chunk } => {
                 tracing::trace!("closed {chunk} under lease {lease}");
                 self.grants.close(lease, chunk);
+                self.outlet.close(lease, chunk);
             }
             Output::Read { op, peer, manifest, lease, chunk } => self.start_read(op, peer, manifest, lease, chunk),
             Output::CancelRead { op } => self.cancel_read(op),

@@ -1,11 +1,14 @@
 //! Chunks in an engine's memory, where they may lie in pieces: looking whether they are there, and
 //! copying them in.
 
+mod batches;
+
 use super::regions::Regions;
 use aquifer_core::{Chunk, ChunkHash, ChunkSet, Hash, Layout, Run};
 use aquifer_cuda::{DeviceSpan, DeviceUuid, DeviceWorker, Goes};
 use aquifer_memory::{DiskStore, Mapping, Span};
 use aquifer_proto::Plan;
+use batches::{ForGpu, ToStage};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -25,6 +28,8 @@ pub(super) enum Source {
     /// is hashed on the way.
     Disk(DiskStore, ChunkHash),
     Region(Span, ChunkHash),
+    /// Another engine's memory on a GPU, and who works there.
+    Gpu(DeviceSpan, Arc<dyn DeviceWorker>, ChunkHash),
     /// It lies on every GPU it goes to, and goes nowhere else.
     Staged,
 }
@@ -36,6 +41,11 @@ pub(super) enum CopyError {
     Source {
         chunk: u32,
         reason: String,
+    },
+    /// The same of an engine's memory on a GPU; other places where the chunk lies are as good as they were.
+    OnGpu {
+        chunk: u32,
+        from: DeviceSpan,
     },
     Region(String),
 }
@@ -139,11 +149,13 @@ impl Memory {
             }
             for gpu in gpus.values_mut().filter(|gpu| gpu.held_bytes >= HELD_BYTES_MAX) {
                 gpu.land(&mut results);
+                gpu.land_across(&mut results);
             }
         }
         for gpu in gpus.values_mut() {
             gpu.apply(&mut results);
             gpu.land(&mut results);
+            gpu.land_across(&mut results);
         }
         results
     }
@@ -166,9 +178,18 @@ impl Memory {
         for (chunk, source) in sources {
             let mut source = Loading::new(self, *chunk, source);
             for (worker, goes) in self.goes(*chunk).into_values() {
+                let gpu = gpus.entry(worker.uuid()).or_insert_with(|| ToStage::new(worker));
+                if let Source::Gpu(from, _, hash) = source.source {
+                    gpu.bytes += from.len();
+                    gpu.across.push((from.clone(), *hash));
+                    gpu.go_across.push((*chunk, goes));
+                    if gpu.bytes >= HELD_BYTES_MAX {
+                        gpu.stage(&mut moves);
+                    }
+                    continue;
+                }
                 // What fails now is told when it is to be applied.
                 let Ok(from) = source.span() else { break };
-                let gpu = gpus.entry(worker.uuid()).or_insert_with(|| ToStage::new(worker));
                 gpu.bytes += from.len();
                 gpu.chunks.push((from, self.layout.chunk(*chunk).hash));
                 gpu.go.push((*chunk, goes));
@@ -185,6 +206,14 @@ impl Memory {
         };
         let complete = ChunkSet::from_indices(self.layout.len(), chunks.filter(all_of));
         Staged { plan: self.plan.clone(), moves, complete }
+    }
+
+    /// What changes in host memory when these chunks are copied there.
+    pub(super) fn changes_on_host(&self, chunks: impl Iterator<Item = u32>) -> Vec<Span> {
+        let places = chunks.flat_map(|chunk| self.goes_to_host(chunk));
+        places
+            .filter_map(|(region, run)| region?.slice(run.region_offset..run.region_offset + run.bytes).ok())
+            .collect()
     }
 
     /// Copies a chunk to its spots in host memory, and lists what is to be done on GPUs.
@@ -206,9 +235,20 @@ impl Memory {
             return Ok(());
         }
         let is_private = !matches!(source, Source::Store(_));
+        let on_gpu = match source {
+            Source::Gpu(from, _, hash) => Some((from.clone(), *hash)),
+            Source::Store(_) | Source::Disk(..) | Source::Region(..) | Source::Staged => None,
+        };
         let mut source = Loading::new(self, chunk, source);
         for (uuid, (worker, goes)) in self.goes(chunk) {
             if moves.iter().any(|there| there.worker.uuid() == uuid) {
+                continue;
+            }
+            if let Some((from, hash)) = &on_gpu {
+                let gpu = gpus.entry(uuid).or_insert_with(|| ForGpu::new(worker));
+                gpu.held_bytes += from.len();
+                gpu.across.push((from.clone(), *hash, goes));
+                gpu.went_across.push((at, chunk));
                 continue;
             }
             let from = source.span()?;
@@ -264,6 +304,7 @@ impl Memory {
         let (span, hash) = match source {
             Source::Store(span) => return Ok(span.clone()),
             Source::Staged => return Err(bad("it is not staged after all".into())),
+            Source::Gpu(from, worker, hash) => return out_of_gpu(chunk, from, worker, *hash),
             Source::Region(span, hash) => (span.clone(), hash),
             Source::Disk(disk, hash) => (disk.get(hash).ok_or_else(|| bad("it is gone from the store".into()))?, hash),
         };
@@ -275,6 +316,18 @@ impl Memory {
             Err(error) => Err(bad(error.to_string())),
         }
     }
+}
+
+/// A chunk's bytes from another engine's memory on a GPU.
+fn out_of_gpu(
+    chunk: u32,
+    from: &DeviceSpan,
+    worker: &Arc<dyn DeviceWorker>,
+    hash: ChunkHash,
+) -> Result<Span, CopyError> {
+    let copy = Mapping::anonymous(from.len()).map_err(|e| CopyError::Region(e.to_string()))?.span();
+    let brought = worker.bring_out(&[(from.clone(), copy.clone())]).is_ok_and(|()| copy.hash().ok() == Some(hash));
+    brought.then_some(copy).ok_or_else(|| CopyError::OnGpu { chunk, from: from.clone() })
 }
 
 /// A chunk's bytes, got when they are first asked for.
@@ -295,83 +348,6 @@ impl<'a> Loading<'a> {
             return Ok(loaded.clone());
         }
         Ok(self.loaded.insert(self.memory.load(self.chunk, self.source)?).clone())
-    }
-}
-
-/// What waits to be staged on one GPU, and where that goes.
-struct ToStage {
-    worker: Arc<dyn DeviceWorker>,
-    chunks: Vec<(Span, ChunkHash)>,
-    go: Vec<(u32, Goes)>,
-    bytes: u64,
-}
-
-impl ToStage {
-    fn new(worker: Arc<dyn DeviceWorker>) -> Self {
-        ToStage { worker, chunks: Vec::new(), go: Vec::new(), bytes: 0 }
-    }
-
-    fn stage(&mut self, moves: &mut BTreeMap<u32, Vec<Move>>) {
-        self.bytes = 0;
-        let go = std::mem::take(&mut self.go);
-        match self.worker.stage(&std::mem::take(&mut self.chunks)) {
-            Ok(places) => {
-                for ((chunk, goes), place) in go.into_iter().zip(places) {
-                    let there = place.map(|from| Move { worker: self.worker.clone(), from, goes });
-                    moves.entry(chunk).or_default().extend(there);
-                }
-            }
-            Err(error) => tracing::info!("{} chunks are applied from host memory: {error}", go.len()),
-        }
-    }
-}
-
-/// What waits to be done on one GPU, and for which of the list it is done.
-struct ForGpu {
-    worker: Arc<dyn DeviceWorker>,
-    land: Vec<(Span, ChunkHash, Goes)>,
-    landed: Vec<usize>,
-    /// Of memory that is kept for `land` alone.
-    held_bytes: u64,
-    apply: Vec<(DeviceSpan, Goes)>,
-    applied: Vec<usize>,
-}
-
-impl ForGpu {
-    fn new(worker: Arc<dyn DeviceWorker>) -> Self {
-        let (landed, applied) = (Vec::new(), Vec::new());
-        ForGpu { worker, land: Vec::new(), landed, held_bytes: 0, apply: Vec::new(), applied }
-    }
-
-    fn apply(&self, results: &mut [(u32, Result<(), CopyError>)]) {
-        if let Err(error) = self.worker.apply(&self.apply) {
-            self.applied.iter().for_each(|at| fail(&mut results[*at].1, error.to_string()));
-        }
-    }
-
-    fn land(&mut self, results: &mut [(u32, Result<(), CopyError>)]) {
-        if self.land.is_empty() {
-            return;
-        }
-        self.held_bytes = 0;
-        let (land, landed) = (std::mem::take(&mut self.land), std::mem::take(&mut self.landed));
-        match self.worker.land(&land) {
-            Ok(wrong) => {
-                let uuid = self.worker.uuid();
-                for at in wrong.iter().filter_map(|place| landed.get(*place)) {
-                    let reason = format!("a chunk came to {uuid} with other bytes than it had in host memory");
-                    fail(&mut results[*at].1, reason);
-                }
-            }
-            Err(error) => landed.iter().for_each(|at| fail(&mut results[*at].1, error.to_string())),
-        }
-    }
-}
-
-/// What failed first is told.
-fn fail(result: &mut Result<(), CopyError>, reason: String) {
-    if result.is_ok() {
-        *result = Err(CopyError::Region(reason));
     }
 }
 
@@ -566,6 +542,32 @@ mod tests {
             assert!(again.is_right());
             again.write(1, 8, b"xx");
             assert!(!again.is_right());
+        }
+    }
+
+    #[test]
+    fn a_gpu_has_chunks_from_another_and_wrong_ones_are_told() {
+        const OTHER: DeviceUuid = DeviceUuid([6; 16]);
+        let whole = [bind("a", (0, 4), 1, 8), bind("b", (0, 4), 1, 0), bind("c", (0, 4), 1, 4)];
+        let parts =
+            [bind("a", (0, 4), 1, 32), bind("b", (0, 4), 0, 7), bind("c", (1, 3), 0, 0), bind("c", (0, 4), 1, 0)];
+        let hash = pack().1.chunk(0).hash;
+        for bindings in [&whole[..], &parts] {
+            let (there, other) = (Mapping::anonymous(12).unwrap().span(), worker(Twin::new(OTHER)));
+            let source = || [(0, Source::Gpu(Twin::of_host(OTHER, there.clone()), other.clone(), hash))];
+            let engine = Engine::new(bindings);
+            let results = engine.0.copy_all(&source(), None);
+            assert!(matches!(&results[..], [(0, Err(CopyError::OnGpu { chunk: 0, .. }))]), "{results:?}");
+            assert!(engine.0.stage(&source()).moves[&0].is_empty());
+            there.write(0, &pack().2).unwrap();
+            let staged = engine.0.stage(&source());
+            assert_eq!(staged.has_all_of(0, &engine.0), bindings == whole);
+            assert!(!engine.is_right(), "nothing is there before it is applied");
+            assert!(engine.0.copy_all(&source(), Some(&staged)).iter().all(|(_, result)| result.is_ok()));
+            assert!(engine.is_right());
+            let again = Engine::new(bindings);
+            assert!(again.0.copy_all(&source(), None).iter().all(|(_, result)| result.is_ok()));
+            assert!(again.is_right());
         }
     }
 

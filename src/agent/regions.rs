@@ -35,6 +35,14 @@ impl Region {
         }
     }
 
+    /// Who works where it lies, if that is a GPU.
+    pub(super) fn worker(&self) -> Option<&Arc<dyn DeviceWorker>> {
+        match self {
+            Region::Host(_) => None,
+            Region::Gpu(_, worker) => Some(worker),
+        }
+    }
+
     /// A range of a GPU's, and who works there.
     pub(super) fn gpu(&self, range: Range<u64>) -> Option<(DeviceSpan, &Arc<dyn DeviceWorker>)> {
         match self {
@@ -72,13 +80,15 @@ impl Region {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Gpus {
     workers: Arc<Mutex<BTreeMap<DeviceUuid, Arc<dyn DeviceWorker>>>>,
-    /// The name of a GPU that is made of host memory, to try what is done with GPUs where there is none.
-    twin: Option<DeviceUuid>,
+    /// The names of GPUs that are made of host memory, to try what is done with GPUs where there are none.
+    twins: Vec<DeviceUuid>,
+    /// What can be had of their memory at a time.
+    twin_bytes: u64,
 }
 
 impl Gpus {
-    pub(super) fn new(twin: Option<DeviceUuid>) -> Self {
-        Gpus { twin, ..Gpus::default() }
+    pub(super) fn new(twins: Vec<DeviceUuid>, twin_bytes: u64) -> Self {
+        Gpus { twins, twin_bytes, ..Gpus::default() }
     }
 
     /// The region that an engine tells of. Of a GPU that was not used before this takes some tenths of a second.
@@ -89,7 +99,7 @@ impl Gpus {
         };
         let device: DeviceUuid = memory.device.parse()?;
         let worker = self.worker(device)?;
-        match (fd, self.twin == Some(device)) {
+        match (fd, self.twins.contains(&device)) {
             (Some(fd), true) => {
                 let host = Mapping::from_memfd(fd, spec.bytes)?.span();
                 Ok(Region::Gpu(Twin::of_host(device, host), worker))
@@ -109,8 +119,8 @@ impl Gpus {
         if let Some(known) = workers.get(&device) {
             return Ok(known.clone());
         }
-        let opened = match self.twin == Some(device) {
-            true => worker(Twin::new(device)),
+        let opened = match self.twins.contains(&device) {
+            true => worker(Twin::with_little_memory(device, self.twin_bytes)),
             false => {
                 let gpu = Gpu::open(device)?;
                 tracing::info!("{device} is a {}", gpu.name());

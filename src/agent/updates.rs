@@ -4,6 +4,7 @@
 use super::Agent;
 use super::jobs::Job;
 use super::pieces::{Source, Staged};
+use super::regions::Region;
 use aquifer_core::{ChunkSet, ManifestHash};
 use aquifer_engine::ConnId;
 use aquifer_proto::{EngineInput, Target};
@@ -42,7 +43,7 @@ impl Agent {
     /// node; the engine is asked to pause when that is done.
     pub(super) fn prepare(&mut self, conn: ConnId, target: &Target, chunks: &ChunkSet, keep: &ChunkSet) {
         let manifest = target.manifest;
-        let gone: Vec<u32> = chunks.iter().filter(|chunk| !self.has_source(&manifest, *chunk)).collect();
+        let gone: Vec<u32> = chunks.iter().filter(|chunk| !self.has_source(conn, &manifest, *chunk)).collect();
         if !gone.is_empty() {
             gone.into_iter().for_each(|chunk| self.discard(manifest, chunk));
             return self.engine_input(conn, EngineInput::Prepared { ok: false });
@@ -98,11 +99,10 @@ impl Agent {
         let Some(entry) = self.sessions.get_mut(&conn) else { return };
         let staged = entry.staged.take();
         let memory = entry.memory(target);
-        let nobody_reads = entry.regions_are_gpus();
-        let job = Job::Apply { conn, sources, staged, memory };
-        match nobody_reads {
-            true => self.start_job(job),
-            false => self.job(job),
-        }
+        // The engine waits: what the brain has to know it is told afterwards, unless somebody reads what will change.
+        let changes = || memory.changes_on_host(sources.iter().map(|(chunk, _)| *chunk));
+        entry.was_read =
+            self.grants.reach(memory.regions.values().filter_map(Region::host)) && self.grants.close_over(&changes());
+        self.start_job(Job::Apply { conn, sources, staged, memory });
     }
 }

@@ -155,6 +155,9 @@ pub(crate) struct Traffic {
     /// Verified chunk bytes read from peers, and sent to them.
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
+    /// Of chunks copied out of GPUs, for others to read.
+    #[serde(default)]
+    pub(crate) bytes_out_of_gpus: u64,
     pub(crate) chunks_verified: u64,
     pub(crate) chunks_corrupt: u64,
     pub(crate) reads_failed: u64,

@@ -1,7 +1,7 @@
 """A language model on a GPU that answers all the time, while an agent keeps its weights current.
 
     engine.py make DIR SEED [--like DIR]     a checkpoint of random weights, or another with one matrix changed
-    engine.py serve --socket S --channel C --name N --mode eager|graph DIR...
+    engine.py serve --socket S --channel C --name N --mode eager|graph|compile DIR...
 
 `serve` first computes what each checkpoint's answer is, with a model of its own. Then every answer of the
 served model must be one of these, and always the same one under the same release. Needs PyTorch, transformers
@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import threading
+import time
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir)
 sys.path.insert(0, os.path.join(ROOT, "python"))
@@ -86,6 +87,45 @@ class Graph:
         return [], self.logits.float().cpu().numpy().tobytes()
 
 
+class Unusable(Exception):
+    """This machine cannot run a mode."""
+
+
+class Compiled:
+    """The prompt's logits by `torch.compile` of all of the model, which replays CUDA graphs of its own, compiled and
+    captured before any weights are there. It takes a minute or two; nothing of the model is left out."""
+
+    def __init__(self, model):
+        import torch._dynamo.utils
+
+        self.prompt = torch.arange(1, 25, device="cuda").reshape(1, -1) * 997 % CONFIG.vocab_size
+        logits = lambda prompt: model(prompt, use_cache=False).logits[0, -1]
+        self.forward = torch.compile(logits, mode="reduce-overhead", dynamic=False)
+        begun = time.monotonic()
+        try:
+            for _ in range(4):  # Compiled, warmed up, captured, replayed.
+                self()
+        except Exception as error:
+            why = str(error).strip().splitlines() or [""]
+            raise Unusable(
+                f"torch.compile does not work here (it needs Triton and a C compiler, such as gcc, beside Python's "
+                f"headers): {type(error).__name__}: {why[0]}"
+            ) from error
+        graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        if not graphs:
+            raise Unusable("torch.compile compiled nothing")
+        breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
+        say(event="compiled", graphs=graphs, breaks=breaks, seconds=round(time.monotonic() - begun, 1))
+
+    @torch.no_grad()
+    def __call__(self):
+        torch.compiler.cudagraph_mark_step_begin()
+        return [], self.forward(self.prompt).float().cpu().numpy().tobytes()
+
+
+MODES = {"eager": Eager, "graph": Graph, "compile": Compiled}
+
+
 def make(directory, seed, like):
     torch.manual_seed(seed)
     if like is None:
@@ -114,10 +154,14 @@ def expected(mode, directories):
 
 
 def serve(options):
-    mode = {"eager": Eager, "graph": Graph}[options.mode]
-    answers = expected(mode, options.directories)
-    model = new_model()
-    runner = mode(model)
+    mode = MODES[options.mode]
+    try:
+        answers = expected(mode, options.directories)
+        model = new_model()
+        runner = mode(model)
+    except Unusable as unusable:
+        say(event="fault", reason=str(unusable))
+        sys.exit(1)
     engine = aquifer.Engine(options.channel, options.socket, options.name, connect_timeout=60)
     engine.on_pause(lambda release: say(event="pausing", manifest=release.manifest))
     engine.on_resume(lambda release: say(event="resuming", manifest=release.manifest))
@@ -127,7 +171,7 @@ def serve(options):
     say(event="hydrated", manifest=engine.release)
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    seen, count, before = {}, {}, None
+    seen, count, before, told = {}, {}, None, time.monotonic()
     while not ended.is_set():
         with engine.serving() as release:
             answer = runner()
@@ -140,6 +184,9 @@ def serve(options):
         if release != before:
             say(event="serves", manifest=release, checkpoint=which, pause=engine.last_pause)
             before = release
+        if options.count and time.monotonic() - told >= 0.2:
+            told = time.monotonic()
+            say(event="count", answers=sum(count.values()), at=told)
     say(event="ended", answers=sum(count.values()), releases=len(count))
 
 
@@ -151,8 +198,10 @@ def main():
     making.add_argument("seed", type=int)
     making.add_argument("--like")
     serving = commands.add_parser("serve")
-    for name in ("--socket", "--channel", "--name", "--mode"):
+    for name in ("--socket", "--channel", "--name"):
         serving.add_argument(name, required=True)
+    serving.add_argument("--mode", required=True, choices=MODES)
+    serving.add_argument("--count", action="store_true", help="say now and then how many answers were given")
     serving.add_argument("directories", nargs="+")
     options = parser.parse_args()
     if options.command == "make":

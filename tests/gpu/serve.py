@@ -1,10 +1,11 @@
 """A real model on a real GPU, updated in place by a mesh of three while it answers.
 
-    AQUIFER_BIN=target/release/aquifer python3 tests/gpu/serve.py [--updates 10] [--json FILE]
+    AQUIFER_BIN=target/release/aquifer python3 tests/gpu/serve.py [--updates 10] [--modes eager,graph,compile] [--json FILE]
 
-A publisher, a node with two engines (one of them answers by a CUDA graph), and a node that only holds. Every answer
-is compared with what its release's checkpoint answers (see engine.py). Then the agent is killed while it applies an
-update, and an engine while it is filled. Needs a GPU, PyTorch, transformers and safetensors, and 8 GB of disk.
+A publisher, a node with an engine for each mode (by default two, of which one answers by a CUDA graph; `compile` by
+what torch.compile made of the model), and a node that only holds. Every answer is compared with what its release's
+checkpoint answers (see engine.py). Then the agent is killed while it applies an update, and an engine while it is
+filled. Needs a GPU, PyTorch, transformers and safetensors, and 8 GB of disk; `compile` a C compiler.
 """
 
 import argparse
@@ -47,6 +48,19 @@ class Fleet:
         at = time.monotonic()
         before.stop()
         return self.publisher.manifest, at
+
+
+#: Seconds until an engine is hydrated: that takes two compilations before, at worst.
+COMPILE_PATIENCE = 900.0
+
+
+def hydrated(engine):
+    """The manifest."""
+    fits = lambda line: line.get("event") in ("hydrated", "fault")
+    line = engine.expect(fits, "that it is hydrated", COMPILE_PATIENCE)
+    if line["event"] == "fault":
+        raise Failure(f"{engine.name}: {line['reason']}")
+    return line["manifest"]
 
 
 def serves(engine, manifest):
@@ -105,6 +119,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--landing", default="shadow")
+    parser.add_argument("--modes", default="eager,graph", help="of an engine each: eager, graph, compile")
     parser.add_argument("--json")
     options = parser.parse_args()
     site = Site()
@@ -114,18 +129,19 @@ def main():
             subprocess.run([sys.executable, ENGINE, "make", site.path(name), str(seed), *more], check=True)
         fleet = Fleet(site, options.landing)
         begun = time.monotonic()
-        engines = [fleet.engine("eager", "eager"), fleet.engine("graph", "graph")]
-        hydrated = [engine.event("hydrated")["manifest"] for engine in engines]
-        if set(hydrated) != {fleet.publisher.manifest}:
-            raise Failure(f"hydrated with {hydrated}")
-        print(f"two engines hydrated {time.monotonic() - begun:.1f} s after they were started", flush=True)
+        engines = [fleet.engine(mode, mode) for mode in options.modes.split(",")]
+        manifests = [hydrated(engine) for engine in engines]
+        if set(manifests) != {fleet.publisher.manifest}:
+            raise Failure(f"hydrated with {manifests}")
+        print(f"{len(engines)} engines hydrated {time.monotonic() - begun:.1f} s after they were started", flush=True)
         taken = updates(fleet, engines, options.updates)
         for kind, all_of_it in taken.items():
             pauses = [pause for update in all_of_it for pause in update["pauses"]]
             if pauses:
                 print(f"{kind}: {len(all_of_it)} updates, median pause {1e3 * statistics.median(pauses):.1f} ms", flush=True)
         killed = kill_agent(fleet, engines[0])
-        wait(engines[1], fleet.publisher.manifest, 1)
+        for engine in engines[1:]:
+            wait(engine, fleet.publisher.manifest, 1)
         kill_engine(fleet)
         answers = 0
         for engine in engines:
@@ -137,7 +153,7 @@ def main():
         print(f"{answers} answers, all of one release each and right")
         if options.json:
             with open(options.json, "w", encoding="utf-8") as file:
-                json.dump({"landing": options.landing, "updates": taken, "killed": killed, "answers": answers}, file)
+                json.dump({"landing": options.landing, "modes": options.modes, "updates": taken, "killed": killed, "answers": answers}, file)
     except BaseException:
         print(site.logs(), file=sys.stderr)
         raise

@@ -22,6 +22,9 @@ pub trait Device: fmt::Debug + Clone + Send + Sync + 'static {
     /// Memory of another process on the device, as long as it keeps it.
     fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError>;
 
+    /// Whether copies from this memory, of this or of another device, need not go by way of the host.
+    fn reaches(&self, memory: &DeviceSpan) -> bool;
+
     /// Makes host memory fast to copy from and to: its pages stay where they are, until the last span made from
     /// what is returned is gone.
     fn register(&self, span: &Span) -> Result<HostSpan, DeviceError>;
@@ -47,6 +50,9 @@ pub trait Stream: fmt::Debug + Send {
     fn copy_all(&mut self, pairs: &[(DeviceSpan, DeviceSpan)]) -> Result<(), DeviceError> {
         pairs.iter().try_for_each(|(from, to)| self.copy(from, to))
     }
+    /// From memory of another device, over what joins the two where they are joined, else by way of the host. Waits
+    /// for no work of the other's.
+    fn copy_across(&mut self, from: &DeviceSpan, to: &DeviceSpan) -> Result<(), DeviceError>;
     fn download(&mut self, from: &DeviceSpan, to: &HostSpan) -> Result<(), DeviceError>;
     /// The BLAKE3 hashes of many spans, of any lengths.
     fn hash(&mut self, spans: &[DeviceSpan]) -> Result<Self::Hashing, DeviceError>;
@@ -95,6 +101,11 @@ impl DeviceSpan {
             return Err(DeviceError::Bounds { begin: range.start, end: range.end, len: self.len });
         }
         Ok(DeviceSpan { address: self.address + range.start, len: range.end - range.start, ..self.clone() })
+    }
+
+    /// Whether these are the same bytes of the same device.
+    pub fn is_same(&self, other: &DeviceSpan) -> bool {
+        (self.device, self.address, self.len) == (other.device, other.address, other.len)
     }
 
     pub(crate) fn address(&self) -> u64 {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::fmt;
 use std::mem::MaybeUninit;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 const BLAKE3: &CStr = text(concat!(include_str!("../kernels/blake3.ptx"), "\0"));
 const COPY: &CStr = text(concat!(include_str!("../kernels/copy.ptx"), "\0"));
@@ -37,6 +37,8 @@ pub(crate) struct Context {
     pub(crate) name: String,
     /// Other processes' memory that is open here, by handle.
     pub(crate) opened: Mutex<BTreeMap<[u8; 64], Weak<Opened>>>,
+    /// Other devices, and whether this one's work reaches their memory directly.
+    reached: Mutex<BTreeMap<DeviceUuid, bool>>,
 }
 
 // SAFETY: the driver's objects may be used from any thread; none of them is changed after `open`.
@@ -83,6 +85,7 @@ impl Context {
             uuid,
             name: name.clone(),
             opened: Mutex::default(),
+            reached: Mutex::default(),
         };
         context.enter()?;
         let blake3 = context.load(BLAKE3)?;
@@ -98,6 +101,43 @@ impl Context {
     pub(crate) fn enter(&self) -> Result<(), DeviceError> {
         // SAFETY: the context is retained as long as `self` lives.
         check(unsafe { sys::cuCtxSetCurrent(self.raw) }, "cuCtxSetCurrent", || self.name.clone())
+    }
+
+    pub(crate) fn raw(&self) -> sys::CUcontext {
+        self.raw
+    }
+
+    /// Lets this device's work reach `other`'s memory over what joins the two, if anything does; otherwise copies
+    /// between them go by way of the host, which the driver sees to. Says which it is.
+    pub(crate) fn reach(&self, other: &Context) -> bool {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        *reached.entry(other.uuid).or_insert_with(|| {
+            let direct = self.connect(other).unwrap_or_else(|error| {
+                tracing::info!("{} does not reach {}: {error}", self.uuid, other.uuid);
+                false
+            });
+            let how = if direct { "directly" } else { "by way of the host" };
+            tracing::debug!("{} copies from {} {how}", self.uuid, other.uuid);
+            direct
+        })
+    }
+
+    fn connect(&self, other: &Context) -> Result<bool, DeviceError> {
+        let mut can: c_int = 0;
+        // SAFETY: both devices were enumerated; the answer is live.
+        let code = unsafe { sys::cuDeviceCanAccessPeer(&raw mut can, self.device, other.device) };
+        check(code, "cuDeviceCanAccessPeer", || format!("{} and {}", self.name, other.name))?;
+        if can == 0 {
+            return Ok(false);
+        }
+        self.enter()?;
+        // SAFETY: both contexts are retained; no flags are defined.
+        let code = unsafe { sys::cuCtxEnablePeerAccess(other.raw, 0) };
+        // Others in this process use the same contexts.
+        if code != sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED {
+            check(code, "cuCtxEnablePeerAccess", || format!("{} to {}", self.name, other.name))?;
+        }
+        Ok(true)
     }
 
     /// Free and all memory, in bytes.

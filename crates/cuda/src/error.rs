@@ -28,6 +28,8 @@ pub enum DeviceError {
     Lengths { from: u64, to: u64 },
     #[error("memory of {found} was given to {wanted}")]
     OtherDevice { wanted: DeviceUuid, found: DeviceUuid },
+    #[error("memory of {device} was to be copied to a GPU, and no GPU of the driver's has it")]
+    NoSuchGpu { device: DeviceUuid },
     #[error("{len} bytes are more than the GPU hashes in one launch ({max})")]
     TooLong { len: u64, max: u64 },
     #[error("only memory can be registered for copies, and this is a file or cannot be written to; copy it to memory")]

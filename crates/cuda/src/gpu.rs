@@ -5,7 +5,7 @@ use crate::driver::{Context, check, launch, sys};
 use crate::error::DeviceError;
 use crate::hashing::{DIGEST_BYTES, JOINERS, Plan, TILE_LEAVES};
 use crate::limits::{COPY_BYTES, DRIVER_VERSION_BATCHES, PUT_BYTES_MAX, SCRATCH_KEPT_MAX};
-use crate::region::{self, RegionHandle};
+use crate::region::{self, Opened, RegionHandle};
 use crate::registered;
 use crate::uuid::DeviceUuid;
 use aquifer_core::{ChunkHash, Hash};
@@ -64,6 +64,11 @@ impl Device for Gpu {
 
     fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError> {
         region::open(&self.context, region)
+    }
+
+    fn reaches(&self, memory: &DeviceSpan) -> bool {
+        let reach = || context_of(memory).is_ok_and(|other| self.context.reach(other));
+        memory.device() == self.context.uuid || reach()
     }
 
     fn register(&self, span: &Span) -> Result<HostSpan, DeviceError> {
@@ -454,6 +459,24 @@ impl Stream for GpuStream {
         check(code, "cuMemcpyDtoDAsync", || self.name())
     }
 
+    fn copy_across(&mut self, from: &DeviceSpan, to: &DeviceSpan) -> Result<(), DeviceError> {
+        same_length(from.len(), to.len())?;
+        if from.is_empty() {
+            return to.check_device(self.gpu.uuid());
+        }
+        if from.device() == self.gpu.uuid() {
+            return self.copy(from, to);
+        }
+        let other = context_of(from)?.clone();
+        self.gpu.context.reach(&other);
+        self.copying(to, Held::Device(from.clone()))?;
+        let (len, own) = (size(&(0..from.len())), self.gpu.context.raw());
+        // SAFETY: each range lies in a span of the device whose context is given with it; both are held until this is
+        // done, and with them the contexts. What is read may be written to meanwhile: what arrives is hashed.
+        let code = unsafe { sys::cuMemcpyPeerAsync(to.address(), own, from.address(), other.raw(), len, self.raw) };
+        check(code, "cuMemcpyPeerAsync", || format!("{} to {}", other.name, self.name()))
+    }
+
     fn download(&mut self, from: &DeviceSpan, to: &HostSpan) -> Result<(), DeviceError> {
         same_length(from.len(), to.len())?;
         let address = to.span().as_mut_ptr().ok_or(DeviceError::NotMemory)? as u64;
@@ -538,6 +561,15 @@ impl Drop for GpuStream {
 /// As a launch takes it: the value behind it is copied.
 fn argument<T>(value: &mut T) -> *mut c_void {
     std::ptr::from_mut(value).cast()
+}
+
+/// The device that a span lies on, as the driver knows it.
+fn context_of(span: &DeviceSpan) -> Result<&Arc<Context>, DeviceError> {
+    let owner = span.owner();
+    let own = owner.downcast_ref::<Allocation>().map(|allocation| &allocation.context);
+    let context = own.or_else(|| owner.downcast_ref::<Opened>().map(Opened::context));
+    // A twin's is of no driver.
+    context.ok_or_else(|| DeviceError::NoSuchGpu { device: span.device() })
 }
 
 fn same_length(from: u64, to: u64) -> Result<(), DeviceError> {

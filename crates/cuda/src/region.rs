@@ -102,6 +102,10 @@ fn allocation(context: &Arc<Context>, handle: [u8; HANDLE_BYTES]) -> Result<Arc<
 }
 
 impl Opened {
+    pub(crate) fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
     fn new(context: &Arc<Context>, handle: [u8; HANDLE_BYTES]) -> Result<Self, DeviceError> {
         context.enter()?;
         let raw = sys::CUipcMemHandle { reserved: handle.map(u8::cast_signed) };

@@ -20,11 +20,18 @@ pub struct Twin {
     uuid: DeviceUuid,
     /// What was exported, by handle.
     exported: Arc<Mutex<BTreeMap<[u8; 64], DeviceSpan>>>,
+    /// More cannot be allocated in one piece.
+    piece_bytes_max: u64,
 }
 
 impl Twin {
     pub fn new(uuid: DeviceUuid) -> Self {
-        Twin { uuid, exported: Arc::default() }
+        Self::with_little_memory(uuid, u64::MAX)
+    }
+
+    /// One that is nearly full: of which so much can be had at a time.
+    pub fn with_little_memory(uuid: DeviceUuid, piece_bytes_max: u64) -> Self {
+        Twin { uuid, exported: Arc::default(), piece_bytes_max }
     }
 
     /// Host memory, an engine's perhaps, as memory of the device called `uuid`.
@@ -51,6 +58,10 @@ impl Device for Twin {
     }
 
     fn allocate(&self, len: u64) -> Result<DeviceSpan, DeviceError> {
+        if len > self.piece_bytes_max {
+            let (device, free) = (format!("the twin {}", self.uuid), self.piece_bytes_max);
+            return Err(DeviceError::OutOfMemory { needed: len, device, free, total: free });
+        }
         Ok(Self::of_host(self.uuid, Mapping::anonymous(len)?.span()))
     }
 
@@ -59,6 +70,10 @@ impl Device for Twin {
         let known = lock(&self.exported).get(&region.handle).cloned();
         let span = known.ok_or_else(|| HandleError::Dead { code: "no such handle".into() })?;
         span.slice(region.range_in(span.len())?)
+    }
+
+    fn reaches(&self, _memory: &DeviceSpan) -> bool {
+        true
     }
 
     fn register(&self, span: &Span) -> Result<HostSpan, DeviceError> {
@@ -139,6 +154,12 @@ impl Stream for TwinStream {
 
     fn copy(&mut self, from: &DeviceSpan, to: &DeviceSpan) -> Result<(), DeviceError> {
         let (from, to) = (memory(from, self.uuid)?, memory(to, self.uuid)?);
+        self.queue(move || copy(&from, &to));
+        Ok(())
+    }
+
+    fn copy_across(&mut self, from: &DeviceSpan, to: &DeviceSpan) -> Result<(), DeviceError> {
+        let (from, to) = (memory(from, from.device())?, memory(to, self.uuid)?);
         self.queue(move || copy(&from, &to));
         Ok(())
     }

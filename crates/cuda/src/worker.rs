@@ -29,13 +29,26 @@ pub trait DeviceWorker: fmt::Debug + Send + Sync {
     /// See [`Device::open`].
     fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError>;
 
+    /// See [`Device::reaches`].
+    fn reaches(&self, memory: &DeviceSpan) -> bool;
+
     /// Copies chunks from host memory to where they go. They are hashed on the device; those that are not what
     /// their names say are returned, by their place in the list, and of them nothing is copied on.
     fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError>;
 
+    /// The same from the memory of this or of another device, which an engine may write to meanwhile.
+    fn land_across(&self, chunks: &[(DeviceSpan, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError>;
+
     /// Puts chunks into memory of this process on the device, and verifies them there: where each is, or `None` if
     /// it is not what its name says.
     fn stage(&self, chunks: &[(Span, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError>;
+
+    /// The same from the memory of this or of another device.
+    fn stage_across(&self, chunks: &[(DeviceSpan, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError>;
+
+    /// Copies chunks out to host memory. Whether they are right is not looked at: an engine may write to its own
+    /// meanwhile.
+    fn bring_out(&self, chunks: &[(DeviceSpan, Span)]) -> Result<(), DeviceError>;
 
     /// Copies what was staged to where it goes, at once.
     fn apply(&self, chunks: &[(DeviceSpan, Goes)]) -> Result<(), DeviceError>;
@@ -50,7 +63,8 @@ pub trait DeviceWorker: fmt::Debug + Send + Sync {
 /// The worker of a device.
 pub fn worker<D: Device>(device: D) -> Arc<dyn DeviceWorker> {
     let landing = Mutex::new(Landing::new(device.clone()));
-    Arc::new(Worker { device, landing, copies: Mutex::new(None), registered: Mutex::default() })
+    let outward = Mutex::default();
+    Arc::new(Worker { device, landing, copies: Mutex::new(None), outward, registered: Mutex::default() })
 }
 
 #[derive(Debug)]
@@ -59,6 +73,8 @@ struct Worker<D: Device> {
     landing: Mutex<Landing<D>>,
     /// For copies on the device: an engine waits while these are made.
     copies: Mutex<Option<D::Stream>>,
+    /// For copies out and from other devices: idle ones, one for each that works at a time.
+    outward: Mutex<Vec<D::Stream>>,
     registered: Mutex<Registered>,
 }
 
@@ -127,22 +143,28 @@ impl<D: Device> Worker<D> {
         places.into_iter().map(|place| all.slice(place)).collect()
     }
 
-    fn place(&self, placements: &[Placement]) -> Result<Vec<usize>, DeviceError> {
-        self.tidy();
-        Ok(lock(&self.landing).land(placements)?.wrong)
-    }
-}
-
-impl<D: Device> DeviceWorker for Worker<D> {
-    fn uuid(&self) -> DeviceUuid {
-        self.device.uuid()
+    /// Does `work` on a stream of its own, which is used again unless that failed.
+    fn on_a_stream<T>(&self, work: impl FnOnce(&mut D::Stream) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        let idle = lock(&self.outward).pop();
+        let mut stream = idle.map_or_else(|| self.device.stream(), Ok)?;
+        let outcome = work(&mut stream)?;
+        lock(&self.outward).push(stream);
+        Ok(outcome)
     }
 
-    fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError> {
-        self.device.open(region)
+    /// Copies each to its place and hashes it there; those that are wrong.
+    fn place_across(&self, chunks: &[(DeviceSpan, ChunkHash, DeviceSpan)]) -> Result<Vec<usize>, DeviceError> {
+        let digests = self.on_a_stream(|stream| {
+            chunks.iter().try_for_each(|(from, _, to)| stream.copy_across(from, to))?;
+            let places: Vec<DeviceSpan> = chunks.iter().map(|(_, _, to)| to.clone()).collect();
+            let hashing = stream.hash(&places)?;
+            stream.digests(hashing)
+        })?;
+        let wrong = chunks.iter().zip(digests).enumerate().filter(|(_, ((_, hash, _), found))| found != hash);
+        Ok(wrong.map(|(at, _)| at).collect())
     }
 
-    fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+    fn land_together(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
         let in_parts = chunks.iter().filter(|(_, _, goes)| matches!(goes, Goes::Parts(_)));
         let mut staged = self.allocate(in_parts.map(|(from, _, _)| from.len()))?.into_iter();
         let mut placements = Vec::with_capacity(chunks.len());
@@ -160,6 +182,69 @@ impl<D: Device> DeviceWorker for Worker<D> {
         let copies: Vec<_> = parts.map(|(_, (placed, (_, _, goes)))| (placed.to.clone(), goes.clone())).collect();
         self.apply(&copies)?;
         Ok(wrong)
+    }
+
+    fn land_across_together(&self, chunks: &[(DeviceSpan, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+        let in_parts = chunks.iter().filter(|(_, _, goes)| matches!(goes, Goes::Parts(_)));
+        let mut staged = self.allocate(in_parts.map(|(from, _, _)| from.len()))?.into_iter();
+        let place = |goes: &Goes| match goes {
+            Goes::Whole(to) => Some(to.clone()),
+            Goes::Parts(_) => staged.next(),
+        };
+        let places: Vec<DeviceSpan> = chunks.iter().map(|(_, _, goes)| goes).filter_map(place).collect();
+        let placed: Vec<_> =
+            chunks.iter().zip(&places).map(|((from, hash, _), to)| (from.clone(), *hash, to.clone())).collect();
+        let wrong = self.place_across(&placed)?;
+        let right = places.into_iter().zip(chunks).enumerate().filter(|(at, _)| wrong.binary_search(at).is_err());
+        let parts = right.filter(|(_, (_, (_, _, goes)))| matches!(goes, Goes::Parts(_)));
+        self.apply(&parts.map(|(_, (placed, (_, _, goes)))| (placed, goes.clone())).collect::<Vec<_>>())?;
+        Ok(wrong)
+    }
+
+    fn place(&self, placements: &[Placement]) -> Result<Vec<usize>, DeviceError> {
+        self.tidy();
+        Ok(lock(&self.landing).land(placements)?.wrong)
+    }
+}
+
+impl<D: Device> DeviceWorker for Worker<D> {
+    fn uuid(&self) -> DeviceUuid {
+        self.device.uuid()
+    }
+
+    fn open(&self, region: &RegionHandle) -> Result<DeviceSpan, DeviceError> {
+        self.device.open(region)
+    }
+
+    fn reaches(&self, memory: &DeviceSpan) -> bool {
+        self.device.reaches(memory)
+    }
+
+    fn land(&self, chunks: &[(Span, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+        in_what_room_there_is(chunks, |(_, _, goes)| goes, |some| self.land_together(some))
+    }
+
+    fn land_across(&self, chunks: &[(DeviceSpan, ChunkHash, Goes)]) -> Result<Vec<usize>, DeviceError> {
+        in_what_room_there_is(chunks, |(_, _, goes)| goes, |some| self.land_across_together(some))
+    }
+
+    fn stage_across(&self, chunks: &[(DeviceSpan, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError> {
+        let places = self.allocate(chunks.iter().map(|(from, _)| from.len()))?;
+        let placed: Vec<_> =
+            chunks.iter().zip(&places).map(|((from, hash), to)| (from.clone(), *hash, to.clone())).collect();
+        let wrong = self.place_across(&placed)?;
+        let right = |(at, place)| wrong.binary_search(&at).is_err().then_some(place);
+        Ok(places.into_iter().enumerate().map(right).collect())
+    }
+
+    fn bring_out(&self, chunks: &[(DeviceSpan, Span)]) -> Result<(), DeviceError> {
+        self.tidy();
+        let pairs: Vec<_> = chunks.iter().map(|(from, to)| (from, self.host(to))).collect();
+        self.on_a_stream(|stream| {
+            pairs.iter().try_for_each(|(from, to)| stream.download(from, to))?;
+            let done = stream.mark()?;
+            stream.wait(&done)
+        })
     }
 
     fn stage(&self, chunks: &[(Span, ChunkHash)]) -> Result<Vec<Option<DeviceSpan>>, DeviceError> {
@@ -216,6 +301,31 @@ impl<D: Device> DeviceWorker for Worker<D> {
     }
 }
 
+/// Does `land` with all chunks together. What goes to its place in parts is put together beside it first: where there
+/// is no room for all of that, one after the other. Those that are wrong, by their place in the list.
+fn in_what_room_there_is<C: Clone>(
+    chunks: &[C],
+    goes: impl Fn(&C) -> &Goes,
+    land: impl Fn(&[C]) -> Result<Vec<usize>, DeviceError>,
+) -> Result<Vec<usize>, DeviceError> {
+    match land(chunks) {
+        Err(DeviceError::OutOfMemory { .. }) if chunks.len() > 1 => {}
+        other => return other,
+    }
+    let all: Vec<usize> = (0..chunks.len()).collect();
+    let (whole, parts): (Vec<usize>, Vec<usize>) =
+        all.iter().partition(|at| matches!(goes(&chunks[**at]), Goes::Whole(_)));
+    let of_whole: Vec<C> = whole.iter().map(|at| chunks[*at].clone()).collect();
+    let mut wrong: Vec<usize> = land(&of_whole)?.into_iter().map(|at| whole[at]).collect();
+    for at in parts {
+        if !land(&chunks[at..=at])?.is_empty() {
+            wrong.push(at);
+        }
+    }
+    wrong.sort_unstable();
+    Ok(wrong)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Lists and lanes are replaced whole or not at all.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -266,6 +376,65 @@ mod tests {
         assert!(content(&*worker, &nowhere).iter().all(|byte| *byte == 0), "what is wrong is not copied on");
         assert_eq!(content(&*worker, &parts[0].1), b_bytes[10..110]);
         assert_eq!(content(&*worker, &parts[1].1), b_bytes[4000..5000]);
+    }
+
+    #[test]
+    fn chunks_go_from_one_device_to_another_and_out_and_wrong_ones_are_told() {
+        const THERE: DeviceUuid = DeviceUuid([8; 16]);
+        let worker = worker(Twin::new(HERE));
+        let of = |device| Twin::of_host(device, Mapping::anonymous(1 << 20).unwrap().span());
+        let (engine, other) = (of(HERE), of(THERE));
+        let (a, a_hash, a_bytes) = chunk(1, 70_001);
+        let from = Mapping::anonymous(1 << 20).unwrap().span();
+        from.write(5, &a_bytes).unwrap();
+        let source = Twin::of_host(THERE, from.clone()).slice(5..70_006).unwrap();
+        let (whole, part) = (engine.slice(0..70_001).unwrap(), engine.slice(100_000..100_100).unwrap());
+        let nowhere = engine.slice(200_000..200_100).unwrap();
+        let wrong = other.slice(0..70_001).unwrap();
+        let landed = worker.land_across(&[
+            (wrong.clone(), a_hash, Goes::Parts(vec![(0, nowhere.clone())])),
+            (source.clone(), a_hash, Goes::Whole(whole.clone())),
+            (source.clone(), a_hash, Goes::Parts(vec![(7, part.clone())])),
+        ]);
+        assert_eq!(landed.unwrap(), [0]);
+        assert!(content(&*worker, &whole) == a_bytes);
+        assert_eq!(content(&*worker, &part), a_bytes[7..107]);
+        assert!(content(&*worker, &nowhere).iter().all(|byte| *byte == 0), "what is wrong is not copied on");
+
+        let staged = worker.stage_across(&[(wrong, a_hash), (source.clone(), a_hash)]).unwrap();
+        assert!(staged[0].is_none() && staged[1].as_ref().is_some_and(|place| content(&*worker, place) == a_bytes));
+        assert!(worker.land_across(&[]).unwrap().is_empty() && worker.stage_across(&[]).unwrap().is_empty());
+
+        let out = Mapping::anonymous(70_001).unwrap().span();
+        worker.bring_out(&[(whole, out.clone())]).unwrap();
+        assert_eq!((out.hash().unwrap(), a.hash().unwrap()), (a_hash, a_hash));
+        worker.bring_out(&[]).unwrap();
+    }
+
+    #[test]
+    fn where_memory_is_short_chunks_land_one_after_the_other() {
+        let worker = worker(Twin::with_little_memory(HERE, 8192));
+        let region = Twin::of_host(HERE, Mapping::anonymous(1 << 20).unwrap().span());
+        let chunks: Vec<_> = (0..4).map(|n| chunk(n, 6000)).collect();
+        let place = |n: u64| region.slice(n * 10_000..n * 10_000 + 6000).unwrap();
+        let goes = |n: u64| match n {
+            1 => Goes::Whole(place(n)),
+            _ => Goes::Parts(vec![(0, place(n).slice(0..1000).unwrap()), (1000, place(n).slice(1000..6000).unwrap())]),
+        };
+        let hash = |n: u64| chunks[if n == 2 { 0 } else { usize::try_from(n).unwrap() }].1;
+        let listed: Vec<_> = (0..4).zip(&chunks).map(|(n, (span, _, _))| (span.clone(), hash(n), goes(n))).collect();
+        assert_eq!(worker.land(&listed).unwrap(), [2]);
+        for (n, (_, _, bytes)) in (0..4).zip(&chunks) {
+            assert_eq!(content(&*worker, &place(n)) == *bytes, n != 2);
+        }
+        let sources = listed.iter().map(|(span, hash, goes)| (Twin::of_host(HERE, span.clone()), *hash, goes.clone()));
+        assert_eq!(worker.land_across(&sources.collect::<Vec<_>>()).unwrap(), [2]);
+        let stage: Vec<_> = chunks.iter().map(|(span, hash, _)| (span.clone(), *hash)).collect();
+        let error = worker.stage(&stage).unwrap_err();
+        assert!(matches!(error, DeviceError::OutOfMemory { .. }) && error.to_string().contains("8192"), "{error}");
+        let (long, long_hash, _) = chunk(9, 9000);
+        let error = worker.land(&[(long, long_hash, Goes::Parts(vec![(0, place(0))]))]).unwrap_err();
+        assert!(matches!(error, DeviceError::OutOfMemory { .. }), "{error}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod common;
 
 use aquifer_core::ChunkHash;
 use aquifer_cuda::landing::{Landing, Placement};
-use aquifer_cuda::{Device, DeviceError, DeviceUuid, Gpu, HandleError, RegionHandle};
+use aquifer_cuda::{Device, DeviceError, DeviceUuid, Gpu, HandleError, RegionHandle, worker};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
@@ -38,6 +38,37 @@ fn it_lands_and_verifies() {
 #[test]
 fn it_applies() {
     common::applies(&gpu());
+}
+
+/// Of this very device, and of each other one that is here.
+#[test]
+fn it_takes_from_another() {
+    let gpu = gpu();
+    common::takes_from_another(&gpu, &gpu);
+    let others: Vec<DeviceUuid> = Gpu::list().unwrap().into_iter().map(|(uuid, _)| uuid).skip(1).collect();
+    if others.is_empty() {
+        eprintln!("copies from one GPU to another were not tried: there is one");
+    }
+    for other in others {
+        common::takes_from_another(&gpu, &Gpu::open(other).unwrap());
+        common::takes_from_another(&Gpu::open(other).unwrap(), &gpu);
+    }
+}
+
+/// What an engine has in its memory is copied out of it, and to another place, while it keeps it.
+#[test]
+fn chunks_come_out_of_an_engines_tensor() {
+    let gpu = gpu();
+    let mut engine = Engine::start("");
+    let memory = gpu.open(&engine.tensor(1_000_003)).unwrap();
+    let bytes = common::random(11, 1_000_003);
+    let chunk = Placement { from: common::registered(&gpu, &bytes), to: memory.clone(), hash: ChunkHash::of(&bytes) };
+    assert!(Landing::new(gpu.clone()).land(&[chunk]).unwrap().wrong.is_empty());
+    let (worker, out) = (worker(gpu.clone()), common::host(&vec![0; bytes.len()]));
+    worker.bring_out(&[(memory.clone(), out.clone())]).unwrap();
+    assert_eq!(out.hash().unwrap(), ChunkHash::of(&bytes));
+    let staged = worker.stage_across(&[(memory, ChunkHash::of(&bytes))]).unwrap();
+    assert!(common::downloaded(&gpu, staged[0].as_ref().unwrap()) == bytes);
 }
 
 #[test]

@@ -35,6 +35,11 @@ fn it_applies() {
 }
 
 #[test]
+fn it_takes_from_another() {
+    common::takes_from_another(&twin(), &Twin::new(DeviceUuid([2; 16])));
+}
+
+#[test]
 fn it_refuses_what_is_wrong() {
     common::refuses_what_is_wrong(&twin());
 }

@@ -59,6 +59,12 @@ pub enum Input {
         manifest: ManifestHash,
         chunks: ChunkSet,
     },
+    /// Which chunks of the manifest are given as [`CostlyLimit`](crate::CostlyLimit) allows, of those that are
+    /// held and to be held: all of them. To be told before they are held.
+    Costly {
+        manifest: ManifestHash,
+        chunks: ChunkSet,
+    },
     /// Chunks that lie here no more.
     Lost {
         manifest: ManifestHash,

@@ -28,3 +28,4 @@ pub use node::{Config, Node, SwarmProgress};
 pub use plan::Plan;
 pub use record::Recorded;
 pub use releases::{Rejection, RejectionCounts};
+pub use swarm::CostlyLimit;

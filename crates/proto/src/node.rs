@@ -14,7 +14,7 @@ use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members};
 use crate::releases::{RejectionCounts, Releases};
 use crate::rollout::{History, Override, Rollout, RolloutInput, Stand};
-use crate::swarm::{Budget, EarlyAsk, EarlyAsks, Swarm};
+use crate::swarm::{Budget, CostlyLimit, EarlyAsk, EarlyAsks, Swarm};
 use crate::trust::Trust;
 use aquifer_core::message::Refusal;
 use aquifer_core::{
@@ -46,6 +46,8 @@ pub struct Config {
     pub leased_bytes_max: u64,
     /// Chunk bytes per second that this node uploads at most, on average.
     pub upload_bytes_per_s: Option<u64>,
+    /// See [`Input::Costly`].
+    pub costly: CostlyLimit,
     pub seed: u64,
 }
 
@@ -133,7 +135,8 @@ impl Node {
             trust: Trust::default(),
             swarms: BTreeMap::new(),
             early_asks: EarlyAsks::default(),
-            budget: Budget::new(config.leased_bytes_max, config.upload_bytes_per_s, now),
+            budget: Budget::new(config.leased_bytes_max, config.upload_bytes_per_s, now)
+                .with_costly(config.costly, now),
             ops: BTreeMap::new(),
             next_op: 1,
             local: LocalStatus::default(),
@@ -197,6 +200,7 @@ impl Node {
                 let early = self.early_asks.take(&manifest);
                 let early: Vec<_> = early.into_iter().map(|(from, ask)| (from, self.is_far(&from), ask)).collect();
                 let swarm = self.swarms.entry(manifest).or_insert_with(|| Swarm::new(chunk_bytes));
+                swarm.serving.gives_costly = self.budget.gives_costly();
                 self.grants_due = true;
                 // Nothing is refused as long as it is open what this node will want.
                 swarm.stock.wanted = ChunkSet::full(swarm.stock.len());
@@ -207,6 +211,7 @@ impl Node {
             }
             Input::Wanted { manifest, chunks } => self.on_wanted(now, manifest, chunks),
             Input::Held { manifest, chunks } => self.on_held(now, manifest, &chunks),
+            Input::Costly { manifest, chunks } => self.on_costly(&manifest, chunks),
             Input::Lost { manifest, chunks } => self.on_lost(now, manifest, &chunks),
             Input::Forget { manifest } => self.on_forget(manifest),
             Input::ReadDone { op, outcome } => self.on_read_done(now, op, outcome),

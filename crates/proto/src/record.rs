@@ -20,6 +20,7 @@ use crate::io::{Input, Output};
 use crate::limits::RECORD_FRAME_BYTES_MAX;
 use crate::node::{Config, Node};
 use crate::rollout::{Override, Stand};
+use crate::swarm::CostlyLimit;
 use aquifer_core::codec::{self, CodecError, Kind};
 use aquifer_core::{
     ChannelName, GossipMessage, Hash, NodeId, NodeSecret, PeerMessage, PublisherKey, SignedRelease, SignedStatement,
@@ -169,6 +170,7 @@ struct Head {
     overrides: Vec<(ChannelName, Override)>,
     leased_bytes_max: u64,
     upload_bytes_per_s: Option<u64>,
+    costly: CostlyLimit,
     seed: u64,
     at: Time,
 }
@@ -189,6 +191,7 @@ impl Head {
             overrides,
             leased_bytes_max,
             upload_bytes_per_s,
+            costly,
             seed,
         } = config.clone();
         Head {
@@ -204,6 +207,7 @@ impl Head {
             overrides,
             leased_bytes_max,
             upload_bytes_per_s,
+            costly,
             seed,
             at,
         }
@@ -223,6 +227,7 @@ impl Head {
             overrides: self.overrides,
             leased_bytes_max: self.leased_bytes_max,
             upload_bytes_per_s: self.upload_bytes_per_s,
+            costly: self.costly,
             seed: self.seed,
         };
         Node::known_as(self.me, config, self.at)

@@ -87,6 +87,7 @@ impl World {
             overrides: Vec::new(),
             leased_bytes_max: 64 * u64::from(CHUNK),
             upload_bytes_per_s: None,
+            costly: Default::default(),
             seed: self.rng.random(),
         };
         let node = Node::new(config, self.now);

@@ -119,6 +119,7 @@ fn config(e: &Expanded, plan: &NodePlan, life: u32, accepted: Vec<SignedRelease>
         overrides: Vec::new(),
         leased_bytes_max: LEASED_CHUNKS_MAX * e.chunk_bytes,
         upload_bytes_per_s: plan.nic.upload_cap.map(whole),
+        costly: Default::default(),
         seed: e.seed << 32 | u64::from(plan.index) << 8 | u64::from(life),
     }
 }

@@ -3,8 +3,8 @@
 use aquifer_core::{ChunkHash, Hash};
 use aquifer_cuda::apply::{apply, apply_from_host};
 use aquifer_cuda::landing::{Landed, Landing, Placement};
-use aquifer_cuda::limits::{BATCH_BYTES, STAGING_BUFFER_BYTES};
-use aquifer_cuda::{Device, DeviceError, DeviceSpan, HostSpan, Stream};
+use aquifer_cuda::limits::{BATCH_BYTES, REGISTERED_BYTES_MIN, STAGING_BUFFER_BYTES};
+use aquifer_cuda::{Device, DeviceError, DeviceSpan, Goes, HostSpan, Stream};
 use aquifer_memory::{Mapping, Span};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -157,6 +157,50 @@ pub fn applies<D: Device>(device: &D) {
         finish(&mut stream);
         assert!(downloaded(device, &region) == expected);
     }
+}
+
+/// Chunks go from `other`'s memory to this device, in place and beside it, and out to the host; what is wrong is told.
+pub fn takes_from_another<D: Device>(device: &D, other: &D) {
+    let lens = [0, 1, 1000, 100_001, 4 << 20];
+    let bytes = random(9, lens.iter().sum());
+    let (source, region) = (uploaded(other, &bytes), device.allocate(bytes.len() as u64).unwrap());
+    let worker = aquifer_cuda::worker(device.clone());
+    let mut at = 0;
+    let places: Vec<_> = lens
+        .iter()
+        .map(|len| {
+            at += len;
+            (at - len, *len, ChunkHash::of(&bytes[at - len..at]))
+        })
+        .collect();
+    let mut chunks: Vec<_> = places
+        .iter()
+        .map(|(at, len, hash)| (slice(&source, *at, *len), *hash, Goes::Whole(slice(&region, *at, *len))))
+        .collect();
+    assert!(worker.land_across(&chunks).unwrap().is_empty());
+    assert!(downloaded(device, &region) == bytes, "what was taken is what was there");
+    let (at, len, hash) = places[3];
+    let part = device.allocate(500).unwrap();
+    let goes = Goes::Parts(vec![(7, slice(&part, 0, 200)), (50_000, slice(&part, 200, 300))]);
+    assert!(worker.land_across(&[(slice(&source, at, len), hash, goes)]).unwrap().is_empty());
+    assert!(downloaded(device, &part) == [&bytes[at + 7..at + 207], &bytes[at + 50_000..at + 50_300]].concat());
+    chunks[2].1 = ChunkHash(Hash([0; 32]));
+    assert_eq!(worker.land_across(&chunks).unwrap(), [2]);
+    let list: Vec<_> = chunks.iter().map(|(from, hash, _)| (from.clone(), *hash)).collect();
+    let staged = worker.stage_across(&list).unwrap();
+    assert!(staged[2].is_none());
+    assert!(downloaded(device, staged[4].as_ref().unwrap()) == bytes[bytes.len() - (4 << 20)..]);
+
+    // Into memory that is registered with all that it is a part of, and into other.
+    let all = Mapping::anonymous(REGISTERED_BYTES_MIN + bytes.len() as u64).unwrap().span();
+    let out = all.slice(77..77 + bytes.len() as u64).unwrap();
+    let to = |at: usize, len: usize| out.slice(at as u64..(at + len) as u64).unwrap();
+    let pairs: Vec<_> = places.iter().map(|(at, len, _)| (slice(&region, *at, *len), to(*at, *len))).collect();
+    worker.bring_out(&pairs).unwrap();
+    assert_eq!(out.hash().unwrap(), ChunkHash::of(&bytes));
+    let alone = host(&vec![0; bytes.len()]);
+    worker.bring_out(&[(region, alone.clone())]).unwrap();
+    assert_eq!(alone.hash().unwrap(), ChunkHash::of(&bytes));
 }
 
 /// What a caller does wrong is an error, and the device goes on.

@@ -41,10 +41,13 @@ impl Node {
     }
 
     fn audit_leases(&self) -> Result<(), String> {
-        let mut leased = 0;
+        let (mut leased, mut costly) = (0, 0);
         for swarm in self.swarms.values() {
             leased += swarm.serving.audit(&swarm.stock)?;
+            costly += swarm.serving.costly_leased_bytes(&swarm.stock);
         }
+        let counted = self.budget.costly_leased_bytes();
+        ensure(costly == counted, || format!("{costly} costly bytes are under lease, and {counted} are counted"))?;
         let counted = self.budget.leased_bytes;
         ensure(leased == counted, || format!("{leased} bytes are under lease, and {counted} are counted"))
     }

@@ -30,6 +30,14 @@ impl Node {
         self.status_soon(now);
     }
 
+    pub(super) fn on_costly(&mut self, manifest: &ManifestHash, chunks: ChunkSet) {
+        let Some(swarm) = self.swarms.get_mut(manifest) else { return };
+        if chunks.len() == swarm.stock.len() {
+            swarm.stock.costly = chunks;
+            self.grants_due = true;
+        }
+    }
+
     pub(super) fn on_lost(&mut self, now: Time, manifest: ManifestHash, chunks: &ChunkSet) {
         self.grants_due = true;
         let Some(swarm) = self.swarms.get_mut(&manifest) else { return };

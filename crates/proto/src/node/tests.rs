@@ -28,6 +28,7 @@ fn node() -> Node {
         overrides: Vec::new(),
         leased_bytes_max: 1 << 20,
         upload_bytes_per_s: None,
+        costly: Default::default(),
         seed: 1,
     };
     let mut node = Node::new(config, Time::ZERO);

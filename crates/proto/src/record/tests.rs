@@ -37,6 +37,7 @@ fn config(seed: u64) -> Config {
         overrides: Vec::new(),
         leased_bytes_max: 16 << 20,
         upload_bytes_per_s: Some(100 << 20),
+        costly: Default::default(),
         seed,
     }
 }

@@ -6,6 +6,7 @@ use super::rarity::Rarity;
 use crate::limits::FLIGHT_BYTES_MAX;
 use aquifer_core::message::Terms;
 use aquifer_core::{ChunkSet, Time};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// Invariants: `wanted` and `have` are disjoint, a deferred chunk is in neither, and `offer` is
@@ -75,6 +76,11 @@ impl Asker {
         for chunk in self.wanted.intersection(&stock.have) {
             self.offer.insert(chunk);
         }
+    }
+
+    /// What it may be granted now, if costly chunks may not.
+    pub(super) fn offered(&self, shut: Option<&ChunkSet>) -> Cow<'_, Bits> {
+        shut.map_or(Cow::Borrowed(&self.offer), |costly| Cow::Owned(self.offer.without(costly)))
     }
 
     /// It has the chunk, or is getting it.

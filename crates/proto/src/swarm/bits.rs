@@ -3,6 +3,8 @@
 //! A set over 250,000 chunks has 3,907 words and 62 words of summary, so that what two sets have
 //! in common is found by looking at the summaries first.
 
+use aquifer_core::ChunkSet;
+
 /// A set of indices below a fixed length.
 #[derive(Clone, Debug)]
 pub(crate) struct Bits {
@@ -51,6 +53,15 @@ impl Bits {
         }
         self.count -= 1;
         true
+    }
+
+    /// What is not in `others`.
+    pub(crate) fn without(&self, others: &ChunkSet) -> Bits {
+        let mut rest = self.clone();
+        for index in self.iter().filter(|index| others.contains(*index)) {
+            rest.remove(index);
+        }
+        rest
     }
 
     /// The first member of both sets from `from` on, counting around; nearly uniform for a

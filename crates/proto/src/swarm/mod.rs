@@ -18,6 +18,7 @@ mod serve;
 
 pub(crate) use asks::Candidate;
 pub(crate) use budget::Budget;
+pub use budget::CostlyLimit;
 pub(crate) use early::{EarlyAsk, EarlyAsks};
 pub(crate) use pull::{Landed, Offer, Pulling, only_returned};
 pub(crate) use reach::distance;
@@ -34,6 +35,8 @@ pub(crate) struct Stock {
     unit_bytes: u64,
     /// Verified here, and served.
     pub(crate) have: ChunkSet,
+    /// Those that are given as a [`CostlyLimit`] allows, where they are here.
+    pub(crate) costly: ChunkSet,
     /// To be held here, whether it is or not.
     pub(crate) wanted: ChunkSet,
 }
@@ -42,7 +45,8 @@ impl Stock {
     pub(crate) fn new(chunk_bytes: Vec<u32>) -> Self {
         let len = u32::try_from(chunk_bytes.len()).expect("the driver's layout numbers chunks with 32 bits");
         let unit_bytes = chunk_bytes.iter().copied().max().unwrap_or(0).max(1).into();
-        Stock { chunk_bytes, unit_bytes, have: ChunkSet::empty(len), wanted: ChunkSet::empty(len) }
+        let nothing = ChunkSet::empty(len);
+        Stock { chunk_bytes, unit_bytes, have: nothing.clone(), costly: nothing.clone(), wanted: nothing }
     }
 
     pub(crate) fn len(&self) -> u32 {

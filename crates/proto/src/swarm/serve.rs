@@ -17,6 +17,7 @@ use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{ChunkSet, NodeId, Time};
 use rand::Rng;
 use rand::rngs::SmallRng;
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,12 +31,16 @@ pub(crate) struct Serving {
     given: Bits,
     /// Some asker may have deferred chunks: where none has, which is nearly always, nobody looks.
     has_deferred: bool,
+    /// Costly chunks are given at times.
+    pub(crate) gives_costly: bool,
 }
 
 #[derive(Debug)]
 struct Lease {
     reader: NodeId,
     chunks: Vec<u32>,
+    /// Those that were costly when they were granted.
+    costly: BTreeSet<u32>,
     expires: Time,
 }
 
@@ -64,6 +69,7 @@ impl Serving {
             rarity: Rarity::new(len),
             given: Bits::new(len),
             has_deferred: false,
+            gives_costly: true,
         }
     }
 
@@ -84,7 +90,8 @@ impl Serving {
             self.forget(&from);
             return None;
         }
-        let useful = wanted.intersects(&stock.have) || wanted.intersects(&stock.wanted);
+        let is_given = |chunk| self.gives_costly || !stock.costly.contains(chunk);
+        let useful = wanted.intersection(&stock.have).any(is_given) || wanted.intersection(&stock.wanted).any(is_given);
         let full = !self.askers.contains_key(&from) && self.askers.len() >= ASKERS_MAX;
         if !useful || full {
             self.forget(&from);
@@ -225,13 +232,18 @@ impl Serving {
         if stock.have.is_empty() || !budget.fits(now, stock.unit_bytes(), credit) {
             return None;
         }
+        let is_shut = !stock.costly.is_empty() && !budget.fits_costly(now, stock.unit_bytes());
+        let shut = is_shut.then_some(&stock.costly);
+        if shut.is_some_and(|costly| costly.is_superset(&stock.have)) {
+            return None;
+        }
         let from = rng.random_range(0..stock.len());
         let far: u64 = self.askers.values().filter(|a| a.is_far).map(|a| a.leased_bytes).sum();
         let far_is_open = far < FAR_SERVE_UNITS * stock.unit_bytes();
         let served = |a: &Asker| a.offer.count() > 0 && (a.leased_bytes == 0 || a.leased_bytes < a.credit_bytes);
-        let hungry = |(node, a): (&NodeId, &Asker)| {
+        let hungry = |(node, a, offer): (&NodeId, &Asker, Cow<Bits>)| {
             let class = match a.is_far {
-                _ if self.rarity.has_first(&a.offer) => Class::First,
+                _ if self.rarity.has_first(&offer) => Class::First,
                 true if far_is_open => Class::Far,
                 true => Class::FarLater,
                 false => Class::Near,
@@ -239,20 +251,21 @@ impl Serving {
             (class, a.flight_bytes, Reverse(a.wanted.count()), a.served_bytes, *node)
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
+        let waiting = waiting.map(|(node, a)| (node, a, a.offered(shut))).filter(|(_, _, offer)| offer.count() > 0);
         let (class, _, _, _, to) = waiting.map(hungry).min()?;
         if class != Class::First
             && budget.leased_bytes >= FIRST_AT_ONCE.saturating_mul(credit)
-            && self.has_first_copies()
+            && self.has_first_copies(shut)
         {
             return None;
         }
-        let chunks = self.choose(stock, (budget, credit), now, &to, from);
+        let chunks = self.choose(stock, (budget, credit), now, &to, (from, shut));
         (!chunks.is_empty()).then(|| self.lease(stock, budget, now, to, chunks))
     }
 
     /// Whether a chunk of which no copy is known waits for an asker that has its hands full.
-    fn has_first_copies(&self) -> bool {
-        self.askers.values().filter(|a| a.credit_bytes > 0).any(|a| self.rarity.has_first(&a.offer))
+    fn has_first_copies(&self, shut: Option<&ChunkSet>) -> bool {
+        self.askers.values().filter(|a| a.credit_bytes > 0).any(|a| self.rarity.has_first(&a.offered(shut)))
     }
 
     pub(crate) fn is_asked_by(&self, node: &NodeId) -> bool {
@@ -307,6 +320,11 @@ impl Serving {
         Ok(open.map(|c| stock.bytes_of(*c)).sum())
     }
 
+    /// The bytes under lease that were costly when they were granted.
+    pub(crate) fn costly_leased_bytes(&self, stock: &Stock) -> u64 {
+        self.leases.values().flat_map(|l| &l.costly).map(|c| stock.bytes_of(*c)).sum()
+    }
+
     /// One chunk, or as many small ones as make a grant worth its message.
     fn choose(
         &mut self,
@@ -314,23 +332,29 @@ impl Serving {
         (budget, credit): (&mut Budget, u64),
         now: Time,
         to: &NodeId,
-        from: u32,
+        (from, shut): (u32, Option<&ChunkSet>),
     ) -> Vec<u32> {
         let Some(asker) = self.askers.get_mut(to) else { return Vec::new() };
         let most = stock.unit_bytes().max(GRANT_BYTES_MIN);
         let mut chosen = Vec::new();
-        let mut bytes = 0;
-        while let Some((chunk, _)) = self.rarity.rarest(&asker.offer, from) {
+        let (mut bytes, mut costly_bytes) = (0, 0);
+        let mut open = shut.map(|costly| asker.offer.without(costly));
+        while let Some((chunk, _)) = self.rarity.rarest(open.as_ref().unwrap_or(&asker.offer), from) {
             let more = stock.bytes_of(chunk);
             let all = bytes + more;
+            let costly = costly_bytes + if stock.costly.contains(chunk) { more } else { 0 };
             let more_fits = all <= most
                 && asker.leased_bytes + all <= asker.credit_bytes
                 && chosen.len() < GRANT_CHUNKS_MAX
-                && budget.fits(now, all, credit);
+                && budget.fits(now, all, credit)
+                && (costly == costly_bytes || budget.fits_costly(now, costly));
             if !chosen.is_empty() && !more_fits {
                 break;
             }
-            bytes = all;
+            (bytes, costly_bytes) = (all, costly);
+            if let Some(open) = &mut open {
+                open.remove(chunk);
+            }
             asker.takes(&mut self.rarity, chunk);
             chosen.push(chunk);
         }
@@ -341,12 +365,14 @@ impl Serving {
         let lease = budget.lease_id();
         let bytes: u64 = chunks.iter().map(|c| stock.bytes_of(*c)).sum();
         budget.take(bytes);
+        let costly: BTreeSet<u32> = chunks.iter().copied().filter(|c| stock.costly.contains(*c)).collect();
+        budget.take_costly(costly.iter().map(|c| stock.bytes_of(*c)).sum());
         if let Some(asker) = self.askers.get_mut(&to) {
             asker.leased_bytes += bytes;
             asker.served_bytes += bytes;
             asker.flight_bytes = asker.flight_bytes.saturating_add(bytes);
         }
-        self.leases.insert(lease, Lease { reader: to, chunks: chunks.clone(), expires: now + LEASE_TTL });
+        self.leases.insert(lease, Lease { reader: to, chunks: chunks.clone(), costly, expires: now + LEASE_TTL });
         Granted { to, lease, chunks }
     }
 
@@ -354,6 +380,9 @@ impl Serving {
         let Some(open) = self.leases.get_mut(&lease) else { return false };
         let Some(at) = open.chunks.iter().position(|c| *c == chunk) else { return false };
         open.chunks.swap_remove(at);
+        if open.costly.remove(&chunk) {
+            budget.put_back_costly(stock.bytes_of(chunk));
+        }
         let reader = open.reader;
         if open.chunks.is_empty() {
             self.leases.remove(&lease);

@@ -470,6 +470,7 @@ impl Puller {
             overrides: Vec::new(),
             leased_bytes_max: 1 << 30,
             upload_bytes_per_s: None,
+            costly: Default::default(),
             seed: 1,
         };
         let empty = || ChunkSet::empty(CHUNKS);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::limits::UPLOAD_BURST;
+use crate::swarm::CostlyLimit;
 use proptest::prelude::*;
 use rand::SeedableRng;
 use std::time::Duration;
@@ -214,10 +215,12 @@ enum Step {
     Gone(u8),
     Held(u32),
     Lost(u32),
+    Costly(Vec<u32>),
     Later(u64),
     Grant,
 }
 
+const COSTLY: CostlyLimit = CostlyLimit { bytes_per_s: 64 << 20, leased_bytes_max: 3 * CHUNK };
 const CHUNKS: u32 = 20;
 const PEERS: u8 = 5;
 
@@ -241,6 +244,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..PEERS).prop_map(Step::Gone),
         1 => (0..CHUNKS).prop_map(Step::Held),
         1 => (0..CHUNKS).prop_map(Step::Lost),
+        1 => prop::collection::vec(0..CHUNKS, 0..20).prop_map(Step::Costly),
         1 => (0u64..40_000).prop_map(Step::Later),
         8 => Just(Step::Grant),
     ];
@@ -305,6 +309,7 @@ impl Books {
                     self.wants.entry(reader).and_modify(|w| w.extend([c]));
                 }
             }
+            Step::Costly(chunks) => stock.costly = ChunkSet::from_indices(CHUNKS, chunks),
             Step::Later(ms) => {
                 *now = *now + Duration::from_millis(ms);
                 for (reader, _, chunk) in serving.on_timeout(stock, budget, *now) {
@@ -317,11 +322,15 @@ impl Books {
         self.table.serving.assert_invariants(&self.table.stock);
         let Table { stock, serving, budget, .. } = &self.table;
         assert_eq!(serving.audit(stock), Ok(budget.leased_bytes));
+        assert_eq!(serving.costly_leased_bytes(stock), budget.costly_leased_bytes());
         assert!(serving.asking().eq(self.wants.keys()));
     }
 
     fn grant(&mut self) {
+        let before = self.table.budget.costly_leased_bytes();
         let Some(Granted { to, lease, chunks }) = self.table.grant() else { return };
+        let costly = self.table.budget.costly_leased_bytes() - before;
+        assert!(costly == 0 || before == 0 || before + costly <= COSTLY.leased_bytes_max, "{before} and {costly}");
         let Table { stock, serving, budget, .. } = &self.table;
         let bytes: u64 = chunks.iter().map(|c| stock.bytes_of(*c)).sum();
         let asker = &serving.askers[&to];
@@ -339,6 +348,52 @@ impl Books {
     }
 }
 
+/// Chunks up to `costly` are costly.
+fn half_costly(costly: u32, limit: CostlyLimit) -> Table {
+    let mut table = Table::seed(40);
+    table.stock.costly = ChunkSet::from_indices(40, 0..costly);
+    table.budget = Budget::new(64 * CHUNK, None, Time::ZERO).with_costly(limit, Time::ZERO);
+    table.serving.gives_costly = table.budget.gives_costly();
+    table
+}
+
+#[test]
+fn what_is_costly_waits_for_its_turn_and_the_rest_does_not_wait_for_it() {
+    let mut table = half_costly(20, CostlyLimit { bytes_per_s: 100 * CHUNK, leased_bytes_max: 64 * CHUNK });
+    assert_eq!(table.ask(1, 0..40, Terms { credit_bytes: 64 * CHUNK, flight_bytes: 0 }), None);
+    let mut given = BTreeSet::new();
+    // All that is not costly at once, and one that is: that overdraws.
+    while let Some(granted) = table.grant() {
+        given.extend(granted.chunks);
+    }
+    assert_eq!(given.iter().filter(|c| **c < 20).count(), 1, "{given:?}");
+    assert_eq!(given.len(), 21, "all of the others");
+    table.now = table.budget.next_timeout().expect("it says when more is allowed");
+    assert!(table.budget.on_timeout(table.now));
+    assert!(table.budget.fits_costly(table.now, CHUNK));
+}
+
+#[test]
+fn what_is_costly_takes_no_more_room_than_there_is() {
+    let mut table = half_costly(40, CostlyLimit { bytes_per_s: u64::MAX, leased_bytes_max: 2 * CHUNK });
+    table.ask(1, 0..40, AMPLE);
+    let first = table.grant().unwrap();
+    assert!(table.grant().is_some() && table.grant().is_none());
+    assert_eq!(table.budget.next_timeout(), None, "that is no matter of time");
+    assert!(table.returned(1, first.lease, first.chunks[0], Outcome::Verified));
+    assert!(table.grant().is_some() && table.grant().is_none());
+}
+
+#[test]
+fn what_costs_too_much_is_never_given() {
+    let mut table = half_costly(39, CostlyLimit::default());
+    table.stock.wanted = ChunkSet::full(40);
+    assert_eq!(table.ask(1, 0..39, AMPLE), Some(Refusal::Nothing));
+    assert_eq!(table.ask(1, 0..40, AMPLE), None);
+    assert_eq!(table.grant().unwrap().chunks, [39]);
+    assert!(table.grant().is_none());
+}
+
 proptest! {
     /// Whatever peers say and whatever is lost, the books balance and no bound is exceeded.
     #[test]
@@ -348,7 +403,7 @@ proptest! {
         cap in prop::option::of(1u64 << 10..1 << 30),
     ) {
         let stock = Stock::new(sizes);
-        let budget = Budget::new(5 * CHUNK, cap, Time::ZERO);
+        let budget = Budget::new(5 * CHUNK, cap, Time::ZERO).with_costly(COSTLY, Time::ZERO);
         let (serving, rng) = (Serving::new(CHUNKS), SmallRng::seed_from_u64(2));
         let table = Table { stock, serving, budget, rng, now: Time::ZERO };
         let mut books = Books { table, wants: Wants::new(), open: Vec::new() };
@@ -356,7 +411,48 @@ proptest! {
         steps.into_iter().for_each(|step| books.step(step));
         (0..PEERS).for_each(|n| books.step(Step::Gone(n)));
         prop_assert_eq!(books.table.budget.leased_bytes, 0);
+        prop_assert_eq!(books.table.budget.costly_leased_bytes(), 0);
         prop_assert_eq!(books.table.serving.leases.len(), 0);
+    }
+
+    /// The same of what is costly, and never more of it at once than there is room for.
+    #[test]
+    fn the_cap_on_what_is_costly_holds_within_any_window(
+        rate in 1u64 << 20..1 << 32,
+        room in 1u64..8,
+        pauses_us in prop::collection::vec(0u64..30_000, 1..60),
+    ) {
+        let mut table = half_costly(40, CostlyLimit { bytes_per_s: rate, leased_bytes_max: room * CHUNK });
+        for n in 1..4 {
+            table.ask(n, 0..40, AMPLE);
+        }
+        let mut granted: Vec<(Time, u64)> = Vec::new();
+        for pause in pauses_us {
+            let mut open = Vec::new();
+            while let Some(Granted { to, lease, chunks }) = table.grant() {
+                granted.push((table.now, chunks.len() as u64 * CHUNK));
+                prop_assert!(table.budget.costly_leased_bytes() <= room * CHUNK);
+                open.extend(chunks.into_iter().map(|c| (to.0[0], lease, c)));
+            }
+            for (reader, lease, chunk) in open {
+                prop_assert!(table.returned(reader, lease, chunk, Outcome::Verified));
+            }
+            if let Some(at) = table.budget.next_timeout() {
+                prop_assert!(at > table.now);
+                table.now = if pause % 2 == 0 { at } else { table.now };
+                prop_assert_eq!(table.budget.on_timeout(table.now), pause % 2 == 0);
+            }
+            table.now = table.now + Duration::from_micros(pause);
+        }
+        let burst = rate as f64 * UPLOAD_BURST.as_secs_f64();
+        for (i, (begin, _)) in granted.iter().enumerate() {
+            let mut sum = 0;
+            for (end, bytes) in &granted[i..] {
+                sum += bytes;
+                let most = rate as f64 * end.since(*begin).as_secs_f64() + burst + CHUNK as f64;
+                prop_assert!(sum as f64 <= most * 1.000_001, "{sum} bytes, {most} at most");
+            }
+        }
     }
 
     /// Within any time no more is granted than the cap's rate, its burst and one grant.
