@@ -104,6 +104,9 @@ fn what_is_about_to_be_overwritten_is_not_given() {
     let place = |session: &EngineSession, of: &Target, chunk| {
         steady_place(session, &of.manifest, chunk).map(|(_, range)| range.start)
     };
+    let passes = |session: &mut EngineSession, of: &Target| {
+        session.handle(EngineInput::Checked { manifest: of.manifest, result: Ok(()) });
+    };
     session.handle(EngineInput::Hydrate { serving: None, fresh: true });
     session.handle(EngineInput::Target(old.clone()));
     for chunk in 0..2 {
@@ -111,6 +114,7 @@ fn what_is_about_to_be_overwritten_is_not_given() {
         session.handle(EngineInput::Landing { chunk });
         session.handle(EngineInput::Landed { chunk, verified: true });
     }
+    passes(&mut session, &old);
     assert_eq!((place(&session, &old, 0), place(&session, &old, 1)), (Some(0), Some(8)));
     session.handle(EngineInput::Target(new.clone()));
     assert_eq!(
@@ -118,12 +122,14 @@ fn what_is_about_to_be_overwritten_is_not_given() {
         (Some(8), Some(0), None)
     );
     session.handle(EngineInput::Available { chunks: ChunkSet::from_indices(2, [1]) });
+    session.handle(EngineInput::Prepared { ok: true });
     assert_eq!(session.phase(), "pausing");
     assert_eq!((place(&session, &old, 1), place(&session, &new, 0)), (None, Some(0)));
-    session.handle(EngineInput::Paused);
+    session.handle(EngineInput::Paused { manifest: new.manifest });
     assert_eq!((place(&session, &new, 0), place(&session, &new, 1)), (None, None));
     session.handle(EngineInput::Applied { ok: true });
-    session.handle(EngineInput::Resumed);
+    passes(&mut session, &new);
+    session.handle(EngineInput::Resumed { manifest: new.manifest });
     assert_eq!((place(&session, &new, 0), place(&session, &new, 1)), (Some(0), Some(8)));
 }
 
