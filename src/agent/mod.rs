@@ -50,6 +50,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 pub(crate) use transports::RdmaOptions;
 use transports::{Transports, Way};
+use updates::Books;
 use view::{Traffic, View};
 
 /// How often the view for people is renewed.
@@ -197,6 +198,10 @@ struct Agent {
     gpus: Gpus,
     /// What is on its way out of GPUs, for others.
     outlet: Outlet,
+    /// In the step that is being done.
+    told_engine: bool,
+    /// What the brain is to be told once engines have been told.
+    books: Books,
     shadow: bool,
     hold: Hold,
     memory: MemoryStore,
@@ -331,6 +336,8 @@ impl Agent {
             name: config.name,
             gpus: Gpus::new(config.twin_gpus, config.twin_gpu_bytes),
             outlet: Outlet::new(outlet::ROOM_BYTES),
+            told_engine: false,
+            books: Books::default(),
             shadow: config.shadow,
             hold: config.hold,
             memory: MemoryStore::new(config.memory_bytes),
@@ -385,6 +392,11 @@ impl Agent {
                 _ = stopped.recv() => Event::Stop,
             };
             self.apply(event)?;
+            if std::mem::take(&mut self.told_engine) {
+                // Who writes to it was woken on this thread, and runs there as soon as this task rests: an engine
+                // that is paused waits for it.
+                tokio::task::yield_now().await;
+            }
         }
         drop(received);
         // Whoever watches sees how it ended, not how it was at the last tick.
@@ -434,10 +446,11 @@ impl Agent {
     /// Carries out what the brain decided. Outputs may cause inputs, which cause outputs.
     fn drain(&mut self) -> Result<()> {
         loop {
+            self.do_books();
             while let Some(output) = self.node.poll_output() {
                 self.carry_out(output)?;
             }
-            if !self.bring_out()? {
+            if !self.bring_out()? && self.books == Books::default() {
                 break;
             }
         }
