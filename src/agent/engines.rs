@@ -3,6 +3,7 @@
 use super::jobs::Job;
 use super::pieces::{Memory, Source, Staged};
 use super::regions::{Region, Regions};
+use super::updates::Books;
 use super::{Agent, Hold};
 use crate::errors::reasons;
 use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row, TensorEntry};
@@ -456,16 +457,12 @@ impl Agent {
             }
             // Others read copies of what is there, so nothing changes for them at once; and the engine may be waiting.
             // What is promised of it meanwhile is found to be gone when it is to be brought out.
-            (EngineOutput::PlacesChanged, _) if entry.regions_are_gpus() => self.count_engines(),
+            (EngineOutput::PlacesChanged, _) if entry.regions_are_gpus() => self.books.count = true,
             // Nobody had a lease over what is overwritten; whoever is promised it meanwhile does not get it.
             (EngineOutput::PlacesChanged, _) if entry.session.phase() == "applying" && !entry.was_read => {
-                self.count_engines();
+                self.books.count = true;
             }
-            (EngineOutput::PlacesChanged, _) => {
-                self.refresh_all();
-                self.tidy();
-                self.count_engines();
-            }
+            (EngineOutput::PlacesChanged, _) => self.books.all = true,
             (EngineOutput::Prepare { chunks, keep }, Some(target)) => self.prepare(conn, &target, &chunks, &keep),
             (EngineOutput::Tell(Tell::Check { manifest }), _) if !entry.conduct.checks => {
                 self.engine_input(conn, EngineInput::Checked { manifest, result: Ok(()) });
@@ -545,6 +542,18 @@ impl Agent {
         let manifests: Vec<ManifestHash> = self.manifests.keys().copied().collect();
         manifests.iter().for_each(|manifest| self.refresh_held(*manifest));
         manifests.iter().for_each(|manifest| self.refresh_wants(*manifest));
+    }
+
+    /// Tells the brain what changed of engines' memory in the step that was done.
+    pub(super) fn do_books(&mut self) {
+        let Books { all, count } = std::mem::take(&mut self.books);
+        if all {
+            self.refresh_all();
+            self.tidy();
+        }
+        if all || count {
+            self.count_engines();
+        }
     }
 
     /// Gives up what nothing here needs any more.

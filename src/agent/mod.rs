@@ -56,6 +56,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 pub(crate) use transports::RdmaOptions;
 use transports::{Transports, Way};
+use updates::Books;
 use view::{Traffic, View};
 
 /// How often the view for people is renewed.
@@ -207,6 +208,10 @@ struct Agent {
     gpus: Gpus,
     /// What is on its way out of GPUs, for others.
     outlet: Outlet,
+    /// In the step that is being done.
+    told_engine: bool,
+    /// What the brain is to be told once engines have been told.
+    books: Books,
     shadow: bool,
     hold: Hold,
     memory: MemoryStore,
@@ -348,6 +353,8 @@ impl Agent {
             name: config.name,
             gpus: Gpus::new(config.twin_gpus, config.twin_gpu_bytes),
             outlet: Outlet::new(outlet::ROOM_BYTES),
+            told_engine: false,
+            books: Books::default(),
             shadow: config.shadow,
             hold: config.hold,
             memory: MemoryStore::new(config.memory_bytes),
@@ -402,6 +409,11 @@ impl Agent {
                 _ = stopped.recv() => Event::Stop,
             };
             self.apply(event)?;
+            if std::mem::take(&mut self.told_engine) {
+                // Who writes to it was woken on this thread, and runs there as soon as this task rests: an engine
+                // that is paused waits for it.
+                tokio::task::yield_now().await;
+            }
         }
         drop(received);
         // Whoever watches sees how it ended, not how it was at the last tick.
@@ -449,11 +461,12 @@ impl Agent {
     /// Carries out what the brain decided. Outputs may cause inputs, which cause outputs.
     fn drain(&mut self) -> Result<()> {
         loop {
+            self.do_books();
             while let Some(output) = self.node.poll_output() {
                 self.carry_out(output)?;
             }
             let said = self.say_what_is_decided();
-            if !self.bring_out()? && !said {
+            if !self.bring_out()? && !said && self.books == Books::default() {
                 break;
             }
         }

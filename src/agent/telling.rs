@@ -54,6 +54,7 @@ impl Agent {
         };
         if let Some(engines) = &self.engines {
             engines.event(conn, &news);
+            self.told_engine = true;
         }
     }
 

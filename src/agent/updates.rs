@@ -13,6 +13,15 @@ use std::sync::Arc;
 /// Chunks that are copied to a GPU in one go. Guess: 1 GiB of chunks of 4 MiB is 20 ms of PCIe.
 const COPIED_AT_ONCE_MAX: usize = 256;
 
+/// What is told to the brain at the end of a step, since an engine may be waiting for what the step tells it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Books {
+    /// Where chunks lie.
+    pub(super) all: bool,
+    /// How many engines are ready.
+    pub(super) count: bool,
+}
+
 impl Agent {
     /// At once where it goes to host memory; else when the GPU is free, with all that came meanwhile.
     pub(super) fn copy(&mut self, conn: ConnId, target: &Target, chunk: u32, source: Source) {
