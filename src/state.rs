@@ -70,11 +70,12 @@ impl StateDir {
 
     /// Keeps these of the channel, and no others.
     pub(crate) fn save_releases(&self, channel: &ChannelName, encoded: &[(ReleaseId, Vec<u8>)]) -> Result<()> {
-        self.replace_all("releases", channel, encoded)
+        self.replace_all("releases", channel, encoded, true)
     }
 
+    /// Not waiting for the disk: a node that has heard a word says so in where it stands, which is kept at once.
     pub(crate) fn save_statements(&self, channel: &ChannelName, encoded: &[(ReleaseId, Vec<u8>)]) -> Result<()> {
-        self.replace_all("statements", channel, encoded)
+        self.replace_all("statements", channel, encoded, false)
     }
 
     pub(crate) fn save_stand(&self, channel: &ChannelName, stand: &Stand) -> Result<()> {
@@ -90,14 +91,20 @@ impl StateDir {
         entries.filter_map(|e| read(e.path())).collect()
     }
 
-    fn replace_all(&self, kind: &str, channel: &ChannelName, encoded: &[(ReleaseId, Vec<u8>)]) -> Result<()> {
+    fn replace_all(
+        &self,
+        kind: &str,
+        channel: &ChannelName,
+        encoded: &[(ReleaseId, Vec<u8>)],
+        at_once: bool,
+    ) -> Result<()> {
         let (dir, channel) = (self.dir.join(kind), file_name(channel));
         let name = |id: &ReleaseId| format!("{channel}-{}-{}", id.seq, &id.manifest.to_string()[..16]);
         let names: Vec<String> = encoded.iter().map(|(id, _)| name(id)).collect();
         for ((_, bytes), name) in encoded.iter().zip(&names) {
             let path = dir.join(name);
             if fs::read(&path).ok().as_ref() != Some(bytes) {
-                self.replace(&path, bytes)?;
+                self.write(&path, bytes, at_once)?;
             }
         }
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
@@ -143,11 +150,18 @@ impl StateDir {
     }
 
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        self.write(path, bytes, true)
+    }
+
+    /// Replaces a file whole; `at_once`: it is on the disk when this returns.
+    fn write(&self, path: &Path, bytes: &[u8], at_once: bool) -> Result<()> {
         let temporary = path.with_extension("new");
         let write = || -> std::io::Result<()> {
             let mut file = File::create(&temporary)?;
             file.write_all(bytes)?;
-            file.sync_all()?;
+            if at_once {
+                file.sync_all()?;
+            }
             fs::rename(&temporary, path)
         };
         write().with_context(|| format!("cannot write {}: free some room, or give another --state", path.display()))

@@ -109,7 +109,8 @@ struct Told {
 
 impl Told {
     fn tell(&mut self, args: &Publish, view: &View) {
-        let Some(of) = &view.publication else { return };
+        // Nobody can join through a node that does not listen yet.
+        let Some(of) = view.publication.as_ref().filter(|_| !view.addresses.is_empty()) else { return };
         if self.released.is_some_and(|seq| seq != of.seq) && of.rolls_back_to.is_some() {
             (self.released, self.word, self.prepared) = (Some(of.seq), false, 0);
             let to = of.rolls_back_to.unwrap_or_default();

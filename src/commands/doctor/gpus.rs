@@ -11,7 +11,8 @@ pub(super) fn uses(gpus: &Gpus) -> String {
     match gpus {
         Ok(found) if !found.gpus.is_empty() => {
             "For engines on GPUs: chunks come to host memory, go from there to each GPU over PCIe, and are verified on it; \
-             they are served to others from host memory. Peer access and dma-buf are not used."
+             from one GPU to another directly, where they have peer access. Others are served from host memory, through \
+             which also comes what lies on a GPU alone. dma-buf is not used."
                 .into()
         }
         _ => "For engines: host memory, since no GPU can be used.".into(),
