@@ -6,7 +6,6 @@ What the agent makes known is ``{"event": ...}``. It ends when stdin does.
 """
 
 import hashlib
-import json
 import os
 import sys
 import threading
@@ -15,6 +14,7 @@ ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pa
 sys.path.insert(0, os.path.join(ROOT, "python"))
 
 import aquifer
+from obeying import obey, say
 
 
 class Engine:
@@ -88,24 +88,5 @@ class Engine:
         return {name: hashlib.sha256(tensor).hexdigest() for name, tensor in self.weights.items()}
 
 
-_saying = threading.Lock()
-
-
-def say(message):
-    with _saying:
-        print(json.dumps(message), flush=True)
-
-
-def main():
-    engine = Engine()
-    for line in sys.stdin:
-        what = json.loads(line)
-        do = what.pop("do")
-        try:
-            say({"of": do, "done": getattr(engine, do)(**what)})
-        except Exception as error:
-            say({"of": do, "error": f"{type(error).__name__}: {error}"})
-
-
 if __name__ == "__main__":
-    main()
+    obey(Engine())

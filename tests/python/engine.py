@@ -6,10 +6,8 @@ It ends when stdin does.
 """
 
 import hashlib
-import json
 import os
 import sys
-import threading
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, os.pardir)
 sys.path.insert(0, os.path.join(ROOT, "python"))
@@ -17,6 +15,7 @@ sys.path.insert(0, os.path.join(ROOT, "python"))
 import numpy as np
 
 import aquifer
+from obeying import obey, say
 
 
 class Engine:
@@ -96,24 +95,5 @@ class Engine:
             session.close()
 
 
-_saying = threading.Lock()
-
-
-def say(message):
-    with _saying:
-        print(json.dumps(message), flush=True)
-
-
-def main():
-    engine = Engine()
-    for line in sys.stdin:
-        what = json.loads(line)
-        do = what.pop("do")
-        try:
-            say({"of": do, "done": getattr(engine, do)(**what)})
-        except Exception as error:
-            say({"of": do, "error": f"{type(error).__name__}: {error}"})
-
-
 if __name__ == "__main__":
-    main()
+    obey(Engine())
