@@ -48,16 +48,17 @@ impl World {
         Ok(())
     }
 
-    /// Of a group, no more are out than a release allows. Racks are the groups, so each has the same
-    /// number in all releases; with a newcomer a percentage may allow one more than before.
+    /// Of a group, no more are out than a release allows. Racks are the groups; the number of one is another in a
+    /// release that names nobody of a rack before it. With a newcomer a percentage may allow one more than before.
     fn check_out(&self) -> Result<(), String> {
-        let mut groups: BTreeMap<u32, (BTreeSet<usize>, usize)> = BTreeMap::new();
+        let mut groups: BTreeMap<Option<&str>, (BTreeSet<usize>, usize)> = BTreeMap::new();
         for release in self.releases.values() {
             let How::Rolling { max_unavailable, .. } = &release.policy.how else { continue };
             for entry in &release.policy.roster {
                 let of_group = release.policy.roster.iter().filter(|e| e.group == entry.group).count();
-                let (nodes, most) = groups.entry(entry.group).or_default();
-                nodes.insert(self.index[&entry.node]);
+                let node = self.index[&entry.node];
+                let (nodes, most) = groups.entry(self.nodes[node].rack()).or_default();
+                nodes.insert(node);
                 *most = max_unavailable.of(of_group).max(*most);
             }
         }

@@ -59,6 +59,12 @@ pub(crate) struct Machine {
     clock: (Duration, f64),
 }
 
+impl Machine {
+    pub(crate) fn rack(&self) -> Option<&str> {
+        self.labels.iter().find(|(key, _)| key == "rack").map(|(_, rack)| rack.as_str())
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Disk {
     pub(crate) stand: Option<Stand>,
