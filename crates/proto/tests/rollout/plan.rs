@@ -3,8 +3,8 @@
 use crate::engine::Fault;
 use crate::lies::{Bug, Liar, Lie};
 use crate::world::{MS, World};
-use aquifer_core::policy::{Required, Unavailable};
-use aquifer_core::{How, ManifestHash, OnFailure, Phase, Policy, ReleaseId, Report, Step, Time, Word};
+use aquifer_core::policy::{Entry, Required, Unavailable};
+use aquifer_core::{How, ManifestHash, NodeId, OnFailure, Phase, Policy, ReleaseId, Report, Step, Time, Word};
 use rand::Rng;
 use std::time::Duration;
 
@@ -276,7 +276,7 @@ impl Plan {
             living.iter().map(|n| report(n).map(Report::due)).collect::<Result<_, String>>()?;
         // Who cannot take what is committed is not ready, nor is anybody in doubt without a majority.
         let synchronous = matches!(self.kind, Kind::Synchronous(_));
-        let few = synchronous && living.iter().filter(|n| **n <= self.members).count() * 2 <= self.members;
+        let few = living.iter().any(|n| hears_few(world, *n));
         let stays = !self.is_undone(world);
         if world.remedies > 0 && self.liar.is_none() && !self.asks_to_be_undone(self.faults.len()) {
             return Err("end: it was undone, and nobody asked for it".to_string());
@@ -284,7 +284,7 @@ impl Plan {
         for node in &living {
             let it = report(node)?;
             let failed = self.fails(*node) && it.due().is_some_and(|due| due.manifest == ManifestHash::of(b"2"));
-            if !(it.ready || few || failed && stays) {
+            if !(it.ready || hears_few(world, *node) || failed && stays) {
                 return Err(format!("end: {node} is not ready in the end: {it:?}"));
             }
         }
@@ -326,6 +326,17 @@ impl Plan {
         let Kind::Synchronous(required) = self.kind else { return false };
         self.on_failure == OnFailure::RollBack && failing > self.members - required.of(self.members)
     }
+}
+
+/// Whether a majority is dead of the roster of a synchronous release that `node` may be in doubt of, or wait for others
+/// to be past. It need not be the one it wants: others follow, and name whoever was there then.
+fn hears_few(world: &World, node: usize) -> bool {
+    let Some(report) = world.report(node) else { return false };
+    let between = world.releases.range(..=report.wanted).filter(|(id, _)| report.base.is_none_or(|base| **id >= base));
+    let lives = |id: &NodeId| world.is_honest(world.index[id]) && world.nodes[world.index[id]].agent.is_some();
+    let few =
+        |roster: &[Entry]| !roster.is_empty() && roster.iter().filter(|e| lives(&e.node)).count() * 2 <= roster.len();
+    between.filter(|(_, r)| r.policy.is_synchronous()).any(|(_, r)| few(&r.policy.roster))
 }
 
 pub(crate) fn at(seconds: u64) -> Time {
