@@ -398,7 +398,7 @@ impl Rollout {
             step: stand.step,
             phase,
             served: self.engines.served(),
-            settled: self.is_settled(),
+            settled: self.is_at_rest(),
             ready,
             engines: u32::try_from(self.engines.len()).unwrap_or(u32::MAX),
             held: self.overridden != Override::Follow,
@@ -411,6 +411,15 @@ impl Rollout {
     fn is_settled(&self) -> bool {
         let Some(stand) = &self.stand else { return false };
         stand.due().is_none_or(|due| self.all_serve(&due.manifest))
+    }
+
+    /// As far as it can come by itself. Where its base failed it is not settled, not ready, and not out for a release
+    /// either, like one whose engine has crashed: if it counted as out, those before it in a rolling release
+    /// would wait for it, and it for them.
+    fn is_at_rest(&self) -> bool {
+        let Some(stand) = &self.stand else { return false };
+        let due = |due: ReleaseId| self.are_all_here() && self.engines.are_at_rest(&due.manifest);
+        stand.due().is_none_or(due)
     }
 
     fn is_ready(&self) -> bool {

@@ -297,6 +297,35 @@ fn a_failure_of_one_that_is_done_is_heard() {
     assert!(report.step == Step::GoingBack && report.reason.contains("the disk is full"), "{report:?}");
 }
 
+/// Or those that come before it would wait for it, and it for them. What it serves is wrong: it is not ready.
+#[test]
+fn one_whose_base_failed_is_not_out() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(2);
+    let how = How::Rolling { canary: None, max_unavailable: Unavailable::Count(2), by: None };
+    let rolling = Policy { how, roster: roster(2), ..Policy::default() };
+    rollout.handle(now, RolloutInput::Release(release(2, rolling.clone())));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
+    engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    let second = |rollout: &mut Rollout, target: u64, phase, failed: Option<u64>| {
+        let failed = failed.map(|seq| (id(seq).manifest, "the answers are wrong".to_string()));
+        let facts = Facts { served: None, target: Some(id(target).manifest), phase, failed };
+        rollout.handle(now, RolloutInput::Engine { engine: 8, facts });
+        let report = rollout.report().unwrap().clone();
+        assert!(!report.ready, "{report:?}");
+        (report.step, report.settled)
+    };
+    assert_eq!(second(&mut rollout, 2, Phase::Heard, None), (Step::Done, false));
+    rollout.handle(now, RolloutInput::Release(release(3, rolling)));
+    assert_eq!(second(&mut rollout, 2, Phase::Paused, None), (Step::Waiting, false));
+    assert_eq!(second(&mut rollout, 3, Phase::Heard, Some(2)), (Step::Waiting, true));
+    let (served, target) = (Some(id(2).manifest), Some(id(3).manifest));
+    engine(&mut rollout, now, Facts { served, target, phase: Phase::Staged, failed: None });
+    assert_eq!(second(&mut rollout, 3, Phase::Staged, Some(2)), (Step::Going, false));
+    assert_eq!(second(&mut rollout, 3, Phase::Heard, Some(3)), (Step::GoingBack, false));
+    assert_eq!(second(&mut rollout, 2, Phase::Heard, Some(2)), (Step::Halted, true));
+}
+
 /// Its node is none of those that the release is for.
 #[test]
 fn a_publisher_looks_on() {

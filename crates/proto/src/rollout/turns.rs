@@ -12,6 +12,9 @@
 //! - those after it that it has not heard to be halted;
 //! - those before it that it has heard neither to be done nor to be halted.
 //!
+//! One where an engine failed with what it served before is settled once its other engines are where they
+//! should be: it is not ready, as if that engine had crashed, and nothing of it is out for a release.
+//!
 //! *Never more than `k` are out.* What is counted on (settled, done, halted) does not become
 //! untrue until one has its turn, and turns obey these rules; so old news is safe news, and who hears
 //! nothing waits. Take those out under this release. If some of them go back, the first of those
