@@ -29,7 +29,7 @@ impl Rollout {
                 Some((How::Rolling { max_unavailable, .. }, roster)) => Turns::of(next, roster, *max_unavailable),
                 _ => Turns::default(),
             };
-            self.hear_again();
+            self.hear_again(now);
         }
     }
 

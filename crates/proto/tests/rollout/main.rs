@@ -2,7 +2,8 @@
 //! and then many at a time, drawn from seeds. What must always hold is checked after each step (see
 //! `World::check`), and once the faults have ended everybody must get to where it should be.
 //!
-//! `AQUIFER_ROLLOUT_SEEDS` is how many drawn runs there are; `AQUIFER_ROLLOUT_SEED` replays one of them.
+//! `AQUIFER_ROLLOUT_SEEDS` is how many drawn runs there are, of each kind, and `AQUIFER_ROLLOUT_FROM` the first;
+//! `AQUIFER_ROLLOUT_SEED` replays one of each.
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
@@ -21,6 +22,7 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 fn run_all(plans: impl Iterator<Item = Plan>) {
     let problems: Vec<String> = plans.filter_map(|plan| plan.run().err()).take(3).collect();
@@ -211,6 +213,25 @@ fn drawn(seed: u64) -> Plan {
     Plan { seed, kind, on_failure, members, loss, faults, all_engines_fail, liar, heir: None, bug: None, mishaps }
 }
 
+/// A synchronous release while the network parts and heals, again and again, and nothing else is wrong: who was
+/// counted out returns, and hears old and new at the same time.
+fn parted(seed: u64) -> Plan {
+    let mut dice = SmallRng::seed_from_u64(seed ^ 0x0f1a_9900);
+    let kind = KINDS[dice.random_range(0..2)];
+    let members = dice.random_range(3..=7);
+    let loss = [0.0, 0.05, 0.3][dice.random_range(0..3)];
+    let (staged, going) = (Moment::In(Phase::Staged), Moment::At(Step::Going));
+    let moments = [staged, Moment::Committed, going, Moment::In(Phase::Paused)];
+    let mut at = |mishap| (*moments.choose(&mut dice).unwrap(), dice.random_range(0..=members), mishap);
+    let mishaps = vec![at(Mishap::Flaps), at(Mishap::Superseded)];
+    Plan { members, loss, mishaps, ..Plan::new(seed, kind) }
+}
+
+#[test]
+fn who_was_cut_off_returns() {
+    run_all(seeds(150).map(parted));
+}
+
 /// Each property is broken by some bug, and the checks say so: they can fail.
 #[test]
 fn planted_bugs_are_found() {
@@ -246,10 +267,18 @@ const FOUND: [u64; 10] = [25154, 4811, 2890, 3833, 5090, 5361, 21780, 2852, 3652
 
 #[test]
 fn much_goes_wrong_at_a_time() {
-    let number = |name| std::env::var(name).ok().map(|n| n.parse::<u64>().unwrap());
+    let found = FOUND.into_iter().filter(|_| number("AQUIFER_ROLLOUT_SEED").is_none());
+    run_all(found.chain(seeds(60)).map(drawn));
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|n| n.parse().unwrap())
+}
+
+fn seeds(unless_told: u64) -> Range<u64> {
     if let Some(seed) = number("AQUIFER_ROLLOUT_SEED") {
-        return run_all([drawn(seed)].into_iter());
+        return seed..seed + 1;
     }
-    let seeds = number("AQUIFER_ROLLOUT_SEEDS").unwrap_or(60);
-    run_all(FOUND.into_iter().chain(0..seeds).map(drawn));
+    let from = number("AQUIFER_ROLLOUT_FROM").unwrap_or(0);
+    from..from + number("AQUIFER_ROLLOUT_SEEDS").unwrap_or(unless_told)
 }

@@ -73,6 +73,8 @@ pub(crate) enum Mishap {
     CutOff,
     Halves,
     CanaryCutOff,
+    /// The network parts, for long, and again between others, at once or after a moment.
+    Flaps,
     /// A release that follows; of the same number from another publisher; one that goes back.
     Superseded,
     Rivalled,
@@ -254,6 +256,19 @@ impl Plan {
             Mishap::Halves => {
                 (0..world.side.len()).for_each(|n| world.side[n] = world.rng.random_range(0..2));
                 world.heal_after(while_ * 2);
+            }
+            Mishap::Flaps => {
+                let mut after = Duration::ZERO;
+                for _ in 0..3 {
+                    let away: Vec<usize> = (0..world.side.len()).filter(|_| world.rng.random_bool(0.5)).collect();
+                    world.part_after(after, &away);
+                    after += MS * world.rng.random_range(10_000..60_000);
+                    if world.rng.random_bool(0.5) {
+                        world.heal_after(after);
+                        after += MS * world.rng.random_range(20..5_000);
+                    }
+                }
+                world.heal_after(after);
             }
             Mishap::Superseded => drop(world.release(publisher, 3, b"3", self.policy())),
             Mishap::Rivalled => drop(world.release(publisher, release.seq, b"rival", self.policy())),
