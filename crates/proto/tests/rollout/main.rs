@@ -210,7 +210,7 @@ fn drawn(seed: u64) -> Plan {
     }
     let on_failure = if dice.random_bool(0.5) { OnFailure::RollBack } else { OnFailure::Stay };
     let all_engines_fail = dice.random_bool(0.5);
-    Plan { seed, kind, on_failure, members, loss, faults, all_engines_fail, liar, heir: None, bug: None, mishaps }
+    Plan { on_failure, members, loss, faults, all_engines_fail, liar, mishaps, ..Plan::new(seed, kind) }
 }
 
 /// A synchronous release while the network parts and heals, again and again, and nothing else is wrong: who was
@@ -230,6 +230,29 @@ fn parted(seed: u64) -> Plan {
 #[test]
 fn who_was_cut_off_returns() {
     run_all(seeds(150).map(parted));
+}
+
+/// A rolling release that follows another, and fails, while some may be out for the first.
+fn followed(seed: u64) -> Plan {
+    let mut dice = SmallRng::seed_from_u64(seed ^ 0x00f0_1107);
+    let kind = KINDS[dice.random_range(2..4)];
+    let members = dice.random_range(3..=7);
+    let mishap = |dice: &mut SmallRng, mishap| (*MOMENTS.choose(dice).unwrap(), dice.random_range(0..=members), mishap);
+    let mut mishaps = vec![mishap(&mut dice, Mishap::Superseded)];
+    for _ in 0..dice.random_range(0..=2) {
+        let death = *[Mishap::Restart, Mishap::AgentRestarts, Mishap::EngineRestarts, Mishap::Halves]
+            .choose(&mut dice)
+            .unwrap();
+        mishaps.push(mishap(&mut dice, death));
+    }
+    let fault = [Fault::Fails, Fault::Hangs, Fault::NeverPauses][dice.random_range(0..3)];
+    let (bad, faults) = (b"3", vec![(dice.random_range(1..=members), fault)]);
+    Plan { members, mishaps, bad, faults, all_engines_fail: dice.random_bool(0.5), ..Plan::new(seed, kind) }
+}
+
+#[test]
+fn one_that_follows_another_fails() {
+    run_all(seeds(100).map(followed));
 }
 
 /// Each property is broken by some bug, and the checks say so: they can fail.

@@ -105,7 +105,8 @@ pub(crate) struct Plan {
     pub(crate) on_failure: OnFailure,
     pub(crate) members: usize,
     pub(crate) loss: f64,
-    /// What is wrong with the release, and where; at all engines there, or at the first.
+    /// What is wrong with which release, and where; at all engines there, or at the first.
+    pub(crate) bad: &'static [u8],
     pub(crate) faults: Vec<(usize, Fault)>,
     pub(crate) all_engines_fail: bool,
     pub(crate) liar: Option<(usize, Lie)>,
@@ -123,6 +124,7 @@ impl Plan {
             on_failure: OnFailure::Stay,
             members: 5,
             loss: 0.05,
+            bad: b"2",
             faults: vec![],
             all_engines_fail: true,
             liar: None,
@@ -186,7 +188,7 @@ impl Plan {
         }
         (world.committer, world.loss, world.bug) = (Some(PUBLISHER), self.loss, self.bug);
         world.liar = self.liar.map(|(node, lie)| Liar { node, lie });
-        world.faults.extend(self.faults.iter().map(|(node, fault)| ((*node, ManifestHash::of(b"2")), *fault)));
+        world.faults.extend(self.faults.iter().map(|(node, fault)| ((*node, ManifestHash::of(self.bad)), *fault)));
         Ok(world)
     }
 
@@ -298,7 +300,7 @@ impl Plan {
         }
         for node in &living {
             let it = report(node)?;
-            let failed = self.fails(*node) && it.due().is_some_and(|due| due.manifest == ManifestHash::of(b"2"));
+            let failed = self.fails(*node) && it.due().is_some_and(|due| due.manifest == ManifestHash::of(self.bad));
             if !(it.ready || hears_few(world, *node) || failed && stays) {
                 return Err(format!("end: {node} is not ready in the end: {it:?}"));
             }
@@ -310,13 +312,12 @@ impl Plan {
         if !held_up && !may_differ && !few && due.iter().any(|d| *d != due[0]) {
             return Err(format!("end: they do not agree in the end: {due:?}"));
         }
-        let all_is_back = due.iter().all(|d| d.is_some_and(|d| d.seq == 1));
-        let one_release = world.releases.len() == 2;
-        if matches!(self.kind, Kind::Rolling(_)) && failing && all_live && one_release && !all_is_back {
+        let failed = failing && newest.manifest == ManifestHash::of(self.bad);
+        let all_is_back = due.iter().all(|d| d.is_some_and(|d| d != newest));
+        if matches!(self.kind, Kind::Rolling(_)) && failed && all_live && !all_is_back {
             return Err(format!("end: it failed, and is served: {due:?}"));
         }
         let aborted = world.nodes[*first].disk.statements.keys().any(|(_, word)| *word == Word::Abort);
-        let failed = failing && newest.seq == 2;
         if all_live && !failed && !aborted && due[0] != Some(newest) {
             return Err(format!("end: it went nowhere: {due:?}, {:?}", report(first)?));
         }
