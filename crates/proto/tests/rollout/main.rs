@@ -284,9 +284,10 @@ fn planted_bugs_are_found() {
 /// it was committed; one that was started anew and did not know of a newcomer that was cut off; and one that came while a
 /// release was being aborted, and never found what to serve; one whose base failed while the next release was under way, and
 /// that all waited for. And what was wrong with the checks: groups of two releases
-/// were taken for one where their numbers were the same; and a majority was looked for in the first roster, where
+/// were taken for one where their numbers were the same; one that was cut off counted for a release that was made
+/// without it; and a majority was looked for in the first roster, where
 /// those in doubt need one of a later.
-const FOUND: [u64; 10] = [25154, 4811, 2890, 3833, 5090, 5361, 21780, 2852, 36524, 30025];
+const FOUND: [u64; 11] = [106278, 25154, 4811, 2890, 3833, 5090, 5361, 21780, 2852, 36524, 30025];
 
 #[test]
 fn much_goes_wrong_at_a_time() {
