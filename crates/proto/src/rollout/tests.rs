@@ -5,6 +5,8 @@ use super::*;
 use aquifer_core::policy::{Entry, Required, Unavailable};
 use aquifer_core::{OnFailure, Policy, Times, Word};
 
+mod rules;
+
 const ME: NodeId = NodeId([1; 32]);
 const S: Duration = Duration::from_secs(1);
 
@@ -354,85 +356,6 @@ fn one_whose_base_failed_is_not_out() {
     assert_eq!(second(&mut rollout, 3, Phase::Staged, Some(2)), (Step::Going, false));
     assert_eq!(second(&mut rollout, 3, Phase::Heard, Some(3)), (Step::GoingBack, false));
     assert_eq!(second(&mut rollout, 2, Phase::Heard, Some(2)), (Step::Halted, true));
-}
-
-fn by_twos() -> Policy {
-    let how = How::Rolling { canary: None, max_unavailable: Unavailable::Count(2), by: None };
-    Policy { how, roster: roster(2), ..Policy::default() }
-}
-
-/// Its engines would be out for as long as fetching takes.
-#[test]
-fn nobody_goes_unprepared() {
-    let now = Time::ZERO + S * 60;
-    let mut rollout = at_rest(2);
-    rollout.handle(now, RolloutInput::Release(release(2, by_twos())));
-    engine(&mut rollout, now, staged(Some(1), Phase::Verified));
-    assert_eq!(rollout.report().unwrap().step, Step::Waiting);
-    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
-    assert_eq!(rollout.report().unwrap().step, Step::Going);
-}
-
-/// Others that go back count on it that nothing of it is out.
-#[test]
-fn who_is_out_for_an_earlier_release_is_not_halted() {
-    let now = Time::ZERO + S * 60;
-    let mut rollout = at_rest(2);
-    let how = How::Rolling { canary: None, max_unavailable: Unavailable::Count(1), by: None };
-    let one_by_one = Policy { how, ..by_twos() };
-    rollout.handle(now, RolloutInput::Release(release(2, by_twos())));
-    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
-    engine(&mut rollout, now, staged(None, Phase::Paused));
-    rollout.handle(now, RolloutInput::Release(release(3, one_by_one)));
-    let failed = Report { wanted: id(3), phase: Phase::Failed, ..rollout.report().unwrap().clone() };
-    rollout.handle(now, RolloutInput::Member { node: other(2), labels: vec![], report: Some(failed) });
-    let report = rollout.report().unwrap();
-    assert!(report.step == Step::Waiting && report.phase == Phase::Failed && !report.settled, "{report:?}");
-    engine(&mut rollout, now, Facts { served: Some(id(1).manifest), ..Facts::default() });
-    let report = rollout.report().unwrap();
-    assert!(report.step == Step::Halted && report.ready, "{report:?}");
-}
-
-/// Who has nothing to go back to stays with it, and says that it failed.
-#[test]
-fn a_first_release_that_fails_is_not_left_for_nothing() {
-    let now = Time::ZERO;
-    let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, now);
-    rollout.handle(now, RolloutInput::Release(release(2, by_twos())));
-    engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
-    assert_eq!(rollout.report().unwrap().step, Step::Done);
-    let failed = Some((id(2).manifest, "the answers are wrong".to_string()));
-    rollout.handle(now, RolloutInput::Engine { engine: 8, facts: Facts { failed, ..Facts::default() } });
-    let report = rollout.report().unwrap();
-    assert!(report.step == Step::Done && report.phase == Phase::Failed && !report.ready, "{report:?}");
-}
-
-/// It would wait for a majority of nobody.
-#[test]
-fn of_a_release_that_names_nobody_nobody_is_in_doubt() {
-    let now = Time::ZERO;
-    let mut rollout = at_rest(1);
-    rollout.handle(now, RolloutInput::Release(release(2, synchronous(0, Required::All))));
-    assert!(rollout.report().unwrap().ready);
-}
-
-/// Whether it is heard or not: an operator has taken it out.
-#[test]
-fn who_is_held_is_not_waited_for() {
-    for (gone, named) in [(false, 3), (false, 2), (true, 2)] {
-        let now = Time::ZERO + S * 60;
-        let mut rollout = at_rest(2);
-        let held = Report { held: true, ..rollout.report().unwrap().clone() };
-        rollout.handle(now, RolloutInput::Member { node: other(3), labels: vec![], report: Some(held) });
-        if gone {
-            rollout.handle(now, RolloutInput::Gone { node: other(3) });
-        }
-        rollout.handle(now, RolloutInput::Release(release(2, synchronous(named, Required::Count(2)))));
-        engine(&mut rollout, now, staged(Some(1), Phase::Staged));
-        says(&mut rollout, now, other(2), Step::Going, Phase::Staged);
-        rollout.handle(now, RolloutInput::Statement(commit(2)));
-        assert_eq!(order(&mut rollout), Some(Until::Checked), "gone: {gone}, named: {named}");
-    }
 }
 
 /// Its node is none of those that the release is for.
