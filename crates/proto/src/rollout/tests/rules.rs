@@ -104,10 +104,13 @@ fn who_has_just_started_waits_for_whom_it_may_not_know() {
 #[test]
 fn a_newcomer_serves_what_is_in_use() {
     // Of the others: what they want, what they serve, and whether they are done with it.
+    let (beyond, failed) = ((4, 3, false), (2, 0, true));
     let (has, lacks, ahead, on_its_way) = ((2, 2, true), (2, 1, false), (3, 2, false), (2, 2, false));
     for (canaries, others, expected) in [
         (0, vec![has, has, has], 2),
         (0, vec![has, ahead], 2),
+        (0, vec![has, has, beyond], 2),
+        (0, vec![has, has, failed], 1),
         (0, vec![has, has, lacks], 1),
         (0, vec![has, has, on_its_way], 1),
         (0, vec![has], 1),
@@ -131,4 +134,36 @@ fn a_newcomer_serves_what_is_in_use() {
         let base = rollout.report().unwrap().base.map(|base| base.seq);
         assert_eq!(base, Some(expected), "{canaries} canaries, {others:?}");
     }
+}
+
+#[test]
+fn a_newcomer_takes_nothing_that_nobody_committed() {
+    for (is_committed, expected) in [(false, 1), (true, 2)] {
+        let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, Time::ZERO);
+        let by_hand = || Policy { how: How::Manual, ..Policy::default() };
+        if is_committed {
+            rollout.handle(Time::ZERO, RolloutInput::Statement(commit(2)));
+        }
+        engine(&mut rollout, Time::ZERO, Facts::default());
+        let releases = vec![release(1, Policy::default()), release(2, by_hand()), release(3, by_hand())];
+        rollout.handle(Time::ZERO, RolloutInput::Releases(releases));
+        assert_eq!(rollout.report().unwrap().base, Some(id(expected)));
+    }
+}
+
+/// Its disk was lost, and its engines went on: it knows that they serve release 2, and not to whom that is open.
+#[test]
+fn who_lost_what_it_knew_looks_whether_what_it_serves_is_open() {
+    let now = Time::ZERO;
+    let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, now);
+    says(&mut rollout, now, other(2), Step::Waiting, Phase::Staged);
+    engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    let by_hand = Policy { how: How::Manual, ..Policy::default() };
+    let two = release(2, synchronous(2, Required::All));
+    rollout.handle(now, RolloutInput::Releases(vec![release(1, Policy::default()), two, release(3, by_hand)]));
+    let report = rollout.report().unwrap();
+    assert!(report.base == Some(id(2)) && report.settled && !report.ready, "{report:?}");
+    says(&mut rollout, now, other(2), Step::Going, Phase::Staged);
+    assert!(rollout.report().unwrap().ready);
 }
