@@ -18,7 +18,8 @@ pub struct Report {
     pub phase: Phase,
     /// What all its engines answer from, whole. None if they differ, or one of them does not answer.
     pub served: Option<ManifestHash>,
-    /// All its engines serve what the step calls for, or it calls for nothing: nothing of it is out.
+    /// Nothing of it is out: each of its engines serves what the step calls for, or has failed with that; or it calls for
+    /// nothing.
     pub settled: bool,
     /// They serve it, and nobody can be ready with another one that must not be.
     pub ready: bool,

@@ -229,10 +229,6 @@ pub const RELEASES_KEPT: usize = 8;
 /// nodes speak every [`STATUS_INTERVAL`], so that its clock may run at half the speed.
 pub const ROLLOUT_SILENCE: Duration = STATUS_INTERVAL.saturating_mul(2 * MEMBER_TIMEOUT_INTERVALS);
 
-/// A member counts towards a majority that keeps others ready once it has been there for this long: two
-/// records of each, so that what either has decided meanwhile has come to the other. Guess.
-pub const ROLLOUT_RETURN: Duration = STATUS_INTERVAL.saturating_mul(2);
-
 /// How long an engine that holds its requests, and could answer from a synchronous release, waits for
 /// others that are about to pause. Guess: far more than pausing takes, less than who asks waits.
 pub const ROLLOUT_HOLD: Duration = Duration::from_secs(2);

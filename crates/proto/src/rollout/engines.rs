@@ -78,6 +78,11 @@ impl Engines {
         self.served() == Some(*manifest)
     }
 
+    /// None of them is on its way there: each has arrived, or cannot.
+    pub(super) fn are_at_rest(&self, manifest: &ManifestHash) -> bool {
+        self.facts().all(|f| f.served == Some(*manifest) || f.has_failed(manifest))
+    }
+
     pub(super) fn none_serves(&self) -> bool {
         self.facts().all(|f| f.served.is_none())
     }

@@ -189,13 +189,13 @@ impl Rollout {
 
     pub fn handle(&mut self, now: Time, input: RolloutInput) {
         match input {
-            RolloutInput::Release(release) => self.on_releases(vec![release]),
-            RolloutInput::Releases(releases) => self.on_releases(releases),
+            RolloutInput::Release(release) => self.on_releases(now, vec![release]),
+            RolloutInput::Releases(releases) => self.on_releases(now, releases),
             RolloutInput::Statement(statement) => self.lane.on_statement(statement),
             RolloutInput::Member { node, .. } if node == self.me => {}
             RolloutInput::Member { node, labels, report } => {
-                self.hear(node, report.as_ref());
-                self.view.on_member(now, node, labels, report);
+                self.hear(now, node, report.as_ref());
+                self.view.on_member(node, labels, report);
             }
             RolloutInput::Gone { node } => self.view.on_gone(now, node),
             RolloutInput::Engine { engine, facts } => {
@@ -267,20 +267,21 @@ impl Rollout {
         self.lane.get(&self.stand.as_ref()?.wanted)
     }
 
-    fn on_releases(&mut self, releases: Vec<Release>) {
+    fn on_releases(&mut self, now: Time, releases: Vec<Release>) {
         let used = self.stand.as_ref().map(Stand::used).unwrap_or_default();
         releases.into_iter().for_each(|release| self.lane.on_release(release, &used));
-        self.hear_again();
+        self.hear_again(now);
     }
 
-    fn hear(&mut self, node: NodeId, report: Option<&Report>) {
+    fn hear(&mut self, now: Time, node: NodeId, report: Option<&Report>) {
         let (Some(report), Some(stand)) = (report, &self.stand) else { return };
         self.accounts.on_report(node, report);
-        note(&mut self.past, &mut self.heard, stand, node, report);
+        self.past.on_report(now, node, report);
+        note(&mut self.heard, stand, node, report);
     }
 
     /// What was said before this node knew what it was about.
-    fn hear_again(&mut self) {
+    fn hear_again(&mut self, now: Time) {
         let Some(stand) = &self.stand else { return };
         let synchronous = self.lane.newest_first().filter(|r| r.policy.is_synchronous()).map(Release::id);
         let kept: BTreeSet<ReleaseId> = synchronous.collect();
@@ -288,7 +289,8 @@ impl Rollout {
         self.accounts.keep(&kept);
         for (node, _, report) in self.view.reports() {
             self.accounts.on_report(*node, report);
-            note(&mut self.past, &mut self.heard, stand, *node, report);
+            self.past.on_report(now, *node, report);
+            note(&mut self.heard, stand, *node, report);
         }
     }
 
@@ -398,7 +400,7 @@ impl Rollout {
             step: stand.step,
             phase,
             served: self.engines.served(),
-            settled: self.is_settled(),
+            settled: self.is_at_rest(),
             ready,
             engines: u32::try_from(self.engines.len()).unwrap_or(u32::MAX),
             held: self.overridden != Override::Follow,
@@ -411,6 +413,15 @@ impl Rollout {
     fn is_settled(&self) -> bool {
         let Some(stand) = &self.stand else { return false };
         stand.due().is_none_or(|due| self.all_serve(&due.manifest))
+    }
+
+    /// As far as it can come by itself. Where its base failed it is not settled, not ready, and not out for a release
+    /// either, like one whose engine has crashed: if it counted as out, those before it in a rolling release
+    /// would wait for it, and it for them.
+    fn is_at_rest(&self) -> bool {
+        let Some(stand) = &self.stand else { return false };
+        let due = |due: ReleaseId| self.are_all_here() && self.engines.are_at_rest(&due.manifest);
+        stand.due().is_none_or(due)
     }
 
     fn is_ready(&self) -> bool {
@@ -473,8 +484,7 @@ impl Rollout {
 }
 
 /// What a report says that stays true.
-fn note(past: &mut Past, heard: &mut Heard, stand: &Stand, node: NodeId, report: &Report) {
-    past.on_report(node, report);
+fn note(heard: &mut Heard, stand: &Stand, node: NodeId, report: &Report) {
     if report.wanted == stand.wanted {
         heard.on_report(node, report);
     }

@@ -29,7 +29,7 @@ impl Rollout {
                 Some((How::Rolling { max_unavailable, .. }, roster)) => Turns::of(next, roster, *max_unavailable),
                 _ => Turns::default(),
             };
-            self.hear_again();
+            self.hear_again(now);
         }
     }
 
@@ -65,21 +65,20 @@ impl Rollout {
     fn step_alone(&self, stand: &Stand, may_go: impl Fn() -> bool, may_return: impl Fn() -> bool) -> Step {
         let failed = stand.failed.is_some();
         match stand.step {
-            Step::Waiting if failed && self.is_settled() => Step::Halted,
+            Step::Waiting if failed && self.is_at_rest() => Step::Halted,
             Step::Waiting if !failed && self.is_prepared(stand) && may_go() => Step::Going,
             Step::Going if failed => Step::GoingBack,
             Step::Going if self.all_serve(&stand.wanted.manifest) => Step::Done,
             Step::Done if failed && stand.base.is_some() && may_return() => Step::GoingBack,
-            Step::GoingBack if self.is_settled() => Step::Halted,
+            Step::GoingBack if self.is_at_rest() => Step::Halted,
             step @ (Step::Waiting | Step::Going | Step::Done | Step::GoingBack | Step::Halted) => step,
         }
     }
 
-    /// Not before what it serves now is what it should, for it might be out for an earlier release; unless it
-    /// will be out for that in any case, and is counted so by all others.
+    /// Not before what it serves now is what it should, for it might be out for an earlier release.
     fn is_in_turn(&self, release: &Release) -> bool {
         let joins = self.engines.none_serves();
-        let turn = (joins || self.is_settled() || self.has_lost_base()) && self.may_go(release).is_ok();
+        let turn = (joins || self.is_at_rest()) && self.may_go(release).is_ok();
         let came_later = release.policy.entry(&self.me).is_none();
         turn || (joins && came_later && self.is_everywhere(release))
     }
@@ -108,12 +107,6 @@ impl Rollout {
     pub(super) fn is_prepared(&self, stand: &Stand) -> bool {
         let prepared = self.engines.phase(&stand.wanted.manifest).is_prepared();
         self.are_all_here() && (prepared || self.engines.none_serves())
-    }
-
-    /// What it should serve until then has failed here.
-    pub(super) fn has_lost_base(&self) -> bool {
-        let base = self.stand.as_ref().and_then(|stand| stand.base);
-        base.is_some_and(|base| self.engines.failure(&base.manifest).is_some())
     }
 
     fn failure(&self, release: &Release) -> Option<String> {
@@ -184,7 +177,7 @@ impl Rollout {
         }
         let has = |report: &Report| {
             let arrived = report.wanted != id || report.step == Step::Done;
-            arrived && report.settled && report.due() == Some(id)
+            arrived && report.settled && report.served == Some(id.manifest) && report.due() == Some(id)
         };
         let beyond = |report: &Report| report.base.is_some_and(|base| base > id);
         let concerned = |labels: &[(String, String)]| release.policy.subset.matches(labels);

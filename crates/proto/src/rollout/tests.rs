@@ -5,6 +5,8 @@ use super::*;
 use aquifer_core::policy::{Entry, Required, Unavailable};
 use aquifer_core::{OnFailure, Policy, Times, Word};
 
+mod rules;
+
 const ME: NodeId = NodeId([1; 32]);
 const S: Duration = Duration::from_secs(1);
 
@@ -25,9 +27,7 @@ fn synchronous(nodes: u8, required: Required) -> Policy {
 fn at_rest(nodes: u8) -> Rollout {
     let mut rollout = Rollout::new(ME, vec![], Override::Follow, None, Time::ZERO);
     for n in 2..=nodes {
-        for at in [Time::ZERO, Time::ZERO + crate::limits::ROLLOUT_RETURN] {
-            rollout.handle(at, RolloutInput::Member { node: other(n), labels: vec![], report: None });
-        }
+        rollout.handle(Time::ZERO, RolloutInput::Member { node: other(n), labels: vec![], report: None });
     }
     rollout.handle(Time::ZERO, RolloutInput::Release(release(1, Policy::default())));
     engine(&mut rollout, Time::ZERO, Facts { served: Some(id(1).manifest), ..Facts::default() });
@@ -148,12 +148,44 @@ fn in_doubt_and_out_of_touch_it_is_not_ready() {
     let report = rollout.report().unwrap();
     assert!(!report.ready && report.settled && report.reason.contains("committed"), "{report:?}");
     says(&mut rollout, now, other(2), Step::Waiting, Phase::Staged);
-    assert!(!rollout.report().unwrap().ready, "others may have counted it out");
-    let later = now + crate::limits::ROLLOUT_RETURN;
-    rollout.handle_timeout(later);
-    assert!(!rollout.report().unwrap().ready, "or be cut off again");
-    says(&mut rollout, later, other(2), Step::Waiting, Phase::Staged);
     assert!(rollout.report().unwrap().ready);
+    says(&mut rollout, now, other(2), Step::Going, Phase::Staged);
+    assert!(!rollout.report().unwrap().ready);
+}
+
+/// Node 3 hears a majority, as it believes, until it misses node 2, which has just left it for this side.
+#[test]
+fn one_that_is_silent_may_still_hear_who_has_just_come_from_it() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(3);
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(3, Required::Count(2)))));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
+    for n in [2, 3] {
+        rollout.handle(now, RolloutInput::Gone { node: other(n) });
+    }
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    let back = now + ROLLOUT_SILENCE;
+    says(&mut rollout, back, other(2), Step::Going, Phase::Staged);
+    assert_eq!(order(&mut rollout), Some(Until::Staged));
+    assert!(rollout.report().unwrap().reason.contains(&other(3).short()));
+    rollout.handle_timeout(back + ROLLOUT_SILENCE);
+    assert_eq!(order(&mut rollout), Some(Until::Checked));
+}
+
+/// It may have died long ago, and each later release would leave everybody not ready for as long.
+#[test]
+fn who_was_missed_before_it_heard_of_a_release_holds_up_nobody() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(2);
+    let report = Some(rollout.report().unwrap().clone());
+    rollout.handle(now, RolloutInput::Member { node: other(3), labels: vec![], report });
+    rollout.handle(now, RolloutInput::Gone { node: other(3) });
+    let now = now + ROLLOUT_SILENCE;
+    rollout.handle(now, RolloutInput::Release(release(2, synchronous(2, Required::All))));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
+    says(&mut rollout, now, other(2), Step::Going, Phase::Staged);
+    rollout.handle(now, RolloutInput::Statement(commit(2)));
+    assert_eq!(order(&mut rollout), Some(Until::Checked));
 }
 
 #[test]
@@ -295,6 +327,35 @@ fn a_failure_of_one_that_is_done_is_heard() {
     says(&mut rollout, now, other(2), Step::Done, Phase::Failed);
     let report = rollout.report().unwrap();
     assert!(report.step == Step::GoingBack && report.reason.contains("the disk is full"), "{report:?}");
+}
+
+/// Or those that come before it would wait for it, and it for them. What it serves is wrong: it is not ready.
+#[test]
+fn one_whose_base_failed_is_not_out() {
+    let now = Time::ZERO + S * 60;
+    let mut rollout = at_rest(2);
+    let how = How::Rolling { canary: None, max_unavailable: Unavailable::Count(2), by: None };
+    let rolling = Policy { how, roster: roster(2), ..Policy::default() };
+    rollout.handle(now, RolloutInput::Release(release(2, rolling.clone())));
+    engine(&mut rollout, now, staged(Some(1), Phase::Staged));
+    engine(&mut rollout, now, Facts { served: Some(id(2).manifest), ..Facts::default() });
+    let second = |rollout: &mut Rollout, target: u64, phase, failed: Option<u64>| {
+        let failed = failed.map(|seq| (id(seq).manifest, "the answers are wrong".to_string()));
+        let facts = Facts { served: None, target: Some(id(target).manifest), phase, failed };
+        rollout.handle(now, RolloutInput::Engine { engine: 8, facts });
+        let report = rollout.report().unwrap().clone();
+        assert!(!report.ready, "{report:?}");
+        (report.step, report.settled)
+    };
+    assert_eq!(second(&mut rollout, 2, Phase::Heard, None), (Step::Done, false));
+    rollout.handle(now, RolloutInput::Release(release(3, rolling)));
+    assert_eq!(second(&mut rollout, 2, Phase::Paused, None), (Step::Waiting, false));
+    assert_eq!(second(&mut rollout, 3, Phase::Heard, Some(2)), (Step::Waiting, true));
+    let (served, target) = (Some(id(2).manifest), Some(id(3).manifest));
+    engine(&mut rollout, now, Facts { served, target, phase: Phase::Staged, failed: None });
+    assert_eq!(second(&mut rollout, 3, Phase::Staged, Some(2)), (Step::Going, false));
+    assert_eq!(second(&mut rollout, 3, Phase::Heard, Some(3)), (Step::GoingBack, false));
+    assert_eq!(second(&mut rollout, 2, Phase::Heard, Some(2)), (Step::Halted, true));
 }
 
 /// Its node is none of those that the release is for.

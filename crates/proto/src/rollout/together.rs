@@ -5,21 +5,26 @@
 //! because it missed that. A release is *open* at a node when, of its group (the roster, and whoever
 //! else reports),
 //! - a majority of the roster is past it, and
-//! - everybody else is past it, or has been silent for [`crate::limits::ROLLOUT_SILENCE`];
+//! - everybody else is past it, or has been silent for [`ROLLOUT_SILENCE`]; and where somebody is silent, that
+//!   majority has been past it for as long.
 //!
 //! Each node looks for itself, and only then is ready with the new release. It takes nobody's word for it: one
 //! that lies is one vote of many, and cannot open a release that some who are heard have not heard to be committed.
 //!
 //! As long as a node has not heard the commit it may have missed it: it is *in doubt*, and ready with
 //! the old release only while
-//! - a majority of the roster has been heard over [`crate::limits::ROLLOUT_RETURN`] and is not missed, and
+//! - a majority of the roster is heard and not missed, and
 //! - nobody is known to be past it.
 //!
-//! So two majorities have a node in common. If the commit is open, and somebody in doubt hears the
-//! majority, it hears of one that is past it. If it hears none, it is not ready, at the latest after a
-//! member's time-out, which is less than the silence that others wait for. What is assumed beyond:
-//! who hears a majority hears, and is heard by, whoever they hear, within `ROLLOUT_RETURN` / 2; and
-//! no clock runs half as fast as another. No two nodes' times are compared.
+//! So two majorities have a node in common. Say the release is open, somebody of the roster is not past it, and takes
+//! itself to hear a majority. That has a node in common with those that have been past it for the silence. What was
+//! heard of this one last, within a member's time-out, is newer than that, for the silence is two time-outs: so it
+//! says that it is past, and who heard it is not ready. Whom else it hears, for how long, and who hears whom, matters not:
+//! the network may part, and part otherwise, at any moment. What is assumed beyond: no clock runs
+//! half as fast as another, and no record is on its way for as long as that leaves. No two nodes' times are compared.
+//!
+//! Without the last condition, one that leaves the side of those in doubt, and takes the commit with it to the other,
+//! would open the release there while it is not yet missed here.
 //!
 //! Somebody who came after the roster was made may be in doubt, cut off, and not yet have noticed. Who was there
 //! then has heard it, and waits for it. Who has just started has not: it lets as much time pass
@@ -34,6 +39,7 @@
 //! still say either word.
 
 use super::view::View;
+use crate::limits::ROLLOUT_SILENCE;
 use aquifer_core::policy::Required;
 use aquifer_core::{NodeId, Phase, Release, ReleaseId, Report, Step, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,7 +47,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Who was ever heard to be past a synchronous release, and which are open.
 #[derive(Debug, Default)]
 pub(super) struct Past {
-    past: BTreeMap<ReleaseId, BTreeSet<NodeId>>,
+    /// And since when.
+    past: BTreeMap<ReleaseId, BTreeMap<NodeId, Time>>,
     open: BTreeSet<ReleaseId>,
 }
 
@@ -55,10 +62,10 @@ impl Past {
         }
     }
 
-    pub(super) fn on_report(&mut self, node: NodeId, report: &Report) {
+    pub(super) fn on_report(&mut self, now: Time, node: NodeId, report: &Report) {
         for (release, nodes) in &mut self.past {
             if is_past(report, release) {
-                nodes.insert(node);
+                nodes.entry(node).or_insert(now);
             }
         }
     }
@@ -78,16 +85,22 @@ impl Past {
             return Ok(());
         }
         let past = self.past.entry(id).or_default();
-        let is_past = |node: &NodeId| node == me || past.contains(node);
+        past.entry(*me).or_insert(now);
+        let is_past = |node: &NodeId| past.contains_key(node);
         let behind = |node: &NodeId| !is_past(node) && !view.is_silent(now, node);
         let roster: Vec<NodeId> = release.policy.roster.iter().map(|e| e.node).collect();
-        let mut group =
-            roster.iter().chain(group_beside_roster(release, view)).chain(missed_beside_roster(release, view));
-        if let Some(node) = group.find(|node| behind(node) && !is_held(view, node)) {
-            return Err(*node);
+        let group = roster.iter().chain(group_beside_roster(release, view)).chain(missed_beside_roster(release, view));
+        let unsure: Vec<&NodeId> = group.filter(|node| !is_past(node) && !is_held(view, node)).collect();
+        if let Some(node) = unsure.iter().find(|node| behind(node)) {
+            return Err(**node);
         }
-        let counted = roster.iter().filter(|node| is_past(node)).count();
-        if let Some(node) = roster.iter().find(|node| !is_past(node))
+        // Who was missed before it heard of the release is not in doubt of it.
+        let may_doubt =
+            |node: &&NodeId| roster.contains(node) || view.last_report(node).is_some_and(|report| report.wanted >= id);
+        let doubter = unsure.iter().copied().find(may_doubt);
+        let waited = |since: &Time| doubter.is_none() || now.since(*since) >= ROLLOUT_SILENCE;
+        let counted = roster.iter().filter(|node| past.get(node).is_some_and(waited)).count();
+        if let Some(node) = doubter.or_else(|| roster.iter().find(|node| !is_past(node)))
             && counted * 2 <= roster.len()
         {
             return Err(*node);
@@ -101,9 +114,9 @@ impl Past {
 
     /// Why `me`, which has heard no commit, cannot be sure that the release is open to nobody. None: it can.
     pub(super) fn doubt(&self, me: &NodeId, release: &Release, view: &View) -> Option<Doubt> {
-        let past = self.past.get(&release.id()).and_then(|past| past.first());
+        let past = self.past.get(&release.id()).and_then(|past| past.keys().find(|node| *node != me));
         let roster = &release.policy.roster;
-        let heard = roster.iter().filter(|e| e.node == *me || view.is_steady(&e.node)).count();
+        let heard = roster.iter().filter(|e| e.node == *me || view.is_there(&e.node)).count();
         match past {
             Some(node) => Some(Doubt::Past(*node)),
             None if heard * 2 > roster.len() || roster.is_empty() => None,

@@ -12,6 +12,9 @@
 //! - those after it that it has not heard to be halted;
 //! - those before it that it has heard neither to be done nor to be halted.
 //!
+//! One where an engine failed with what it served before is settled once its other engines are where they
+//! should be: it is not ready, as if that engine had crashed, and nothing of it is out for a release.
+//!
 //! *Never more than `k` are out.* What is counted on (settled, done, halted) does not become
 //! untrue until one has its turn, and turns obey these rules; so old news is safe news, and who hears
 //! nothing waits. Take those out under this release. If some of them go back, the first of those
@@ -149,4 +152,77 @@ fn weight(release: Option<ReleaseId>, node: &NodeId) -> Hash {
     let mut bytes = Vec::new();
     codec::append(&mut bytes, &(release, node));
     Hash::of(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rollout::testing::id;
+
+    fn turns(groups: &[u32]) -> Turns {
+        let entry = |(n, group): (u8, &u32)| Entry { node: NodeId([n; 32]), canary: false, group: *group };
+        let roster: Vec<Entry> = (1..).zip(groups).map(entry).collect();
+        Turns::of(id(2), &roster, Unavailable::Count(1))
+    }
+
+    fn all_settled(turns: &Turns) -> Heard {
+        let most = Most { settled: true, ..Most::default() };
+        Heard(turns.order.iter().map(|e| (e.node, most)).collect())
+    }
+
+    #[test]
+    fn each_group_has_its_own_turn() {
+        let turns = turns(&[0, 0, 0, 1, 1]);
+        let heard = all_settled(&turns);
+        let going = turns.order.iter().filter(|e| turns.may_go(&e.node, &heard, std::iter::empty()).is_ok());
+        let mut groups: Vec<u32> = going.map(|e| e.group).collect();
+        groups.sort();
+        assert_eq!(groups, [0, 1]);
+    }
+
+    #[test]
+    fn who_came_later_goes_last_and_one_by_one() {
+        let turns = turns(&[0]);
+        let mut heard = all_settled(&turns);
+        let later: Vec<NodeId> = (7..10).map(|n| NodeId([n; 32])).collect();
+        let going = |heard: &Heard| {
+            later.iter().filter(|node| turns.may_go(node, heard, later.iter()).is_ok()).copied().collect::<Vec<_>>()
+        };
+        assert_eq!(going(&heard), [], "the roster comes first");
+        let done = Most { step: Step::Done, ..Most::default() };
+        heard.0.insert(NodeId([1; 32]), done);
+        for _ in &later {
+            let next = going(&heard).into_iter().find(|node| !heard.is_done(node)).unwrap();
+            let others = going(&heard).into_iter().filter(|node| *node != next);
+            assert!(others.into_iter().all(|node| heard.is_done(&node)), "one at a time");
+            heard.0.insert(next, done);
+        }
+    }
+
+    /// Records come late, and twice.
+    #[test]
+    fn what_was_said_once_counts() {
+        let turns = turns(&[0, 0]);
+        let (first, second) = (turns.order[0].node, turns.order[1].node);
+        let report = |step, settled| Report {
+            wanted: id(2),
+            base: None,
+            step,
+            phase: Phase::Heard,
+            served: None,
+            settled,
+            ready: false,
+            engines: 1,
+            held: false,
+            reason: String::new(),
+            times: Default::default(),
+        };
+        let mut heard = Heard::default();
+        heard.on_report(second, &report(Step::Waiting, true));
+        heard.on_report(second, &report(Step::Waiting, false));
+        assert_eq!(turns.may_go(&first, &heard, std::iter::empty()), Ok(()));
+        heard.on_report(first, &report(Step::Done, true));
+        heard.on_report(first, &report(Step::Going, false));
+        assert_eq!(turns.may_go(&second, &heard, std::iter::empty()), Ok(()));
+    }
 }

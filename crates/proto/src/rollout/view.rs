@@ -1,7 +1,6 @@
-//! What a node has heard of the others: their reports, since when they are there without a break,
-//! and since when they are silent.
+//! What a node has heard of the others: their reports, and since when they are silent.
 
-use crate::limits::{ROLLOUT_RETURN, ROLLOUT_SILENCE};
+use crate::limits::ROLLOUT_SILENCE;
 use aquifer_core::{NodeId, Report, Time};
 use std::collections::BTreeMap;
 
@@ -18,9 +17,6 @@ pub(super) struct Seen {
     pub(super) labels: Vec<(String, String)>,
     /// None: no engine of it follows the channel.
     pub(super) report: Option<Report>,
-    since: Time,
-    /// Last.
-    heard: Time,
 }
 
 impl View {
@@ -28,10 +24,9 @@ impl View {
         View { members: BTreeMap::new(), gone: BTreeMap::new(), start }
     }
 
-    pub(super) fn on_member(&mut self, now: Time, node: NodeId, labels: Vec<(String, String)>, report: Option<Report>) {
+    pub(super) fn on_member(&mut self, node: NodeId, labels: Vec<(String, String)>, report: Option<Report>) {
         self.gone.remove(&node);
-        let since = self.members.get(&node).map_or(now, |seen| seen.since);
-        self.members.insert(node, Seen { labels, report, since, heard: now });
+        self.members.insert(node, Seen { labels, report });
     }
 
     pub(super) fn on_gone(&mut self, now: Time, node: NodeId) {
@@ -58,6 +53,12 @@ impl View {
         self.members.get(node)?.report.as_ref()
     }
 
+    /// Also of one that is missed.
+    pub(super) fn last_report(&self, node: &NodeId) -> Option<&Report> {
+        let seen = self.members.get(node).or_else(|| self.gone.get(node).map(|(_, seen)| seen))?;
+        seen.report.as_ref()
+    }
+
     pub(super) fn is_there(&self, node: &NodeId) -> bool {
         self.members.contains_key(node)
     }
@@ -66,11 +67,5 @@ impl View {
     pub(super) fn is_silent(&self, now: Time, node: &NodeId) -> bool {
         let since = self.gone.get(node).map_or(self.start, |(since, _)| *since);
         !self.is_there(node) && now.since(since) >= ROLLOUT_SILENCE
-    }
-
-    /// Heard over so long a time that whoever counts this node out has heard that it is back, and its word
-    /// of that has come here. Silence since the first record does not count: it may be cut off again.
-    pub(super) fn is_steady(&self, node: &NodeId) -> bool {
-        self.members.get(node).is_some_and(|seen| seen.heard.since(seen.since) >= ROLLOUT_RETURN)
     }
 }

@@ -4,7 +4,7 @@
 use crate::world::World;
 use aquifer_core::{How, NodeId, ReleaseId, Step};
 use aquifer_proto::rollout::Stand;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 impl World {
     pub(crate) fn check(&self) -> Result<(), String> {
@@ -48,34 +48,47 @@ impl World {
         Ok(())
     }
 
-    /// Of a group, no more are out than a release allows. Racks are the groups, so each has the same
-    /// number in all releases; with a newcomer a percentage may allow one more than before.
+    /// Of a group of a release's roster, no more are out than it allows; of an older release, among those that have heard
+    /// of none after it: a newer one does without whoever was dead or cut off when it was made, and so cannot
+    /// count on it. Racks are the groups; the number of one is another in a release that names nobody of a rack before it.
     fn check_out(&self) -> Result<(), String> {
-        let mut groups: BTreeMap<u32, (BTreeSet<usize>, usize)> = BTreeMap::new();
-        for release in self.releases.values() {
-            let How::Rolling { max_unavailable, .. } = &release.policy.how else { continue };
-            for entry in &release.policy.roster {
-                let of_group = release.policy.roster.iter().filter(|e| e.group == entry.group).count();
-                let (nodes, most) = groups.entry(entry.group).or_default();
-                nodes.insert(self.index[&entry.node]);
-                *most = max_unavailable.of(of_group).max(*most);
-            }
-        }
-        for (nodes, most) in groups.values() {
-            // Who is gone with its engines out is unavailable for good: a release that does without it goes on.
-            let newest = self.releases.values().next_back();
-            let given_up = |n: usize| {
-                let is_named = newest.is_some_and(|r| r.policy.entry(&self.nodes[n].id).is_some());
-                self.nodes[n].agent.is_none() && !is_named
+        let most = self.out_most();
+        let newest = self.releases.keys().next_back();
+        for (id, release) in &self.releases {
+            let goes_by = |n: usize| {
+                let wanted = self.nodes[n].disk.stand.as_ref().map(|stand| stand.wanted);
+                Some(id) == newest || wanted.is_some_and(|wanted| wanted <= *id)
             };
-            let counts = |n: usize| self.is_honest(n) && !given_up(n);
-            let is_out = |n: &usize| counts(*n) && self.nodes[*n].engines.iter().any(|e| e.out);
-            let out: Vec<&usize> = nodes.iter().filter(|n| is_out(n)).collect();
-            if out.len() > *most {
-                return Err(format!("out: {out:?} are out at once, of {nodes:?}"));
+            let is_out = |n: &usize| self.is_honest(*n) && goes_by(*n) && self.nodes[*n].engines.iter().any(|e| e.out);
+            let mut out: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
+            for node in release.policy.roster.iter().map(|e| self.index[&e.node]).filter(is_out) {
+                out.entry(self.nodes[node].rack()).or_default().push(node);
+            }
+            if let Some((rack, out)) =
+                out.iter().find(|(rack, out)| most.get(*rack).is_some_and(|most| out.len() > *most))
+            {
+                return Err(format!("out: {out:?} are out at once, of rack {rack:?} of {id:?}"));
             }
         }
         Ok(())
+    }
+
+    /// How many may be out of each rack. With a newcomer a percentage may allow one more than before.
+    fn out_most(&self) -> BTreeMap<Option<&str>, usize> {
+        let mut most: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+        for release in self.releases.values() {
+            let mut racks: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+            for entry in &release.policy.roster {
+                *racks.entry(self.nodes[self.index[&entry.node]].rack()).or_default() += 1;
+            }
+            if let How::Rolling { max_unavailable, .. } = &release.policy.how {
+                for (rack, nodes) in racks {
+                    let most = most.entry(rack).or_default();
+                    *most = max_unavailable.of(nodes).max(*most);
+                }
+            }
+        }
+        most
     }
 
     /// Nobody of a rolling release's roster goes before its canaries are done.

@@ -3,8 +3,8 @@
 use crate::engine::Fault;
 use crate::lies::{Bug, Liar, Lie};
 use crate::world::{MS, World};
-use aquifer_core::policy::{Required, Unavailable};
-use aquifer_core::{How, ManifestHash, OnFailure, Phase, Policy, ReleaseId, Report, Step, Time, Word};
+use aquifer_core::policy::{Entry, Required, Unavailable};
+use aquifer_core::{How, ManifestHash, NodeId, OnFailure, Phase, Policy, ReleaseId, Report, Step, Time, Word};
 use rand::Rng;
 use std::time::Duration;
 
@@ -73,6 +73,8 @@ pub(crate) enum Mishap {
     CutOff,
     Halves,
     CanaryCutOff,
+    /// The network parts, for long, and again between others, at once or after a moment.
+    Flaps,
     /// A release that follows; of the same number from another publisher; one that goes back.
     Superseded,
     Rivalled,
@@ -103,7 +105,8 @@ pub(crate) struct Plan {
     pub(crate) on_failure: OnFailure,
     pub(crate) members: usize,
     pub(crate) loss: f64,
-    /// What is wrong with the release, and where; at all engines there, or at the first.
+    /// What is wrong with which release, and where; at all engines there, or at the first.
+    pub(crate) bad: &'static [u8],
     pub(crate) faults: Vec<(usize, Fault)>,
     pub(crate) all_engines_fail: bool,
     pub(crate) liar: Option<(usize, Lie)>,
@@ -121,6 +124,7 @@ impl Plan {
             on_failure: OnFailure::Stay,
             members: 5,
             loss: 0.05,
+            bad: b"2",
             faults: vec![],
             all_engines_fail: true,
             liar: None,
@@ -184,7 +188,7 @@ impl Plan {
         }
         (world.committer, world.loss, world.bug) = (Some(PUBLISHER), self.loss, self.bug);
         world.liar = self.liar.map(|(node, lie)| Liar { node, lie });
-        world.faults.extend(self.faults.iter().map(|(node, fault)| ((*node, ManifestHash::of(b"2")), *fault)));
+        world.faults.extend(self.faults.iter().map(|(node, fault)| ((*node, ManifestHash::of(self.bad)), *fault)));
         Ok(world)
     }
 
@@ -255,6 +259,19 @@ impl Plan {
                 (0..world.side.len()).for_each(|n| world.side[n] = world.rng.random_range(0..2));
                 world.heal_after(while_ * 2);
             }
+            Mishap::Flaps => {
+                let mut after = Duration::ZERO;
+                for _ in 0..3 {
+                    let away: Vec<usize> = (0..world.side.len()).filter(|_| world.rng.random_bool(0.5)).collect();
+                    world.part_after(after, &away);
+                    after += MS * world.rng.random_range(10_000..60_000);
+                    if world.rng.random_bool(0.5) {
+                        world.heal_after(after);
+                        after += MS * world.rng.random_range(20..5_000);
+                    }
+                }
+                world.heal_after(after);
+            }
             Mishap::Superseded => drop(world.release(publisher, 3, b"3", self.policy())),
             Mishap::Rivalled => drop(world.release(publisher, release.seq, b"rival", self.policy())),
             Mishap::RolledBack => drop(world.release(publisher, 3, b"1", self.policy())),
@@ -276,15 +293,15 @@ impl Plan {
             living.iter().map(|n| report(n).map(Report::due)).collect::<Result<_, String>>()?;
         // Who cannot take what is committed is not ready, nor is anybody in doubt without a majority.
         let synchronous = matches!(self.kind, Kind::Synchronous(_));
-        let few = synchronous && living.iter().filter(|n| **n <= self.members).count() * 2 <= self.members;
+        let few = living.iter().any(|n| hears_few(world, *n));
         let stays = !self.is_undone(world);
         if world.remedies > 0 && self.liar.is_none() && !self.asks_to_be_undone(self.faults.len()) {
             return Err("end: it was undone, and nobody asked for it".to_string());
         }
         for node in &living {
             let it = report(node)?;
-            let failed = self.fails(*node) && it.due().is_some_and(|due| due.manifest == ManifestHash::of(b"2"));
-            if !(it.ready || few || failed && stays) {
+            let failed = self.fails(*node) && it.due().is_some_and(|due| due.manifest == ManifestHash::of(self.bad));
+            if !(it.ready || hears_few(world, *node) || failed && stays) {
                 return Err(format!("end: {node} is not ready in the end: {it:?}"));
             }
         }
@@ -295,13 +312,12 @@ impl Plan {
         if !held_up && !may_differ && !few && due.iter().any(|d| *d != due[0]) {
             return Err(format!("end: they do not agree in the end: {due:?}"));
         }
-        let all_is_back = due.iter().all(|d| d.is_some_and(|d| d.seq == 1));
-        let one_release = world.releases.len() == 2;
-        if matches!(self.kind, Kind::Rolling(_)) && failing && all_live && one_release && !all_is_back {
+        let failed = failing && newest.manifest == ManifestHash::of(self.bad);
+        let all_is_back = due.iter().all(|d| d.is_some_and(|d| d != newest));
+        if matches!(self.kind, Kind::Rolling(_)) && failed && all_live && !all_is_back {
             return Err(format!("end: it failed, and is served: {due:?}"));
         }
         let aborted = world.nodes[*first].disk.statements.keys().any(|(_, word)| *word == Word::Abort);
-        let failed = failing && newest.seq == 2;
         if all_live && !failed && !aborted && due[0] != Some(newest) {
             return Err(format!("end: it went nowhere: {due:?}, {:?}", report(first)?));
         }
@@ -326,6 +342,17 @@ impl Plan {
         let Kind::Synchronous(required) = self.kind else { return false };
         self.on_failure == OnFailure::RollBack && failing > self.members - required.of(self.members)
     }
+}
+
+/// Whether a majority is dead of the roster of a synchronous release that `node` may be in doubt of, or wait for others
+/// to be past. It need not be the one it wants: others follow, and name whoever was there then.
+fn hears_few(world: &World, node: usize) -> bool {
+    let Some(report) = world.report(node) else { return false };
+    let between = world.releases.range(..=report.wanted).filter(|(id, _)| report.base.is_none_or(|base| **id >= base));
+    let lives = |id: &NodeId| world.is_honest(world.index[id]) && world.nodes[world.index[id]].agent.is_some();
+    let few =
+        |roster: &[Entry]| !roster.is_empty() && roster.iter().filter(|e| lives(&e.node)).count() * 2 <= roster.len();
+    between.filter(|(_, r)| r.policy.is_synchronous()).any(|(_, r)| few(&r.policy.roster))
 }
 
 pub(crate) fn at(seconds: u64) -> Time {

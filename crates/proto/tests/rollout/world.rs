@@ -59,6 +59,12 @@ pub(crate) struct Machine {
     clock: (Duration, f64),
 }
 
+impl Machine {
+    pub(crate) fn rack(&self) -> Option<&str> {
+        self.labels.iter().find(|(key, _)| key == "rack").map(|(_, rack)| rack.as_str())
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Disk {
     pub(crate) stand: Option<Stand>,
@@ -123,6 +129,8 @@ pub(crate) enum Event {
         node: usize,
         engine: usize,
     },
+    /// Who is on the other side from now on.
+    Part(Vec<usize>),
     Heal,
 }
 
@@ -199,9 +207,14 @@ impl World {
         self.plan(after, Event::Heal);
     }
 
+    pub(crate) fn part_after(&mut self, after: Duration, away: &[usize]) {
+        self.plan(after, Event::Part(away.to_vec()));
+    }
+
     /// Whether something is down that will come back, or the network is parted.
     pub(crate) fn has_faults(&self) -> bool {
-        let returns = |e: &Event| matches!(e, Event::Start { .. } | Event::StartEngine { .. } | Event::Heal);
+        let returns =
+            |e: &Event| matches!(e, Event::Start { .. } | Event::StartEngine { .. } | Event::Part(_) | Event::Heal);
         self.events.values().any(returns)
     }
 
@@ -265,6 +278,9 @@ impl World {
                 self.nodes[node].engines[engine].start();
                 self.changed = true;
                 self.tell_engine(node, engine);
+            }
+            Event::Part(away) => {
+                (0..).zip(&mut self.side).for_each(|(node, side)| *side = u32::from(away.contains(&node)))
             }
             Event::Heal => self.side.iter_mut().for_each(|side| *side = 0),
         }
