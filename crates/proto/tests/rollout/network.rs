@@ -1,13 +1,16 @@
 //! What nodes tell each other: releases, statements, and records that also say what their sender lacks.
 
 use crate::lies::Bug;
-use crate::world::{Event, MS, World};
+use crate::world::{Event, MS, TIMEOUT, World};
 use aquifer_core::limits::ROSTER_MAX;
-use aquifer_core::{ManifestHash, Policy, Release, ReleaseId, Report, Statement, Word};
+use aquifer_core::{ManifestHash, Policy, Release, ReleaseId, Report, Statement, Time, Word};
 use aquifer_proto::rollout::{RolloutInput, Verdict};
 use rand::Rng;
 use std::rc::Rc;
 use std::time::Duration;
+
+/// Two that have not heard each other for so long meet anew: their connection broke.
+const APART: Duration = Duration::from_secs(6);
 
 pub(crate) struct Record {
     labels: Vec<(String, String)>,
@@ -86,18 +89,16 @@ impl World {
         }
     }
 
-    pub(crate) fn on_record(&mut self, to: usize, from: usize, order: u64, record: &Record) {
+    pub(crate) fn on_record(&mut self, to: usize, from: usize, order: u64, record: Rc<Record>) {
         let now = self.local(to);
         let Some(agent) = &mut self.nodes[to].agent else { return };
-        let last = agent.order.entry(from).or_default();
-        if order <= std::mem::replace(last, order.max(*last)) {
+        let before = agent.met.insert(from, now);
+        if before.is_none_or(|before| now.since(before) >= APART) {
+            self.tell_of_others(to, from);
+        }
+        if !self.take_in(to, from, order, (Duration::ZERO, record.clone())) {
             return;
         }
-        agent.heard.insert(from, now);
-        let report = record.report.clone().map(|report| self.lie(from, report));
-        let report = report.map(|report| self.misread(from, report));
-        let labels = record.labels.clone();
-        self.tell(to, RolloutInput::Member { node: self.nodes[from].id, labels, report });
         // Who lacks something is reminded.
         let disk = &self.nodes[to].disk;
         let releases: Vec<Release> =
@@ -111,6 +112,40 @@ impl World {
         for statement in statements {
             self.plan_over(to, from, Event::Statement { to: from, statement });
         }
+    }
+
+    /// Who connects is told of all others, as `Node` does it.
+    fn tell_of_others(&mut self, to: usize, from: usize) {
+        let now = self.local(from);
+        let Some(agent) = &self.nodes[from].agent else { return };
+        let known = agent.records.iter().filter(|(of, _)| **of != to);
+        let told = known.filter_map(|(of, (order, record))| {
+            let age = now.since(*agent.heard.get(of)?);
+            Some(Event::Told { to, of: *of, order: *order, age, record: record.clone() })
+        });
+        let told: Vec<Event> = told.collect();
+        told.into_iter().for_each(|event| self.plan_over(from, to, event));
+    }
+
+    pub(crate) fn on_told(&mut self, to: usize, of: usize, order: u64, told: (Duration, Rc<Record>)) {
+        self.take_in(to, of, order, told);
+    }
+
+    /// Whether it is news.
+    fn take_in(&mut self, to: usize, of: usize, order: u64, (age, record): (Duration, Rc<Record>)) -> bool {
+        let now = self.local(to);
+        let Some(agent) = &mut self.nodes[to].agent else { return false };
+        let last = agent.order.entry(of).or_default();
+        if order <= std::mem::replace(last, order.max(*last)) || age >= TIMEOUT {
+            return false;
+        }
+        agent.heard.insert(of, Time::from_origin(now.since(Time::ZERO).saturating_sub(age)));
+        agent.records.insert(of, (order, record.clone()));
+        let report = record.report.clone().map(|report| self.lie(of, report));
+        let report = report.map(|report| self.misread(of, report));
+        let labels = record.labels.clone();
+        self.tell(to, RolloutInput::Member { node: self.nodes[of].id, labels, report });
+        true
     }
 
     pub(crate) fn on_release(&mut self, to: usize, release: Release) {

@@ -14,7 +14,7 @@ use std::time::Duration;
 pub(crate) const MS: Duration = Duration::from_millis(1);
 /// As in `limits`: how often records are said, and how long silence is borne.
 const INTERVAL: Duration = Duration::from_secs(3);
-const TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(15);
 const TICK: Duration = Duration::from_millis(500);
 
 pub(crate) struct World {
@@ -79,6 +79,9 @@ pub(crate) struct Agent {
     pub(crate) heard: BTreeMap<usize, Time>,
     /// Of the last record, so that none overtakes a later one.
     pub(crate) order: BTreeMap<usize, u64>,
+    /// The last records of those that are there, to be told to whom it meets anew; and when it last heard whom itself.
+    pub(crate) records: BTreeMap<usize, (u64, Rc<Record>)>,
+    pub(crate) met: BTreeMap<usize, Time>,
 }
 
 impl Agent {
@@ -99,6 +102,14 @@ pub(crate) enum Event {
         to: usize,
         from: usize,
         order: u64,
+        record: Rc<Record>,
+    },
+    /// The record of one that may be elsewhere, and how long ago it was heard.
+    Told {
+        to: usize,
+        of: usize,
+        order: u64,
+        age: Duration,
         record: Rc<Record>,
     },
     Release {
@@ -258,7 +269,8 @@ impl World {
         match event {
             Event::Over { to, from, event } if self.side[from] == self.side[to] => self.on_event(*event),
             Event::Over { .. } => {}
-            Event::Record { to, from, order, record } => self.on_record(to, from, order, &record),
+            Event::Record { to, from, order, record } => self.on_record(to, from, order, record),
+            Event::Told { to, of, order, age, record } => self.on_told(to, of, order, (age, record)),
             Event::Release { to, release } => self.on_release(to, release),
             Event::Statement { to, statement } => self.on_statement(to, statement),
             Event::Engine { node, engine, token } => self.on_engine(node, engine, token),
@@ -296,7 +308,14 @@ impl World {
         let rollout =
             Rollout::new(machine.id, machine.labels.clone(), Override::Follow, machine.disk.stand.clone(), now);
         let desk = machine.engines.is_empty().then(|| Rollout::onlooker(&Selector::default(), now));
-        machine.agent = Some(Agent { rollout, desk, heard: BTreeMap::new(), order: BTreeMap::new() });
+        machine.agent = Some(Agent {
+            rollout,
+            desk,
+            heard: BTreeMap::new(),
+            order: BTreeMap::new(),
+            records: BTreeMap::new(),
+            met: BTreeMap::new(),
+        });
         let life = machine.life;
         let releases: Vec<Release> = machine.disk.releases.values().cloned().collect();
         let statements: Vec<Statement> = machine.disk.statements.values().cloned().collect();
@@ -319,6 +338,7 @@ impl World {
         let silent: Vec<usize> =
             agent.heard.iter().filter(|(_, at)| now.since(**at) >= TIMEOUT).map(|(n, _)| *n).collect();
         agent.heard.retain(|n, _| !silent.contains(n));
+        agent.records.retain(|n, _| !silent.contains(n));
         for gone in silent {
             self.tell(node, RolloutInput::Gone { node: self.nodes[gone].id });
         }
