@@ -16,7 +16,7 @@ from .errors import AgentUnavailable, AquiferError, HydrationError, HydrationTim
 from .gpu import GpuError
 from .memory import Arena, empty
 from .modules import Bound, Fused, Transposed
-from .values import Progress, Release, TensorInfo
+from .values import Progress, Release, Standing, TensorInfo
 from .wire import default_socket_path, request_status
 
 __version__ = "0.1.0"
@@ -36,6 +36,7 @@ __all__ = [
     "Progress",
     "Release",
     "RequestRefused",
+    "Standing",
     "TensorInfo",
     "Transposed",
     "default_socket_path",

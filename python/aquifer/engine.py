@@ -15,7 +15,7 @@ from .gate import Gate
 from .link import CLOSED, Link, deadline_of, left
 from .registration import Registration
 from .table import Row, Table
-from .values import Progress, Release, TensorInfo, parse
+from .values import Progress, Release, Standing, TensorInfo, parse
 from .wire import PROTOCOL_VERSION, Message, Session, default_socket_path
 
 log = logging.getLogger("aquifer")
@@ -81,6 +81,7 @@ class Engine:
         self._last_pause: Optional[float] = None
         self._failure: Optional[HydrationError] = None
         self._progress: Optional[Progress] = None
+        self._standing: Optional[Standing] = None
         self._manifest: Optional[Table] = None
         self._link = Link(self.socket, self._greet, self._restore, self._handle, self._overhear, self._fail)
         self._link.open(connect_timeout)
@@ -240,6 +241,14 @@ class Engine:
         with self._changed:
             newest = self._wanted or self._serving
             return newest.manifest if newest else None
+
+    @property
+    def standing(self) -> Optional[Standing]:
+        """Where the node stands with the channel, as it said last: a health check is to report ``standing.ready`` and
+        its ``reason``. It may be false while this engine serves a release: in a synchronous rollout others may be
+        answering from a newer one. ``None`` before the node said anything, or while there is no agent."""
+        with self._changed:
+            return None if self._link.closed else self._standing
 
     @property
     def last_pause(self) -> Optional[float]:
@@ -420,10 +429,13 @@ class Engine:
 
     def _overhear(self, message: Message) -> bool:
         """On the reader's thread."""
-        if message["event"] != "progress":
+        if message["event"] not in ("progress", "standing"):
             return False
         with self._changed:
-            self._progress = parse(Progress, message)
+            if message["event"] == "progress":
+                self._progress = parse(Progress, message)
+            else:
+                self._standing = parse(Standing, message)
             self._changed.notify_all()
         return True
 

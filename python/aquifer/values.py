@@ -1,7 +1,7 @@
 """What the agent tells, as immutable values."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Dict, Tuple, Type, TypeVar
+from typing import Any, Dict, Optional, Tuple, Type, TypeVar
 
 T = TypeVar("T")
 
@@ -30,6 +30,23 @@ class TensorInfo:
     dtype: str
     shape: Tuple[int, ...]
     bytes: int
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the node stands with the channel, true of all its engines together: what ``aquifer status`` says."""
+
+    #: Hash of the manifest to get to, or arrived at.
+    wanted: str
+    #: Hash of the manifest that the engines are to serve now; ``None``: nothing yet.
+    due: Optional[str]
+    #: ``heard``, ``planned``, ``fetched``, ``verified``, ``staged``, ``paused``, ``checked``, ``ready``, ``failed``
+    #: or ``rolled back``.
+    phase: str
+    #: All of them serve ``due``, and nobody can be ready with another release that must not be.
+    ready: bool
+    #: What it waits for, or what went wrong; for people.
+    reason: str
 
 
 @dataclass(frozen=True)

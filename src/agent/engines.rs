@@ -10,7 +10,7 @@ use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row,
 use aquifer_cuda::{DeviceSpan, DeviceWorker};
 use aquifer_engine::protocol::{
     Conduct, ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, Stage,
-    TensorInfo, Welcome, code,
+    Standing, TensorInfo, Welcome, code,
 };
 use aquifer_engine::{ConnId, EngineEvent, ManifestPage};
 use aquifer_memory::Span;
@@ -35,6 +35,8 @@ pub(super) struct EngineConn {
     /// None until it has said hello.
     pub(super) channel: Option<ChannelName>,
     pub(super) session: EngineSession,
+    /// Where the node stands, as it was told last.
+    pub(super) standing: Option<Standing>,
     /// What it was told to do last, and how it was as the brain knows it.
     pub(super) order: Option<Order>,
     pub(super) told: Option<Facts>,
@@ -107,6 +109,7 @@ impl Agent {
                     name: format!("pid-{pid}"),
                     channel: None,
                     session: EngineSession::default(),
+                    standing: None,
                     order: None,
                     told: None,
                     unfit: None,

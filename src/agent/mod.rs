@@ -470,6 +470,7 @@ impl Agent {
                 break;
             }
         }
+        self.tell_standing();
         self.start_jobs();
         if self.next_tree.is_some() && self.tree.is_some() {
             self.turn_tree()?;

@@ -3,7 +3,7 @@
 use super::{Agent, EngineConn};
 use aquifer_core::{ChannelName, ManifestHash};
 use aquifer_engine::ConnId;
-use aquifer_engine::protocol::{Conduct, Event as EngineNews, Failure, Progress, ReleaseInfo};
+use aquifer_engine::protocol::{Conduct, Event as EngineNews, Failure, Progress, ReleaseInfo, Standing};
 use aquifer_proto::limits::{
     ENGINE_ANSWER_GRACE, ENGINE_CHECK_MAX, ENGINE_PAUSE_MAX, ENGINE_RESUME_MAX, ENGINE_TIMEOUT_MAX,
 };
@@ -88,6 +88,33 @@ impl Agent {
     pub(super) fn fail_engines(&self, channel: &ChannelName, manifest: ManifestHash, problem: &str) {
         let failure = Failure { manifest, code: "stalled".to_string(), message: problem.to_string() };
         self.tell_engines(channel, &EngineNews::Failed(failure));
+    }
+
+    /// Tells engines where the node stands with their channel, if that is news to them.
+    pub(super) fn tell_standing(&mut self) {
+        let Some(engines) = &self.engines else { return };
+        for (conn, entry) in &mut self.sessions {
+            let report = entry.channel.as_ref().and_then(|channel| self.node.rollout(channel)?.report());
+            let Some(report) = report else { continue };
+            let is_known = entry.standing.as_ref().is_some_and(|known| {
+                (known.ready, known.wanted) == (report.ready, report.wanted.manifest)
+                    && known.due == report.due().map(|due| due.manifest)
+                    && known.reason == report.reason
+                    && known.phase == report.phase.to_string()
+            });
+            if is_known {
+                continue;
+            }
+            let standing = Standing {
+                wanted: report.wanted.manifest,
+                due: report.due().map(|due| due.manifest),
+                phase: report.phase.to_string(),
+                ready: report.ready,
+                reason: report.reason.clone(),
+            };
+            entry.standing = Some(standing.clone());
+            engines.event(*conn, &EngineNews::Standing(standing));
+        }
     }
 
     /// Tells engines that wait how far it is.

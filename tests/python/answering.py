@@ -2,7 +2,8 @@
 
     answering.py --socket S --channel C --name N --listen PATH [--fail-at N --turns FILE] [--check-seconds T]
 
-A request is any line; its answer is ``{"release": manifest, "value": V}`` where V is the sum of all of the weights'
+A request is any line; its answer is ``{"release": manifest, "value": V, "standing": S}`` where S is the manifest wanted
+and whether the node is ready, as the engine knows, and V is the sum of all of the weights'
 bytes as they are at that moment, so a mixture of two releases is found out. ``--fail-at``: of all engines that share
 ``FILE``, the check of the Nth and of all that come later fails, with each manifest but the first. What the agent makes
 known is printed as JSON lines. It ends when stdin does.
@@ -40,7 +41,9 @@ def answer(engine, arrays, connection):
         for _ in lines:
             with engine.serving() as release:
                 value = value_of(arrays)
-            connection.sendall(json.dumps({"release": release, "value": value}).encode() + b"\n")
+            stands = engine.standing
+            standing = [stands.wanted, stands.ready] if stands else None
+            connection.sendall(json.dumps({"release": release, "value": value, "standing": standing}).encode() + b"\n")
 
 
 def listen(place, engine, arrays):

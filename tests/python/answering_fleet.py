@@ -16,7 +16,7 @@ ANSWERING = os.path.join(os.path.dirname(os.path.abspath(__file__)), "answering.
 #: Seconds between an answer and the next question of a client: many engines share few cores.
 THINKING = 0.005
 
-Answer = collections.namedtuple("Answer", "node asked answered release value")
+Answer = collections.namedtuple("Answer", "node asked answered release value standing")
 
 
 def checkpoint(directory, seed, changed=None, tensors=8, rows=256, columns=1024):
@@ -87,16 +87,18 @@ class Fleet:
                 raise Failure(f"{len(self._faults)} faults, the first: {self._faults[0]}")
             return list(self._answers)
 
-    def wait_answers(self, manifest, nodes=None):
-        """Until each of the nodes (all, if none are named) has answered under ``manifest``."""
+    def wait_answers(self, manifest, nodes=None, standing=None):
+        """Until each of the nodes (all, if none are named) has answered under ``manifest``, and knew of that
+        ``standing`` if one is given."""
         nodes = set(range(len(self.engines)) if nodes is None else nodes)
         at = 0
 
         def done():
             nonlocal at
             while at < len(self._answers):
-                if self._answers[at].release == manifest:
-                    nodes.discard(self._answers[at].node)
+                answer = self._answers[at]
+                if answer.release == manifest and standing in (None, answer.standing):
+                    nodes.discard(answer.node)
                 at += 1
             return self._faults or not nodes
 
@@ -124,7 +126,8 @@ class Fleet:
                     client.sendall(b"\n")
                     told = json.loads(lines.readline())
                     with self._changed:
-                        self._answers.append(Answer(node, asked, time.monotonic(), told["release"], told["value"]))
+                        of_it = (told["release"], told["value"], told["standing"])
+                        self._answers.append(Answer(node, asked, time.monotonic(), *of_it))
                         self._changed.notify_all()
                     time.sleep(THINKING)
         except Exception as error:

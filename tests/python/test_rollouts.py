@@ -44,7 +44,7 @@ class Rollouts(MeshTest):
         for n in range(1, UPDATES + 1):
             manifest = self.publish(fleet, n, "--policy", "synchronous")
             fleet.wait_ready(manifest)
-            fleet.wait_answers(manifest)
+            fleet.wait_answers(manifest, standing=[manifest, True])
         answers = fleet.stop_asking()
         check_values(answers, self.values)
         check_no_mixture(answers, self.order)

@@ -9,7 +9,7 @@ use crate::frame::{self, FrameError};
 use crate::limits::{BINDINGS_PER_REQUEST, RECONNECT_WAIT_MAX, RECONNECT_WAIT_MIN, STATUS_WAIT, TENSOR_ALIGN_BYTES};
 use crate::protocol::{
     BindingSpec, Conduct, ErrorReply, Event, Failure, FromAgent, Hello, ManifestReply, PROTOCOL_VERSION, Progress,
-    Refusal, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, TensorInfo, Welcome, code,
+    Refusal, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, Standing, TensorInfo, Welcome, code,
 };
 use crate::table::{ManifestPage, TensorTable};
 use aquifer_core::{ChannelName, ManifestHash};
@@ -65,6 +65,9 @@ pub trait Switch {
     fn progress(&mut self, _progress: &Progress) {}
     /// A release cannot be served here.
     fn failed(&mut self, _failure: &Failure) {}
+
+    /// Where the node stands with the channel: what readiness is to be reported by.
+    fn standing(&mut self, _standing: &Standing) {}
     /// The agent is gone, or a new one refuses what the old one knew. The client goes on looking,
     /// and the engine serving, if it was.
     fn lost(&mut self, _error: &ClientError) {}
@@ -243,6 +246,7 @@ impl EngineClient {
             Event::Release { release } => switch.released(&release),
             Event::Progress(progress) => switch.progress(&progress),
             Event::Failed(failure) => switch.failed(&failure),
+            Event::Standing(standing) => switch.standing(&standing),
             Event::Unknown => {}
             Event::Hydrated { release } if self.paused => return self.resume(release, switch, Reply::IfRefused),
             Event::Hydrated { release } => {

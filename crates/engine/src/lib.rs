@@ -20,7 +20,7 @@ pub use client::{ClientError, EngineClient, Stopper, Switch, layout_for, request
 pub use frame::FrameError;
 pub use protocol::{
     BindingSpec, Conduct, DuringPause, ErrorReply, Event, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress,
-    Refusal, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, TensorInfo, Welcome,
+    Refusal, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, Standing, TensorInfo, Welcome,
 };
 pub use server::{ConnId, EngineEvent, EngineServer, Engines, ServeError};
 pub use table::{Kind, ManifestPage, TensorTable};

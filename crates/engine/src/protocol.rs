@@ -267,6 +267,8 @@ pub enum Event {
     },
     /// A release cannot be served by this engine. It goes on with what it has.
     Failed(Failure),
+    /// Where the node stands with the channel: told when that changes, and after `hello`.
+    Standing(Standing),
     /// After `pause`, instead of `applied`: no byte was changed, go on with the old release.
     Aborted {
         release: ReleaseInfo,
@@ -274,6 +276,23 @@ pub enum Event {
     /// Something a newer agent says.
     #[serde(other)]
     Unknown,
+}
+
+/// What `status` says of the channel, true of all the node's engines together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// The release to get to, or arrived at.
+    #[serde(with = "text")]
+    pub wanted: ManifestHash,
+    /// What the engines are to serve now. None: nothing yet.
+    #[serde(with = "text_or_null", default)]
+    pub due: Option<ManifestHash>,
+    /// `heard`, `planned`, `fetched`, `verified`, `staged`, `paused`, `checked`, `ready`, `failed` or `rolled back`.
+    pub phase: String,
+    /// All of them serve `due`, and nobody can be ready with another release that must not be.
+    pub ready: bool,
+    /// What it waits for, or what went wrong; for people.
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -641,6 +660,13 @@ mod tests {
             Event::Check { release: release() },
             Event::Applied { release: release() },
             Event::Failed(Failure { manifest: manifest(), code: "x".into(), message: "y".into() }),
+            Event::Standing(Standing {
+                wanted: manifest(),
+                due: None,
+                phase: "staged".into(),
+                ready: false,
+                reason: "waits for n".into(),
+            }),
             Event::Aborted { release: release() },
         ];
         for event in events {

@@ -163,6 +163,7 @@ impl Engines {
             | Event::Check { .. }
             | Event::Applied { .. }
             | Event::Failed(_)
+            | Event::Standing(_)
             | Event::Aborted { .. }
             | Event::Unknown => Kind::Owed,
         };
