@@ -55,7 +55,8 @@ class Rollouts(MeshTest):
         second = self.site.path("release-1")
         value = checkpoint(second, 1, (1, 3))
         bad = self.site.manifest(second)["manifest"]
-        turns = ("--fail-at", "3", "--turns", self.site.path("turns"))
+        # While the third runs its check, the second answers.
+        turns = ("--fail-at", "3", "--turns", self.site.path("turns"), "--check-seconds", "1")
         fleet = self.fleet(labels, lambda i: turns)
         good = self.order[0]
         fleet.ask_all_the_time()
