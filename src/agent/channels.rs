@@ -47,7 +47,8 @@ impl Agent {
 
     pub(super) fn on_stand(&mut self, channel: &ChannelName, stand: &Stand) -> Result<()> {
         if let Some(state) = &self.state {
-            self.warn_of_state(state.save_stand(channel, stand));
+            let saved = state.save_stand(channel, stand);
+            self.warn_of_state(saved);
         }
         self.turn(channel)
     }
@@ -70,18 +71,21 @@ impl Agent {
     }
 
     /// What a restart is to know.
-    fn remember(&self, channel: &ChannelName) {
+    fn remember(&mut self, channel: &ChannelName) {
         let Some(state) = &self.state else { return };
         let releases: Vec<_> = self.node.releases(channel).map(|(signed, r)| (r.id(), signed.encode())).collect();
         let statements: Vec<_> =
             self.node.statements(channel).map(|(signed, s)| (s.release, signed.encode())).collect();
-        self.warn_of_state(state.save_releases(channel, &releases).and(state.save_statements(channel, &statements)));
+        let saved = state.save_releases(channel, &releases).and(state.save_statements(channel, &statements));
+        self.warn_of_state(saved);
     }
 
     /// Engines go on being served; what is lost is the memory of it after a restart.
-    fn warn_of_state(&self, saved: Result<()>) {
+    fn warn_of_state(&mut self, saved: Result<()>) {
         if let Err(error) = saved {
-            tracing::warn!("a restart will not remember this release: {}", reasons(&error));
+            self.tell_once("state".into(), || {
+                tracing::warn!("a restart will not remember this release: {}", reasons(&error))
+            });
         }
     }
 

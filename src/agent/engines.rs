@@ -6,7 +6,7 @@ use super::regions::{Region, Regions};
 use super::updates::Books;
 use super::{Agent, Hold};
 use crate::errors::reasons;
-use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Row, TensorEntry};
+use aquifer_core::{Binding, ChannelName, ChunkHash, ChunkSet, ManifestHash, Report, Row, TensorEntry};
 use aquifer_cuda::{DeviceSpan, DeviceWorker};
 use aquifer_engine::protocol::{
     Conduct, ErrorReply, Hello, ManifestReply, PROTOCOL_VERSION, RegionSpec, ReleaseInfo, Request, RowSpec, Stage,
@@ -35,8 +35,8 @@ pub(super) struct EngineConn {
     /// None until it has said hello.
     pub(super) channel: Option<ChannelName>,
     pub(super) session: EngineSession,
-    /// Where the node stands, as it was told last.
-    pub(super) standing: Option<Standing>,
+    /// Where the node stands, as it was told last, and the report that this was made of.
+    pub(super) standing: Option<(Report, Standing)>,
     /// What it was told to do last, and how it was as the brain knows it.
     pub(super) order: Option<Order>,
     pub(super) told: Option<Facts>,

@@ -225,7 +225,10 @@ impl Agent {
         let len = loaded.layout.len();
         let mut now = ChunkSet::from_indices(len, (0..len).filter(|c| self.has_here(&hash, *c)));
         let on_gpus = |c: &u32| !now.contains(*c) && self.on_any_gpu(&loaded.layout.chunk(*c).hash).is_some();
-        let costly = ChunkSet::from_indices(len, (0..len).filter(on_gpus));
+        let costly = match self.sessions.values().any(EngineConn::has_gpu) {
+            true => ChunkSet::from_indices(len, (0..len).filter(on_gpus)),
+            false => ChunkSet::empty(len),
+        };
         now.union_with(&costly);
         let Some(loaded) = self.manifests.get_mut(&hash) else { return };
         let before = std::mem::replace(&mut loaded.held, now.clone());

@@ -538,11 +538,12 @@ impl Agent {
                 if matches!(message, PeerMessage::Snapshot { .. })
                     && let Some(publication) = &mut self.publication
                 {
-                    publication.heard_the_mesh = true;
+                    (publication.heard_the_mesh, publication.may_decide) = (true, true);
                 }
                 self.input(Input::Message { from, message });
             }
             MeshEvent::Gossip { via, id, message } => {
+                self.publication.iter_mut().for_each(|publication| publication.may_decide = true);
                 self.next_token += 1;
                 let token = self.next_token;
                 self.tokens.insert(token, id);

@@ -9,6 +9,7 @@ use aquifer_engine::DuringPause;
 impl Agent {
     pub(super) fn renew_view(&mut self) -> Result<()> {
         self.publish_when_ready()?;
+        self.publication.iter_mut().for_each(|publication| publication.may_decide = true);
         self.check_published_files();
         self.report_progress();
         self.look_for_overdue();

@@ -5,6 +5,7 @@ use super::{Agent, Publish};
 use crate::state::unix_ms;
 use anyhow::{Context, Result, bail};
 use aquifer_core::limits::{RELEASE_NOTE_BYTES_MAX, ROSTER_MAX};
+use aquifer_core::text::shorten;
 use aquifer_core::{
     ChannelName, How, Policy, PublisherSecret, Release, ReleaseId, SignedRelease, SignedStatement, Statement, Word,
 };
@@ -31,6 +32,8 @@ pub(super) struct Publication {
     pub(super) source: Arc<Published>,
     /// A peer has told what it knows.
     pub(super) heard_the_mesh: bool,
+    /// Something was heard, or time has passed, since it was last looked what is to be said.
+    pub(super) may_decide: bool,
     /// There is nobody to hear.
     alone: bool,
     since: Instant,
@@ -48,6 +51,7 @@ impl Publication {
             policy: publish.policy,
             source: publish.source,
             heard_the_mesh: false,
+            may_decide: false,
             alone,
             since: Instant::now(),
             released: None,
@@ -115,6 +119,9 @@ impl Agent {
 
     /// A synchronous release waits for its publisher's word. Returns whether one was said.
     pub(super) fn say_what_is_decided(&mut self) -> bool {
+        if !self.publication.as_mut().is_some_and(|publication| std::mem::take(&mut publication.may_decide)) {
+            return false;
+        }
         if let Some(statement) = self.decided() {
             self.input(Input::Say { statement });
             return true;
@@ -135,7 +142,7 @@ impl Agent {
         let remedy = onlooker.remedy(self.now()).filter(|r| r.failed == released.id())?;
         let newest = self.node.newest_release(&released.channel)?;
         let mut note = remedy.reason;
-        shorten(&mut note);
+        shorten(&mut note, RELEASE_NOTE_BYTES_MAX);
         Some(Release {
             channel: released.channel.clone(),
             seq: newest.seq.saturating_add(1),
@@ -224,12 +231,6 @@ impl Agent {
 }
 
 pub(crate) fn statement(channel: ChannelName, release: ReleaseId, word: Word, mut reason: String) -> Statement {
-    shorten(&mut reason);
+    shorten(&mut reason, RELEASE_NOTE_BYTES_MAX);
     Statement { channel, release, word, reason, created_unix_ms: unix_ms() }
-}
-
-/// To what a release may carry, at a character's edge.
-fn shorten(text: &mut String) {
-    let end = (0..=RELEASE_NOTE_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
-    text.truncate(end.unwrap_or(0));
 }

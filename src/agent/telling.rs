@@ -96,13 +96,7 @@ impl Agent {
         for (conn, entry) in &mut self.sessions {
             let report = entry.channel.as_ref().and_then(|channel| self.node.rollout(channel)?.report());
             let Some(report) = report else { continue };
-            let is_known = entry.standing.as_ref().is_some_and(|known| {
-                (known.ready, known.wanted) == (report.ready, report.wanted.manifest)
-                    && known.due == report.due().map(|due| due.manifest)
-                    && known.reason == report.reason
-                    && known.phase == report.phase.to_string()
-            });
-            if is_known {
+            if entry.standing.as_ref().is_some_and(|(known, _)| known == report) {
                 continue;
             }
             let standing = Standing {
@@ -112,8 +106,10 @@ impl Agent {
                 ready: report.ready,
                 reason: report.reason.clone(),
             };
-            entry.standing = Some(standing.clone());
-            engines.event(*conn, &EngineNews::Standing(standing));
+            let before = entry.standing.replace((report.clone(), standing.clone()));
+            if before.is_none_or(|(_, before)| before != standing) {
+                engines.event(*conn, &EngineNews::Standing(standing));
+            }
         }
     }
 

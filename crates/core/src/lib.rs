@@ -26,6 +26,7 @@ pub mod row;
 pub mod safetensors;
 pub mod statement;
 pub mod status;
+pub mod text;
 pub mod time;
 pub mod times;
 

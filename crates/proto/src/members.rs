@@ -76,13 +76,17 @@ impl Members {
 
     /// Time in which every member may speak once.
     pub(crate) fn turns(&self) -> Duration {
-        STATUS_TURN.saturating_mul(u32::try_from(self.members.len()).unwrap_or(u32::MAX))
+        self.turns_of(STATUS_TURN)
+    }
+
+    /// The same, where each has `turn` for it.
+    pub(crate) fn turns_of(&self, turn: Duration) -> Duration {
+        turn.saturating_mul(u32::try_from(self.members.len()).unwrap_or(u32::MAX))
     }
 
     /// How soon a node tells of its progress, and no later than it would speak anyway.
     pub(crate) fn progress_interval(&self) -> Duration {
-        let turns = PROGRESS_STATUS_TURN.saturating_mul(u32::try_from(self.members.len()).unwrap_or(u32::MAX));
-        PROGRESS_STATUS_INTERVAL.max(turns).min(self.status_interval())
+        PROGRESS_STATUS_INTERVAL.max(self.turns_of(PROGRESS_STATUS_TURN)).min(self.status_interval())
     }
 
     /// How often a node speaks when nothing changed.

@@ -234,6 +234,7 @@ impl Node {
             self.reminded.retain(|_, at| now.since(*at) < REMIND_INTERVAL);
             self.review_manifests(now);
             self.review_swarms(now);
+            self.review_onlookers(now);
         }
         if self.manifests.next_timeout().is_some_and(|at| at <= now) {
             self.review_manifests(now);

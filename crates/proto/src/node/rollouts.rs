@@ -229,11 +229,15 @@ impl Node {
         self.onlookers.insert(key, onlooker);
     }
 
-    pub(super) fn rollouts_timeout(&mut self, now: Time) {
+    /// What they make of silence need not be known sooner than at a review.
+    pub(super) fn review_onlookers(&mut self, now: Time) {
         for onlooker in self.onlookers.values_mut() {
             onlooker.handle_timeout(now);
             while onlooker.poll_output().is_some() {}
         }
+    }
+
+    pub(super) fn rollouts_timeout(&mut self, now: Time) {
         let due = |r: &Rollout| r.poll_timeout().is_some_and(|(at, _)| at <= now);
         let channels: Vec<ChannelName> = self.rollouts.iter().filter(|(_, r)| due(r)).map(|(c, _)| c.clone()).collect();
         for channel in channels {
@@ -272,8 +276,7 @@ impl Node {
 
     /// Others wait for it.
     fn report_soon(&mut self, now: Time) {
-        let members = u32::try_from(self.members.iter().count()).unwrap_or(u32::MAX);
-        let within = REPORT_TURN.saturating_mul(members).mul_f64(self.rng.random());
+        let within = self.members.turns_of(REPORT_TURN).mul_f64(self.rng.random());
         let earliest = self.status_sent.map_or(now, |sent| sent + REPORT_SPACING);
         self.status_at = self.status_at.min(earliest.max(now + within));
     }

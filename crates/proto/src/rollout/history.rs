@@ -1,9 +1,9 @@
 //! What became of the last releases of a channel, as far as this node has heard: for people (`aquifer releases`).
 //! Nothing is decided by it.
 
-use super::reasons::shorten;
 use crate::limits::{MEMBERS_MAX, RELEASES_KEPT};
 use aquifer_core::limits::REPORT_REASON_BYTES_MAX;
+use aquifer_core::text::shorten;
 use aquifer_core::{NodeId, Phase, Policy, PublisherKey, Release, ReleaseId, Report, Statement, Step, Times, Word};
 use std::collections::BTreeMap;
 

@@ -39,6 +39,7 @@ pub use together::Verdict;
 
 use crate::limits::{REVIEW_INTERVAL, ROLLOUT_HOLD, ROLLOUT_SILENCE};
 use aquifer_core::limits::REPORT_REASON_BYTES_MAX;
+use aquifer_core::text::shorten;
 use aquifer_core::{
     How, ManifestHash, NodeId, Phase, Release, ReleaseId, Report, Selector, Statement, Step, Time, Times,
 };
@@ -388,7 +389,7 @@ impl Rollout {
             Step::Waiting | Step::Going | Step::Done | Step::GoingBack => self.engines.phase(&stand.wanted.manifest),
         };
         let mut reason = self.reason();
-        reasons::shorten(&mut reason, REPORT_REASON_BYTES_MAX);
+        shorten(&mut reason, REPORT_REASON_BYTES_MAX);
         // Only when something has changed: a report is not said anew because time has passed.
         if !self.times.is_empty() {
             let after = now.since(self.since).as_millis();

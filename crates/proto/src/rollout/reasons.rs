@@ -129,9 +129,3 @@ fn base_of(stand: &Stand) -> String {
         None => "nothing".to_string(),
     }
 }
-
-/// Cuts at a character's edge.
-pub(super) fn shorten(text: &mut String, bytes_max: usize) {
-    let end = (0..=bytes_max.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    text.truncate(end);
-}

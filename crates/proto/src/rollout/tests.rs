@@ -239,7 +239,7 @@ fn a_roster_names_canaries_and_groups() {
 #[test]
 fn a_long_reason_is_cut_between_characters() {
     let mut reason = "é".repeat(40);
-    reasons::shorten(&mut reason, 5);
+    aquifer_core::text::shorten(&mut reason, 5);
     assert_eq!(reason, "éé");
 }
 
