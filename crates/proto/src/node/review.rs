@@ -69,6 +69,13 @@ impl Node {
         self.members.member(node).is_some_and(|m| self.distance(m) > 0)
     }
 
+    /// The outermost boundary between this node and another, as far as their labels tell: `host`, `rack`, `zone`,
+    /// or `none`.
+    pub fn boundary_to(&self, node: &NodeId) -> &'static str {
+        let distance = self.members.member(node).map_or(0, |m| self.distance(m));
+        swarm::boundary(distance).unwrap_or("none")
+    }
+
     fn distance(&self, member: &Member) -> u8 {
         swarm::distance(&self.config.labels, &member.status.labels)
     }
