@@ -8,7 +8,7 @@ mod serving;
 mod status;
 mod stock;
 
-use crate::io::{Input, LocalStatus, Notice, OpId, Output, Verdict};
+use crate::io::{Input, LocalStatus, Notice, OpId, Output, Rates, Verdict};
 use crate::limits::{REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL};
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members};
@@ -74,6 +74,7 @@ pub struct Node {
     ops: BTreeMap<OpId, Op>,
     next_op: OpId,
     local: LocalStatus,
+    rates: Rates,
     status_seq: u64,
     status_at: Time,
     status_sent: Option<Time>,
@@ -140,6 +141,7 @@ impl Node {
             ops: BTreeMap::new(),
             next_op: 1,
             local: LocalStatus::default(),
+            rates: Rates::default(),
             status_seq: 0,
             status_at: now,
             status_sent: None,
@@ -181,6 +183,7 @@ impl Node {
                     self.status_soon(now);
                 }
             }
+            Input::Rates(rates) => self.rates = rates,
             Input::Publish { release } => self.publish(now, release),
             Input::Say { statement } => self.say(now, statement),
             Input::LookOn { channel, selector } => self.look_on(now, channel, selector),

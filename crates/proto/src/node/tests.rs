@@ -148,3 +148,24 @@ fn who_takes_back_what_it_lied_about_is_found_out() {
     }
     assert!(node.trust_of(&peer(), now).0);
 }
+
+/// The last status record that it sent since the last call.
+fn told(node: &mut Node) -> Option<std::sync::Arc<aquifer_core::Status>> {
+    let record = |o| if let Output::Gossip(GossipMessage::Status(signed)) = o { signed.open().ok() } else { None };
+    std::iter::from_fn(|| node.poll_output()).filter_map(record).last()
+}
+
+#[test]
+fn rates_go_out_with_the_next_record_and_call_for_none() {
+    let mut node = node();
+    node.handle_timeout(Time::ZERO);
+    assert_eq!(told(&mut node).map(|s| s.upload_bytes_per_s), Some(0));
+    let due = node.poll_timeout();
+    let rates = Rates { upload_bytes_per_s: 9, uploading_bytes_per_s: 8, download_bytes_per_s: 7 };
+    node.handle(Time::ZERO, Input::Rates(rates));
+    assert_eq!(node.poll_timeout(), due);
+    assert!(told(&mut node).is_none());
+    node.handle_timeout(Time::ZERO + STATUS_INTERVAL * 2);
+    let said = told(&mut node).expect("it speaks now and then");
+    assert_eq!((said.upload_bytes_per_s, said.uploading_bytes_per_s, said.download_bytes_per_s), (9, 8, 7));
+}
