@@ -5,9 +5,22 @@ use super::lifecycle::{Happening, Kind, Standing};
 use crate::state::unix_ms;
 use aquifer_core::ChannelName;
 use aquifer_core::report::Phase;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// What is left to deliver is given so long at the end; the rest is kept for the next start, if there is a state directory.
+const FLUSH_TIME: Duration = Duration::from_secs(2);
 
 impl Agent {
+    pub(super) async fn flush_hooks(&self) {
+        let hooks = self.shared.hooks.clone();
+        let flushed = tokio::task::spawn_blocking(move || hooks.flush(Instant::now() + FLUSH_TIME));
+        match flushed.await {
+            Ok(0) => {}
+            Ok(left) => tracing::warn!("{left} events were not delivered to hooks; they are kept in the state directory"),
+            Err(error) => tracing::debug!("hooks: {error}"),
+        }
+    }
+
     /// Numbers an event and hands it to everybody who listens.
     pub(super) fn tell(&mut self, event: Happening) {
         let event = Happening {
@@ -18,6 +31,7 @@ impl Agent {
         };
         let event = self.shared.events.push(event);
         tracing::debug!("event {}: {}", event.id, event.event.name());
+        self.shared.hooks.send(for_hooks(&event));
     }
 
     pub(super) fn tell_of_peer(&mut self, event: Kind, peer: &aquifer_core::NodeId, reason: &str) {
@@ -105,5 +119,16 @@ impl Agent {
     /// Seconds until this node has what it needs of the channel's release.
     pub(super) fn eta(&self, channel: &ChannelName) -> Option<f64> {
         Some(self.etas.get(channel)?.left()?.as_secs_f64())
+    }
+}
+
+fn for_hooks(event: &Happening) -> aquifer_hooks::Event {
+    let progress = event.event == Kind::Hydrating;
+    aquifer_hooks::Event {
+        id: event.id.clone(),
+        kind: event.event.name().to_string(),
+        // It is plain data: it can be written.
+        body: serde_json::to_string(event).unwrap_or_default(),
+        replaceable: progress.then(|| event.channel.clone().unwrap_or_default()),
     }
 }

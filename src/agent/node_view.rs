@@ -11,8 +11,10 @@ impl Agent {
         self.publish_when_ready()?;
         self.publication.iter_mut().for_each(|publication| publication.may_decide = true);
         self.tally.clock(std::time::Instant::now());
+        self.measure();
         self.look_on_draining();
         self.tell_news();
+        self.service.lives(&self.shared.readiness.borrow());
         self.check_published_files();
         self.report_progress();
         self.look_for_overdue();

@@ -5,7 +5,9 @@ use super::tally::Lane;
 use super::Agent;
 use aquifer_core::report::Phase;
 use aquifer_core::{ChannelName, ReleaseId, Report};
-use aquifer_proto::Counters;
+use aquifer_engine::ConnId;
+use super::shim::{Counters, Soon};
+use prometheus::core::Collector;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -42,6 +44,16 @@ impl Meters {
         })
     }
 
+    pub(crate) fn collectors(&self) -> [Box<dyn Collector>; 5] {
+        [
+            Box::new(self.phases.clone()),
+            Box::new(self.pauses.clone()),
+            Box::new(self.check_failures.clone()),
+            Box::new(self.rollbacks.clone()),
+            Box::new(self.members_left.clone()),
+        ]
+    }
+
     /// Series that are there from the start: an increase from nothing is none to Prometheus.
     pub(super) fn begin<'a>(&self, channels: impl Iterator<Item = &'a ChannelName>) {
         for channel in channels {
@@ -69,6 +81,15 @@ impl Meters {
             | Kind::EngineLeft => {}
         }
     }
+}
+
+/// What the operator allows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) upload_bytes: u64,
+    pub(super) upload_bytes_per_s: Option<u64>,
+    pub(super) memory_bytes: u64,
+    pub(super) store_bytes: Option<u64>,
 }
 
 /// Looked at as often as the view is renewed.
@@ -126,6 +147,13 @@ impl Measured {
 }
 
 impl Agent {
+    pub(super) fn measure_pause(&mut self, conn: ConnId) {
+        let Some(entry) = self.sessions.get_mut(&conn) else { return };
+        if let (Some(since), Some(channel)) = (entry.paused_at.take(), &entry.channel) {
+            self.meters.pauses.with_label_values(&[channel.as_str()]).observe(since.elapsed().as_secs_f64());
+        }
+    }
+
     /// Looks how long phases took. Cheap where nothing is new.
     pub(super) fn measure(&mut self) {
         let channels: Vec<ChannelName> = self.channels.keys().cloned().collect();
@@ -179,7 +207,6 @@ impl Agent {
                 replicas_ready: forecast.ready as u64,
             }
         };
-        let jobs = self.running_jobs.load(std::sync::atomic::Ordering::Relaxed) as u64;
         Numbers {
             counters: self.node.counters(),
             received: self.tally.received.clone(),
@@ -188,7 +215,7 @@ impl Agent {
             memory_limit_bytes: self.limits.memory_bytes,
             disk_limit_bytes: self.limits.store_bytes,
             channels: self.channels.keys().map(|channel| (channel.to_string(), of(channel))).collect(),
-            queues: BTreeMap::from([("jobs", (jobs, crate::BLOCKING_THREADS as u64)), ("events", self.events_waiting)]),
+            queues: BTreeMap::from([("jobs", (self.running_jobs as u64, crate::BLOCKING_THREADS as u64)), ("events", self.events_waiting)]),
             peers_draining: self.node.members().filter(|m| m.status.draining).count() as u64,
             spare_upload_bytes_per_s: self.node.spare_upload(),
         }

@@ -12,9 +12,9 @@ mod routes;
 mod stream;
 mod swarm;
 
-pub(crate) use autoscale::Autoscale;
+pub(crate) use autoscale::{Autoscale, Hydrating};
 pub(crate) use metrics::help;
-pub(crate) use swarm::SwarmView;
+pub(crate) use swarm::{Bucket, SwarmView};
 
 use crate::agent::Handle;
 use anyhow::{Context, Result};

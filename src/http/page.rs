@@ -2,7 +2,7 @@
 
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use sha2::{Digest, Sha256};
+use ring::digest::{SHA256, digest};
 use std::sync::OnceLock;
 
 const PAGE: &str = include_str!("page.html");
@@ -23,7 +23,7 @@ pub(super) async fn page() -> Response {
 fn policy() -> &'static str {
     static POLICY: OnceLock<String> = OnceLock::new();
     POLICY.get_or_init(|| {
-        let hash = |tag| base64(&Sha256::digest(inside(PAGE, tag)));
+        let hash = |tag| base64(digest(&SHA256, inside(PAGE, tag).as_bytes()).as_ref());
         format!(
             "default-src 'none'; connect-src 'self'; img-src 'self' data:; script-src 'sha256-{}'; \
              style-src 'sha256-{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",

@@ -109,6 +109,28 @@ pub struct SwarmProgress {
     pub sources: usize,
 }
 
+/// See [`Node::availability`].
+#[derive(Debug)]
+pub struct Availability<'a>(&'a Swarm);
+
+impl Availability<'_> {
+    /// Distinct chunks of the manifest.
+    pub fn len(&self) -> u32 {
+        self.0.stock.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the chunk is here, whether it is to be here, and copies that this node knows of elsewhere: those of nodes
+    /// that ask it, and what it gave.
+    pub fn of(&self, chunk: u32) -> (bool, bool, u32) {
+        let stock = &self.0.stock;
+        (stock.have.contains(chunk), stock.wanted.contains(chunk), self.0.serving.copies(chunk))
+    }
+}
+
 impl Node {
     pub fn new(config: Config, now: Time) -> Self {
         Self::known_as(config.identity.public(), config, now)
@@ -321,6 +343,12 @@ impl Node {
     /// Bytes of the chunks wanted, and of those that are here.
     pub fn progress_bytes(&self, manifest: &ManifestHash) -> (u64, u64) {
         self.swarms.get(manifest).map_or((0, 0), |s| s.stock.progress_bytes())
+    }
+
+    /// Of each chunk of a manifest: whether it is here, whether it is to be, and how many copies are known elsewhere. None
+    /// if the manifest is not loaded.
+    pub fn availability(&self, manifest: &ManifestHash) -> Option<Availability<'_>> {
+        self.swarms.get(manifest).map(Availability)
     }
 
     /// Bytes under lease to readers now.

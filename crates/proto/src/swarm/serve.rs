@@ -268,6 +268,11 @@ impl Serving {
         self.askers.values().filter(|a| a.credit_bytes > 0).any(|a| self.rarity.has_first(&a.offered(shut)))
     }
 
+    /// Of the chunk, that this node knows of.
+    pub(crate) fn copies(&self, chunk: u32) -> u32 {
+        self.rarity.copies(chunk).into()
+    }
+
     pub(crate) fn is_asked_by(&self, node: &NodeId) -> bool {
         self.askers.contains_key(node)
     }
