@@ -509,11 +509,10 @@ impl AgentOptions {
         if let Some(kind) = self.hook_event.iter().find(|kind| !known.contains(&kind.as_str())) {
             bail!("--hook-event '{kind}': events are {}", known.join(", "));
         }
-        let kinds = match self.hook_event.as_slice() {
-            [] => known.into_iter().filter(|kind| *kind != lifecycle::Kind::Hydrating.name()).map(str::to_string).collect(),
-            kinds => kinds.to_vec(),
+        let kinds = || match self.hook_event.as_slice() {
+            [] => Kinds::AllBut([lifecycle::Kind::Hydrating.name().to_string()].into()),
+            kinds => Kinds::Only(kinds.iter().cloned().collect()),
         };
-        let kinds = || Kinds::these(kinds.clone());
         let secret = match &self.webhook_secret {
             None => None,
             Some(path) => {

@@ -1,6 +1,5 @@
 //! What is asked over HTTP and only the agent's own task can answer.
 
-use super::history::ReleasesView;
 use super::{Agent, Ask};
 use crate::http::{Autoscale, Bucket, Hydrating, SwarmView};
 use aquifer_core::ChannelName;
@@ -14,7 +13,7 @@ impl Agent {
             Ask::Autoscale { channel, nodes, reply } => drop(reply.send(self.autoscale(&channel, nodes))),
             Ask::Drain { grace, reply } => {
                 self.drain_within(grace);
-                drop(reply.send(()));
+                let _ = reply.send(());
             }
         }
     }

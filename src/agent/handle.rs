@@ -7,8 +7,8 @@ use super::readiness::Readiness;
 use super::view::View;
 use crate::http::{Autoscale, SwarmView};
 use aquifer_core::ChannelName;
-use aquifer_hooks::Hooks;
-use std::sync::Arc;
+use aquifer_hooks::{Event, HookStats, Hooks};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -38,6 +38,32 @@ pub(crate) enum Ask {
     },
 }
 
+/// The hooks, until the agent ends them.
+#[derive(Debug)]
+pub(crate) struct RunningHooks(RwLock<Option<Hooks>>);
+
+impl RunningHooks {
+    pub(super) fn new(hooks: Hooks) -> Self {
+        RunningHooks(RwLock::new(Some(hooks)))
+    }
+
+    pub(super) fn send(&self, event: Event) {
+        if let Some(hooks) = &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            hooks.send(event);
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Vec<HookStats> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(Hooks::stats).unwrap_or_default()
+    }
+
+    /// See [`Hooks::flush`]. Nothing is sent after it.
+    pub(super) fn flush(&self, deadline: Instant) -> usize {
+        let hooks = self.0.write().unwrap_or_else(PoisonError::into_inner).take();
+        hooks.map_or(0, |hooks| hooks.flush(deadline))
+    }
+}
+
 /// Clones are of the same agent.
 #[derive(Clone, Debug)]
 pub(crate) struct Handle {
@@ -46,7 +72,7 @@ pub(crate) struct Handle {
     pub(crate) numbers: watch::Receiver<Numbers>,
     pub(crate) meters: Meters,
     pub(crate) events: Arc<EventLog>,
-    pub(crate) hooks: Arc<Hooks>,
+    pub(crate) hooks: Arc<RunningHooks>,
     pub(super) asks: mpsc::Sender<Ask>,
     pub(super) origin: Instant,
 }
@@ -70,5 +96,5 @@ pub(super) struct Shared {
     pub(super) readiness: watch::Sender<Readiness>,
     pub(super) numbers: watch::Sender<Numbers>,
     pub(super) events: Arc<EventLog>,
-    pub(super) hooks: Arc<Hooks>,
+    pub(super) hooks: Arc<RunningHooks>,
 }

@@ -357,7 +357,7 @@ impl Agent {
             readiness: watch::channel(readiness::Readiness::default()).0,
             numbers: watch::channel(numbers::Numbers::default()).0,
             events: Arc::new(lifecycle::EventLog::new(&config.identity.public(), config.incarnation)),
-            hooks: Arc::new(hooks),
+            hooks: Arc::new(handle::RunningHooks::new(hooks)),
         };
         let state = config.state.as_ref();
         let accepted = state.map(StateDir::releases).unwrap_or_default();

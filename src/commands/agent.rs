@@ -47,11 +47,11 @@ pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOp
 }
 
 /// Returns when the agent is to leave at once. Asked to terminate it drains first, and then ends by itself; Ctrl-C, or
-/// being asked again, does not wait for that.
-async fn leaving(stop: &mut StopSignal, running: &agent::Running) {
-    if stop.wait().await == Stop::Terminate {
+/// being asked again, does not wait for that. May be dropped and called anew.
+pub(super) async fn leaving(stop: &mut StopSignal, running: &agent::Running) {
+    while stop.which().await == Stop::Terminate && !stop.drains {
         running.drain().await;
-        stop.wait().await;
+        stop.drains = true;
     }
 }
 

@@ -55,6 +55,8 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
 struct StopSignal {
     interrupt: Signal,
     terminate: Signal,
+    /// It was asked to terminate, and leaves well.
+    drains: bool,
 }
 
 /// Which of both it was.
@@ -66,10 +68,14 @@ enum Stop {
 
 impl StopSignal {
     fn new() -> Result<Self> {
-        Ok(StopSignal { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(StopSignal { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, drains: false })
     }
 
-    async fn wait(&mut self) -> Stop {
+    async fn wait(&mut self) {
+        self.which().await;
+    }
+
+    async fn which(&mut self) -> Stop {
         tokio::select! {
             _ = self.interrupt.recv() => Stop::Interrupt,
             _ = self.terminate.recv() => Stop::Terminate,

@@ -313,13 +313,13 @@ impl Values {
 
     fn of_hooks(&mut self, agent: &Handle) {
         let stats = agent.hooks.stats();
-        self.count("aquifer_queue_depth", &["hooks"], stats.iter().map(|s| s.pending).sum());
-        self.count("aquifer_queue_limit", &["hooks"], aquifer_hooks::limits::PENDING_MAX as u64);
+        self.count("aquifer_queue_depth", &["hooks"], stats.iter().map(|s| s.pending as u64).sum());
+        self.count("aquifer_queue_limit", &["hooks"], aquifer_hooks::limits::PENDING_EVENTS_MAX as u64);
         for hook in stats {
             let name = hook.name.as_str();
             self.count("aquifer_hook_deliveries_total", &[name, "ok"], hook.delivered);
             self.count("aquifer_hook_deliveries_total", &[name, "failed"], hook.failed);
-            self.count("aquifer_hook_pending", &[name], hook.pending);
+            self.count("aquifer_hook_pending", &[name], hook.pending as u64);
             self.put("aquifer_hook_oldest_seconds", &[name], hook.oldest.unwrap_or(Duration::ZERO).as_secs_f64());
             self.count("aquifer_hook_dropped_total", &[name], hook.dropped);
         }
