@@ -4,7 +4,7 @@ use super::lifecycle::{Happening, Kind};
 use super::{Agent, Ended};
 use aquifer_engine::ConnId;
 use aquifer_engine::operator::Drained;
-use super::shim::Soon;
+use aquifer_proto::Input;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ impl Agent {
         tracing::info!("draining: hands over what nobody else has, for {} s at most", grace.as_secs());
         self.draining = Some(Draining { deadline, waiting: Vec::new() });
         self.tell(Happening { event: Kind::Draining, ..Happening::default() });
-        //self.input(Input::Drain);
+        self.input(Input::Drain);
         self.renew_readiness(false);
     }
 

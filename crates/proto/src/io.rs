@@ -100,6 +100,8 @@ pub enum Input {
     Say {
         statement: SignedStatement,
     },
+    /// Get ready to leave: give only what nobody else has, ask for nothing. [`Output::Drained`] follows, once.
+    Drain,
     /// Say goodbye.
     Leave,
 }
@@ -218,6 +220,8 @@ pub enum Output {
     Hydrated {
         manifest: ManifestHash,
     },
+    /// Nobody is known to need this node any more: it may leave.
+    Drained,
     /// A reader says that a chunk it got from here was wrong: look at it again.
     Recheck {
         manifest: ManifestHash,

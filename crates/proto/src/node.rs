@@ -1,6 +1,7 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
 pub(crate) mod audit;
+mod drain;
 mod reading;
 mod review;
 mod rollouts;
@@ -21,10 +22,13 @@ use aquifer_core::{
     ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, Release, Report,
     Selector, SignedRelease, SignedStatement, SignedStatus, Time,
 };
+use drain::Drain;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+
+pub use drain::DrainProgress;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -73,6 +77,8 @@ pub struct Node {
     budget: Budget,
     ops: BTreeMap<OpId, Op>,
     next_op: OpId,
+    /// This node is about to leave.
+    drain: Option<Drain>,
     local: LocalStatus,
     rates: Rates,
     status_seq: u64,
@@ -162,6 +168,7 @@ impl Node {
                 .with_costly(config.costly, now),
             ops: BTreeMap::new(),
             next_op: 1,
+            drain: None,
             local: LocalStatus::default(),
             rates: Rates::default(),
             status_seq: 0,
@@ -233,6 +240,7 @@ impl Node {
                     swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
                 }
                 swarm.stock.wanted = ChunkSet::empty(swarm.stock.len());
+                self.drain_swarm(&manifest);
             }
             Input::Wanted { manifest, chunks } => self.on_wanted(now, manifest, chunks),
             Input::Held { manifest, chunks } => self.on_held(now, manifest, &chunks),
@@ -240,6 +248,7 @@ impl Node {
             Input::Lost { manifest, chunks } => self.on_lost(now, manifest, &chunks),
             Input::Forget { manifest } => self.on_forget(manifest),
             Input::ReadDone { op, outcome } => self.on_read_done(now, op, outcome),
+            Input::Drain => self.drain(now),
             Input::Leave => self.leave(),
         }
         self.settle(now);
@@ -252,6 +261,7 @@ impl Node {
             let gone = self.members.on_timeout(now, &mut notices);
             self.out.extend(notices.into_iter().map(Output::Notice));
             gone.into_iter().for_each(|node| self.tell_rollouts(now, node));
+            self.count_holders_soon();
             let dials = self.members.to_dial(&mut self.rng);
             self.out.extend(dials.into_iter().map(|(node, addresses)| Output::Dial { node, addresses }));
             let in_vain = self.early_asks.on_timeout(now, |m| self.manifests.is_wanted(m));
@@ -300,7 +310,8 @@ impl Node {
         let swarms = swarms.chain(self.swarms_at.map(|t| (t, "swarms")));
         let cap = self.budget.next_timeout().map(|t| (t, "upload cap"));
         let rollouts = self.rollouts.values().filter_map(Rollout::poll_timeout);
-        swarms.chain(manifests).chain(cap).chain(rollouts).chain(own).min_by_key(|(at, _)| *at)
+        let drain = self.drain.as_ref().and_then(Drain::next_timeout).map(|t| (t, "drain"));
+        swarms.chain(manifests).chain(cap).chain(rollouts).chain(drain).chain(own).min_by_key(|(at, _)| *at)
     }
 
     pub fn id(&self) -> NodeId {
@@ -358,6 +369,7 @@ impl Node {
 
     fn on_connected(&mut self, now: Time, node: NodeId) {
         self.members.on_connected(node);
+        self.count_holders_soon();
         self.swarms.values_mut().for_each(|s| s.pulling.on_connected());
         let mut statuses = self.members.snapshot(now, &node, &mut self.rng);
         statuses.push((self.sign_status(false), 0));
@@ -370,6 +382,7 @@ impl Node {
     fn on_disconnected(&mut self, now: Time, node: NodeId) {
         self.grants_due = true;
         self.members.on_disconnected(&node);
+        self.count_holders_soon();
         self.early_asks.on_disconnected(&node);
         for swarm in self.swarms.values_mut() {
             swarm.pulling.on_disconnected(&node);
@@ -409,9 +422,9 @@ impl Node {
             PeerMessage::Progress { manifest, returned, taken, again, terms } => {
                 self.on_progress(now, from, manifest, returned, (taken, again, terms));
             }
-            PeerMessage::Refuse { manifest, .. } => {
+            PeerMessage::Refuse { manifest, refusal } => {
                 if let Some(swarm) = self.swarms.get_mut(&manifest) {
-                    swarm.pulling.on_refused(from, now);
+                    swarm.pulling.on_refused(from, refusal, now);
                     self.review_swarms_soon(now);
                 }
             }
@@ -430,6 +443,7 @@ impl Node {
         self.out.extend(notices.into_iter().map(Output::Notice));
         match heard {
             StatusHeard::News(node) => {
+                self.count_holders_soon();
                 self.tell_rollouts(now, node);
                 self.on_member_news(now, node);
                 Verdict::Accept
@@ -478,7 +492,9 @@ impl Node {
 
     /// After every step: hand out what can be granted, send what is due, tell what is done.
     fn settle(&mut self, now: Time) {
+        self.dismiss(now);
         self.grant(now);
+        self.note_quiet(now);
         let mut hydrated = false;
         for (manifest, swarm) in &mut self.swarms {
             swarm.pulling.flush_news(*manifest, &swarm.stock, now, &mut self.out);

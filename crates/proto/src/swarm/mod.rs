@@ -9,6 +9,7 @@ mod asks;
 mod bits;
 mod budget;
 mod early;
+mod given;
 mod hunger;
 mod news;
 mod pull;
