@@ -1,6 +1,7 @@
 //! Hooks with real receivers: sockets on this machine, commands in processes of their own.
 
 #![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "the helpers of tests are tests")]
 
 mod commands;
 mod https;
