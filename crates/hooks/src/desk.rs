@@ -343,11 +343,12 @@ impl State {
     }
 }
 
-/// How long to leave a receiver alone: what it asked for, or twice as long with each failure. Half of
-/// that is random, so that many nodes do not come at once.
+/// How long to leave a receiver alone: what it asked for and up to a quarter more, or twice as long with
+/// each failure, half of it random: so that many nodes do not come at once.
 fn pause(failures: u32, after: Option<Duration>, limits: &Limits, random: f64) -> Duration {
     if let Some(after) = after {
-        return after.clamp(limits.retry_first, limits.retry_after_max.max(limits.retry_first));
+        let asked = after.clamp(limits.retry_first, limits.retry_after_max.max(limits.retry_first));
+        return asked.mul_f64(1.0 + random.clamp(0.0, 1.0) / 4.0);
     }
     let doubled = limits.retry_first.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX));
     doubled.min(limits.retry_last).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
@@ -384,9 +385,10 @@ mod tests {
     #[test]
     fn what_the_receiver_asks_for_is_bounded() {
         let limits = Limits::default();
-        let asked = |seconds| pause(9, Some(Duration::from_secs(seconds)), &limits, 0.3);
+        let asked = |seconds| pause(9, Some(Duration::from_secs(seconds)), &limits, 0.0);
         assert_eq!(asked(0), limits.retry_first);
         assert_eq!(asked(120), Duration::from_secs(120));
         assert_eq!(asked(u64::MAX), limits.retry_after_max);
+        assert_eq!(pause(0, Some(Duration::from_secs(4)), &limits, 1.0), Duration::from_secs(5));
     }
 }

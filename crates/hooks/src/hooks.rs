@@ -90,7 +90,7 @@ impl Hooks {
     }
 
     /// Hands an event to each hook that wants its kind. Waits for no receiver and no disk, only for other
-    /// threads that look into an outbox: microseconds.
+    /// threads that look into an outbox: a fraction of a millisecond at most.
     pub fn send(&self, event: Event) {
         let event = Arc::new(event);
         for desk in self.desks.iter().filter(|desk| desk.hook.wants(&event.kind)) {
