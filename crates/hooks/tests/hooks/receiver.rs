@@ -103,6 +103,11 @@ impl Receiver {
         (0..count).map(|_| self.next().id()).collect()
     }
 
+    /// Of all requests that came until now.
+    pub(crate) fn rest(&self) -> Vec<String> {
+        self.requests.try_iter().map(|request| request.id()).collect()
+    }
+
     pub(crate) fn assert_no_more(&self) {
         assert!(self.requests.try_recv().is_err());
     }

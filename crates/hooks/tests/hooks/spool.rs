@@ -3,6 +3,7 @@
 use super::receiver::{Answer, Place, Receiver};
 use super::{PATIENCE, event, finish, ids, quick, until};
 use aquifer_hooks::{Event, Hook, Hooks, Limits, StartError};
+use proptest::prelude::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -210,4 +211,43 @@ fn a_full_disk_holds_nothing_up_and_is_tried_again() {
     until("it is written down, in a file of its own", || {
         fs::symlink_metadata(&file).is_ok_and(|meta| meta.is_file()) && lines(dir.path()) == 1
     });
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    prop_oneof![
+        3 => Just(Answer::Status("204 No Content")),
+        1 => Just(Answer::Status("500 Internal Server Error")),
+        1 => Just(Answer::With("429 Too Many Requests", "retry-after: 0".to_string())),
+        1 => Just(Answer::Cut("")),
+        1 => Just(Answer::Cut("HTTP/1.1 200 OK\r\ncontent-le")),
+        1 => Just(Answer::Cut("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf")),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Runs of some events each, over a receiver with whims.
+    #[test]
+    fn whatever_the_receiver_does_and_however_often_the_process_ends(
+        answers in prop::collection::vec(answer(), 0..60),
+        runs in prop::collection::vec(0..12u32, 1..6),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let receiver = Receiver::start(&answers);
+        let mut sent = 0;
+        for events in runs {
+            let run = hooks(&receiver.url(), dir.path());
+            (0..events).for_each(|n| run.send(event(sent + n + 1)));
+            sent += events;
+            drop(run);
+        }
+        finish(hooks(&receiver.url(), dir.path()));
+        let mut got = Vec::new();
+        for id in receiver.rest() {
+            if !got.contains(&id) {
+                got.push(id);
+            }
+        }
+        prop_assert_eq!(got, ids(1..=sent));
+    }
 }
