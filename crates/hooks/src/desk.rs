@@ -177,70 +177,26 @@ impl Desk {
         let mut state = self.lock();
         state.carrying = false;
         let number = state.outbox.settle(outcome == Outcome::Delivered);
-        match outcome {
+        let note = match outcome {
             Outcome::Delivered => {
                 state.paper.done = number.unwrap_or(state.paper.done);
-                self.on_delivered(&mut state);
+                state.on_delivered()
             }
-            Outcome::Failed { why, after } => self.on_failed(&mut state, event, why, after, limits, random),
-            Outcome::Gone => self.on_gone(&mut state),
-            Outcome::Stopped => (),
-        }
+            Outcome::Failed { why, after } => {
+                let pause = pause(state.failures, after, limits, random);
+                state.on_failed(event, why, pause)
+            }
+            Outcome::Gone => Some(state.on_gone()),
+            Outcome::Stopped => None,
+        };
         drop(state);
         self.bell.notify_all();
-    }
-
-    fn on_delivered(&self, state: &mut State) {
-        state.delivered += 1;
-        state.retry_at = None;
-        state.last_error = None;
-        if std::mem::take(&mut state.troubled) {
-            let (failures, pending) = (state.failures, state.outbox.len());
-            tracing::info!(
-                "hook {}: works again after {failures} attempts that failed; {pending} events wait",
-                self.name
-            );
+        // Not under the lock: whoever reads the log may be slow.
+        match note {
+            Some(Note::Trouble(text)) => tracing::warn!("hook {}: {text}", self.name),
+            Some(Note::Recovery(text)) => tracing::info!("hook {}: {text}", self.name),
+            None => (),
         }
-        state.failures = 0;
-    }
-
-    fn on_failed(
-        &self,
-        state: &mut State,
-        event: &Event,
-        why: String,
-        after: Option<Duration>,
-        limits: &Limits,
-        random: f64,
-    ) {
-        let pause = pause(state.failures, after, limits, random);
-        state.failed += 1;
-        state.failures = state.failures.saturating_add(1);
-        state.retry_at = Instant::now().checked_add(pause);
-        if due(&mut state.warned_failed) {
-            state.troubled = true;
-            let (pending, seconds) = (state.outbox.len(), pause.as_secs_f64());
-            tracing::warn!(
-                "hook {}: event {} ({}) is not delivered: {why}; tried again in {seconds:.1} s; {pending} events wait",
-                self.name,
-                event.id,
-                event.kind
-            );
-        }
-        state.last_error = Some(why);
-    }
-
-    fn on_gone(&self, state: &mut State) {
-        state.gone = true;
-        state.failed += 1;
-        let dropped = state.outbox.clear();
-        state.dropped += dropped;
-        state.last_error = Some("answered 410 Gone: it gets no more events".to_string());
-        tracing::warn!(
-            "hook {}: answered 410 Gone, which means that it wants no more events: {dropped} are dropped, and all that \
-             follow until the agent starts again; take the hook out, or give its new address",
-            self.name
-        );
     }
 
     /// For the scribe: waits until there is something to write, or all ends. Where writing failed, until
@@ -320,7 +276,52 @@ impl Desk {
     }
 }
 
+/// Something to log.
+#[derive(Debug)]
+enum Note {
+    Trouble(String),
+    Recovery(String),
+}
+
 impl State {
+    fn on_delivered(&mut self) -> Option<Note> {
+        self.delivered += 1;
+        self.retry_at = None;
+        self.last_error = None;
+        let failures = std::mem::take(&mut self.failures);
+        let pending = self.outbox.len();
+        std::mem::take(&mut self.troubled).then(|| {
+            Note::Recovery(format!("works again after {failures} attempts that failed; {pending} events wait"))
+        })
+    }
+
+    fn on_failed(&mut self, event: &Event, why: String, pause: Duration) -> Option<Note> {
+        self.failed += 1;
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Instant::now().checked_add(pause);
+        let note = due(&mut self.warned_failed).then(|| {
+            let (pending, seconds) = (self.outbox.len(), pause.as_secs_f64());
+            let Event { id, kind, .. } = event;
+            let text = format!("event {id} ({kind}) is not delivered: {why}; tried again in {seconds:.1} s");
+            Note::Trouble(format!("{text}; {pending} events wait"))
+        });
+        self.troubled |= note.is_some();
+        self.last_error = Some(why);
+        note
+    }
+
+    fn on_gone(&mut self) -> Note {
+        self.gone = true;
+        self.failed += 1;
+        let dropped = self.outbox.clear();
+        self.dropped += dropped;
+        self.last_error = Some("answered 410 Gone: it gets no more events".to_string());
+        Note::Trouble(format!(
+            "answered 410 Gone, which means that it wants no more events: {dropped} are dropped, and all that follow \
+             until the agent starts again; take the hook out, or give its new address"
+        ))
+    }
+
     fn take_writing(&mut self, all: bool) -> What {
         let paper = &mut self.paper;
         let entries = self.outbox.after(if all { 0 } else { paper.written });
@@ -343,11 +344,12 @@ impl State {
     }
 }
 
-/// How long to leave a receiver alone: what it asked for, or twice as long with each failure. Half of
-/// that is random, so that many nodes do not come at once.
+/// How long to leave a receiver alone: what it asked for and up to a quarter more, or twice as long with
+/// each failure, half of it random: so that many nodes do not come at once.
 fn pause(failures: u32, after: Option<Duration>, limits: &Limits, random: f64) -> Duration {
     if let Some(after) = after {
-        return after.clamp(limits.retry_first, limits.retry_after_max.max(limits.retry_first));
+        let asked = after.clamp(limits.retry_first, limits.retry_after_max.max(limits.retry_first));
+        return asked.mul_f64(1.0 + random.clamp(0.0, 1.0) / 4.0);
     }
     let doubled = limits.retry_first.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX));
     doubled.min(limits.retry_last).mul_f64(0.5 + random.clamp(0.0, 1.0) / 2.0)
@@ -384,9 +386,10 @@ mod tests {
     #[test]
     fn what_the_receiver_asks_for_is_bounded() {
         let limits = Limits::default();
-        let asked = |seconds| pause(9, Some(Duration::from_secs(seconds)), &limits, 0.3);
+        let asked = |seconds| pause(9, Some(Duration::from_secs(seconds)), &limits, 0.0);
         assert_eq!(asked(0), limits.retry_first);
         assert_eq!(asked(120), Duration::from_secs(120));
         assert_eq!(asked(u64::MAX), limits.retry_after_max);
+        assert_eq!(pause(0, Some(Duration::from_secs(4)), &limits, 1.0), Duration::from_secs(5));
     }
 }

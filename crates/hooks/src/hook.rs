@@ -43,7 +43,8 @@ impl Hook {
 
     /// An address of http or https, of all kinds. It gets each event's body by POST, signed with `secret`
     /// if there is one, with the headers of Standard Webhooks. A name and password in the address are sent
-    /// as basic authentication.
+    /// as basic authentication. It goes by a proxy if `HTTPS_PROXY`, `HTTP_PROXY` or `ALL_PROXY` says so, and
+    /// `NO_PROXY` does not, but never to this machine itself.
     pub fn webhook(url: &str, secret: Option<Secret>) -> Result<Hook, HookError> {
         let refuse = |reason: String| HookError::Url { shown: shown(url), reason };
         match url.trim().split_once("://") {

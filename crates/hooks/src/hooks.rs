@@ -6,12 +6,13 @@ use crate::desk::Desk;
 use crate::error::StartError;
 use crate::event::Event;
 use crate::hook::{Hook, Target};
-use crate::limits::{CLOSE, Limits};
+use crate::limits::{CLOSE, LOCK_LOOK, Limits};
 use crate::outbox::Outbox;
 use crate::scribe::Scribe;
 use crate::spool::{self, Spool};
 use crate::webhook::{Roots, WebhookPoster};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter};
@@ -89,7 +90,7 @@ impl Hooks {
     }
 
     /// Hands an event to each hook that wants its kind. Waits for no receiver and no disk, only for other
-    /// threads that look into an outbox: microseconds.
+    /// threads that look into an outbox: a fraction of a millisecond at most.
     pub fn send(&self, event: Event) {
         let event = Arc::new(event);
         for desk in self.desks.iter().filter(|desk| desk.hook.wants(&event.kind)) {
@@ -140,9 +141,9 @@ impl Room {
         fs::create_dir_all(&dir).map_err(trouble("make", &dir))?;
         let path = dir.join("lock");
         let lock = File::create(&path).map_err(trouble("make", &path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        match lock_patiently(&lock) {
             Ok(()) => (),
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StartError::Locked { path: dir }),
+            Err(Errno::WOULDBLOCK) => return Err(StartError::Locked { path: dir }),
             Err(errno) => return Err(trouble("lock", &path)(errno.into())),
         }
         let digests: Vec<_> = hooks.iter().map(Hook::digest).collect();
@@ -161,6 +162,17 @@ impl Room {
             tracing::info!("hook {}: {} events of an earlier run are delivered first", hook.name(), outbox.len());
         }
         Ok(opened)
+    }
+}
+
+/// Whoever has it may be about to end; and a process that is being started has it until it runs its program.
+fn lock_patiently(file: &File) -> Result<(), Errno> {
+    let deadline = Instant::now() + CLOSE;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(LOCK_LOOK),
+            other => return other,
+        }
     }
 }
 

@@ -47,6 +47,9 @@ pub const SPOOL_SLACK_BYTES: u64 = 1 << 20;
 /// any deadline. Guess: both are a matter of milliseconds unless the disk hangs.
 pub const CLOSE: Duration = Duration::from_secs(1);
 
+/// How often the spool's lock is tried for, up to [`CLOSE`], before another process is said to have it.
+pub(crate) const LOCK_LOOK: Duration = Duration::from_millis(10);
+
 /// Bytes of an answer's body that are read: enough for its first line, which tells what is wrong.
 pub(crate) const ANSWER_BYTES_MAX: u64 = 16 << 10;
 

@@ -6,12 +6,13 @@ use crate::limits::{ANSWER_BYTES_MAX, ANSWER_HEAD_BYTES_MAX, ERROR_CHARS_MAX, Li
 use crate::secret::Secret;
 use crate::text::first_line;
 use std::io::{self, Read};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ureq::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use ureq::http::{HeaderMap, Response, StatusCode, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Proxy};
 
 #[derive(Debug)]
 pub(crate) struct WebhookPoster {
@@ -52,8 +53,10 @@ impl WebhookPoster {
             .root_certs(RootCerts::Specific(roots.certificates.clone()))
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .build();
+        let proxy = if is_local(&url) { None } else { Proxy::try_from_env() };
         let agent = Agent::config_builder()
             .tls_config(tls)
+            .proxy(proxy)
             .timeout_global(Some(limits.webhook_attempt))
             // A receiver that moved is told to whoever set it up: events do not follow where anybody points.
             .max_redirects(0)
@@ -102,6 +105,12 @@ impl WebhookPoster {
     }
 }
 
+/// Whether a proxy would look for it on the wrong machine.
+fn is_local(url: &Uri) -> bool {
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']);
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+}
+
 /// The head decides. The body is read for what it tells, and so that the connection can be used again; if
 /// it breaks off, that changes nothing.
 fn outcome(mut answer: Response<Body>) -> Outcome {
@@ -141,6 +150,17 @@ mod tests {
 
     fn parsed(value: &str) -> Option<Duration> {
         retry_after(&[(RETRY_AFTER, value.parse().unwrap())].into_iter().collect())
+    }
+
+    #[test]
+    fn no_proxy_is_asked_for_this_machine() {
+        let local = |url: &str| is_local(&url.parse().unwrap());
+        assert!(
+            ["http://127.0.0.1:80/", "http://[::1]/", "https://LocalHost/x", "http://127.8.9.1/"]
+                .into_iter()
+                .all(local)
+        );
+        assert!(!["http://10.0.0.1/", "http://localhost.example/", "http://[::2]:1/"].into_iter().any(local));
     }
 
     #[test]
