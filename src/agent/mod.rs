@@ -606,8 +606,6 @@ impl Agent {
             Output::ManifestFetched { manifest, bytes } => self.on_manifest_fetched(manifest, bytes)?,
             Output::ManifestAsked { to, manifest, offset } => self.send_manifest(to, manifest, offset),
             Output::Hydrated { manifest } => self.on_hydrated(manifest),
-            // Nobody tells it to drain yet.
-            Output::Drained => {}
             Output::Recheck { manifest, chunk, reader } => self.recheck(manifest, chunk, reader),
             Output::Drained => self.on_drained(),
             Output::Notice(notice) => self.on_notice(notice),
