@@ -24,7 +24,7 @@ mod trust;
 pub use engine::{Asked, EngineInput, EngineOutput, EngineSession, Target, Tell};
 pub use io::{Input, LocalStatus, Notice, OpId, Output, Rates, ReadOutcome, Verdict};
 pub use members::Member;
-pub use node::{Config, DrainProgress, Node, SwarmProgress};
+pub use node::{Config, Counters, DrainProgress, Node, SwarmProgress};
 pub use plan::Plan;
 pub use record::Recorded;
 pub use releases::{Rejection, RejectionCounts};
