@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod engine;
+pub mod forecast;
 mod io;
 pub mod limits;
 mod manifests;
