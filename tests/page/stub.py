@@ -37,7 +37,6 @@ class Stub:
 
     def __init__(self, state):
         self.state = state
-        self.swarm = swarm()
         self.given = []
         self.channels_asked = []
         self.listeners = []
@@ -90,7 +89,7 @@ class Stub:
                     self._answer("application/json", json.dumps(stub._status()))
                 elif url.path == "/v1/swarm":
                     stub.channels_asked.append(asked)
-                    self._answer("application/json", json.dumps(dict(stub.swarm, channel=asked, manifest=NEW)))
+                    self._answer("application/json", json.dumps(dict(stub.state.get("_swarm") or swarm(), channel=asked, manifest=NEW)))
                 elif url.path == "/v1/autoscale":
                     self._answer("application/json", json.dumps(dict(stub.state["_autoscale"], channel=asked)))
                 elif url.path == "/v1/events":
@@ -230,7 +229,7 @@ def swarm(buckets=256, copies=lambda x: 20 + 30 * (1 + math.sin(x / 19)) + 8 * m
 
 def alone():
     return status(
-        peers=[],
+        peers=[], rates={"in_bytes_per_s": 0.0, "out_bytes_per_s": 0.0}, _swarm=swarm(copies=lambda x: 0.0),
         _events=[
             event(1, "joined", channel=None, release=None), event(2, "engine-joined", engine="vllm-0"), event(3, "heard"),
             event(4, "hydrated"), event(5, "activated", engine="vllm-0"),
@@ -238,8 +237,12 @@ def alone():
     )  # fmt: skip
 
 
-def rolling(n=64):
-    """Two zones of two racks, a rolling release under way, one that failed its check, one that drains, a publisher."""
+def failing():
+    return rolling(failed=37)
+
+
+def rolling(n=64, failed=None):
+    """Two zones of two racks, a rolling release under way, one node that drains, and a publisher."""
     phases = ["ready"] * 8 + ["paused", "checked", "staged", "staged", "verified", "fetched", "planned", "heard"]
     peers = []
     for i in range(1, n):
@@ -251,7 +254,7 @@ def rolling(n=64):
                     reason={"paused": "switching", "checked": "switching", "staged": "waits for its turn"}.get(phase, ""))  # fmt: skip
         have = {"planned": 640, "heard": 0}.get(phase, 1201)
         more = {}
-        if i == 37:
+        if i == failed:
             of = report("failed", step="halted", ready=False, reason="the engine's check failed: perplexity 41.2, expected below 12")
         if i == 52:
             of, more = report("heard", seq=11), {"draining": True}
@@ -305,4 +308,45 @@ def hostile():
     state["readiness"]["channels"][0]["channel"] = channel
     state["_events"] = [event(i, "check-failed", reason=name, channel=channel, engine=name) for i, name in enumerate(names)]
     state["_events"].append(event(99, "constructor", reason="no such kind"))
+    return state
+
+
+def gathering():
+    """A node that comes new, with two others, of which one is in no zone; some chunks nobody is known to have."""
+    of = report("planned", served="", step="going", ready=False, reason="fetching")
+    state = status(
+        name="fresh", rollout=of, engines=1,
+        peers=[peer(1, "seed", [], [], engines=0), peer(2, "half", [["zone", "b"]], [], have=300, engines=0)],
+        rates={"in_bytes_per_s": 3.1e9, "out_bytes_per_s": 2.2e8},
+        _swarm=swarm(90, copies=lambda x: 0 if 30 < x < 34 else 1 + (x < 25), here=lambda x: max(0.0, min(1.0, 1.2 - x / 40))),
+    )  # fmt: skip
+    state["channels"][0].update(state="fetching", bytes_have=61 << 30, chunks_have=1_000_112, sources=2, eta_seconds=27.4)
+    state["engines"][0].update(phase="hydrating", chunks_done=400_000, serving="")
+    state["readiness"].update(reason="prod/model: fetching release 12", eta_seconds=27.4)
+    return state
+
+
+def nothing():
+    """The first agent of a mesh, just started."""
+    return status(engines=0, channels=[], transports={"tcp": {"received_bytes": 0, "sent_bytes": 0}}) | {
+        "readiness": {"ready": True, "node": node_id(0), "name": "gpu-a1-01", "reason": "", "eta_seconds": None, "channels": [], "draining": False}
+    }  # fmt: skip
+
+
+def unreleased():
+    """It follows a channel of which no release is known."""
+    bare = dict.fromkeys(["seq", "checkpoint_bytes", "chunks", "chunks_wanted", "chunks_have", "bytes_wanted", "bytes_have", "sources"], 0)
+    state = nothing()
+    state["channels"] = [bare | {"channel": CHANNEL, "manifest": "", "publisher": "", "note": "", "state": "waiting", "problem": None,
+                                 "rollout": None, "policy": "", "word": None, "eta_seconds": None}]  # fmt: skip
+    return state
+
+
+def empty():
+    """A checkpoint of no bytes, and a channel with a problem."""
+    state = status()
+    nil = dict.fromkeys(["checkpoint_bytes", "chunks", "chunks_wanted", "chunks_have", "bytes_wanted", "bytes_have"], 0)
+    state["channels"][0].update(nil, state="idle", problem="the store is full: 0 B of 12 GiB are left")
+    state["engines"][0].update(chunks_done=0, chunks_total=0)
+    state["_swarm"] = {"channel": CHANNEL, "manifest": NEW, "chunks": 0, "buckets": []}
     return state
