@@ -171,7 +171,7 @@ class PageTest(unittest.TestCase):
             reports = [r for p in seen["status"]["peers"] for r in p["rollouts"]] + [seen["status"]["channels"][0]["rollout"]]
             phases = {}
             for r in reports:
-                phase = r["phase"] if r["seq"] == 12 else "older"
+                phase = r["phase"] if r["seq"] == 12 else "other"
                 phases[phase] = phases.get(phase, 0) + 1
             shown = {name.split("|")[2]: int(value) for name, value in seen["fields"].items() if "|rollout.phase|" in name}
             self.assertEqual(shown, phases)
