@@ -191,7 +191,9 @@ def status(name="gpu-a1-01", peers=(), rollout=None, engines=1, labels=(), chann
         "addresses": ["/ip4/10.0.1.1/tcp/7401"], "data_endpoint": ":7402", "data_encryption": "off",
         "channels": [channel] if channels is None else channels, "engines": [engine(i) for i in range(engines)],
         "publication": None, "peers": list(peers), "labels": [list(label) for label in labels],
-        "traffic": {
+        "traffic": dict.fromkeys(
+            ["bytes_in", "bytes_out", "bytes_out_of_gpus", "chunks_verified", "chunks_corrupt", "reads_failed", "chunks_found", "sources"], 0
+        ) if not engines else {
             "bytes_in": 152_417_280_512, "bytes_out": 611_240_112_128, "bytes_out_of_gpus": 0, "chunks_verified": 2_318_112,
             "chunks_corrupt": 0, "reads_failed": 3, "chunks_found": 0, "sources": min(24, len(peers)),
         },
@@ -329,7 +331,7 @@ def gathering():
 def nothing():
     """The first agent of a mesh, just started."""
     return status(engines=0, channels=[], transports={"tcp": {"received_bytes": 0, "sent_bytes": 0}}) | {
-        "readiness": {"ready": True, "node": node_id(0), "name": "gpu-a1-01", "reason": "", "eta_seconds": None, "channels": [], "draining": False}
+        "readiness": {"ready": False, "node": node_id(0), "name": "gpu-a1-01", "reason": "no engine has registered yet", "eta_seconds": None, "channels": [], "draining": False}
     }  # fmt: skip
 
 

@@ -1,31 +1,13 @@
 """The page of an agent in a real browser, with agents that are made up: every state it has to be right about."""
 
-import json
-import time
 import unittest
 
 import stub
+from shown import expected, seen
 from webdriver import Browser, needs_browser
 
 SHOWN = "return window.aquiferShown !== null && document.body.dataset.link === 'good'"
 SWARM = "return document.querySelector('.swarm svg[data-buckets]') !== null"
-
-# What is on the page and what it was made of, taken in one go, so that both are of one instant.
-FIELDS = """
-const all = {}, status = window.aquiferShown.status;
-for (const e of document.querySelectorAll('[data-field]')) {
-  const at = e.closest('[data-channel],[data-engine],[data-transport],[data-phase]:not([data-field])');
-  const of = at ? at.dataset.channel ?? at.dataset.engine ?? at.dataset.transport ?? '' : '';
-  const article = e.closest('article');
-  const phase = e.closest('li[data-phase]')?.dataset.phase;
-  const name = (article ? article.dataset.channel + '|' : of ? of + '|' : '') + e.dataset.field + (phase ? '|' + phase : '');
-  all[name] = e.dataset.value;
-}
-const nodes = {};
-for (const e of document.querySelectorAll('#grid [data-node]')) nodes[e.dataset.node] = e.dataset.state;
-// As text: WebDriver loses keys such as __proto__.
-return JSON.stringify({fields: all, nodes, status});
-"""
 
 # The contrast of each piece of text with what is behind it, by the formula of WCAG 2.
 CONTRAST = """
@@ -67,21 +49,6 @@ return wrong;
 """
 
 WIDE = "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
-
-
-def deep(status, path):
-    for part in path.split("."):
-        status = status[part]
-    return status
-
-
-def as_text(value):
-    """As JavaScript writes it, for values that JSON brought."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return ""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 @needs_browser
@@ -130,7 +97,7 @@ class PageTest(unittest.TestCase):
         return self.browser.run("return document.querySelector(arguments[0]).innerText", selector)
 
     def seen(self):
-        return json.loads(self.browser.run(FIELDS))
+        return seen(self.browser)
 
     def focused(self):
         return self.browser.run("const e = document.activeElement; return e.dataset.node ?? e.dataset.rack ?? e.id")
@@ -143,24 +110,8 @@ class PageTest(unittest.TestCase):
         status, fields = seen["status"], seen["fields"]
         given = [s for s in agent.given if s["uptime_seconds"] == status["uptime_seconds"]]
         self.assertEqual(given, [status])
-        expected = {
-            path: deep(status, path)
-            for path in [
-                *(f"traffic.{name}" for name in ["bytes_in", "bytes_out", "chunks_verified", "chunks_corrupt", "chunks_found", "reads_failed", "sources"]),
-                "rates.in_bytes_per_s", "rates.out_bytes_per_s", "memory_store_bytes", "disk_store_bytes", "leased_bytes",
-                "version", "uptime_seconds", "data_encryption", "name", "readiness.ready",
-            ]
-        }  # fmt: skip
-        for name, moved in status["transports"].items():
-            for way in ["received_bytes", "sent_bytes"]:
-                expected[f"{name}|transports.{way}"] = moved[way]
-        for engine in status["engines"]:
-            for name in ["ready", "serving", "chunks_done", "chunks_total"]:
-                expected[f"{engine['name']}|engine.{name}"] = engine[name]
-        for channel in status["channels"]:
-            for name in ["seq", "manifest", "state", "bytes_have", "bytes_wanted", "chunks_have", "chunks_wanted", "checkpoint_bytes", "sources", "eta_seconds"]:  # fmt: skip
-                expected[f"{channel['channel']}|channel.{name}"] = channel[name]
-        self.assertEqual({name: fields.get(name) for name in expected}, {name: as_text(value) for name, value in expected.items()})
+        wanted = expected(status)
+        self.assertEqual({name: fields.get(name) for name in wanted}, wanted)
         return seen
 
     def test_64_nodes(self):
@@ -222,7 +173,8 @@ class PageTest(unittest.TestCase):
 
     def test_nothing_at_all(self):
         self.open(stub.nothing(), swarm=False)
-        self.assertIn("No engines", self.words("#hero-node"))
+        self.assertIn("Not ready", self.words("#hero-node"))
+        self.assertIn("no engine has registered yet", self.words("#hero-why"))
         self.assertIn("follows no channel", self.words("#hero-with"))
         self.assertIn("No engine is registered here", self.words("#no-engines"))
         self.assertIn("This node follows no channel yet", self.words("#no-channels"))
