@@ -1,10 +1,11 @@
 """What the page shows, and what it should show of a status."""
 
 import json
+from decimal import ROUND_HALF_UP, Decimal
 
 # What is on the page and what it was made of, taken in one go, so that both are of one instant.
 FIELDS = """
-const all = {}, status = window.aquiferShown.status;
+const all = {}, texts = {}, status = window.aquiferShown.status;
 for (const e of document.querySelectorAll('[data-field]')) {
   const at = e.closest('[data-channel],[data-engine],[data-transport],[data-phase]:not([data-field])');
   const of = at ? at.dataset.channel ?? at.dataset.engine ?? at.dataset.transport ?? '' : '';
@@ -12,11 +13,12 @@ for (const e of document.querySelectorAll('[data-field]')) {
   const phase = e.closest('li[data-phase]')?.dataset.phase;
   const name = (article ? article.dataset.channel + '|' : of ? of + '|' : '') + e.dataset.field + (phase ? '|' + phase : '');
   all[name] = e.dataset.value;
+  texts[name] = e.textContent;
 }
 const nodes = {};
 for (const e of document.querySelectorAll('#grid [data-node]')) nodes[e.dataset.node] = e.dataset.state;
 // As text: WebDriver loses keys such as __proto__.
-return JSON.stringify({fields: all, nodes, status});
+return JSON.stringify({fields: all, texts, nodes, status});
 """
 
 
@@ -60,3 +62,37 @@ def as_text(value):
     if value is None:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def misspelt(at):
+    """Fields whose text does not say what their raw value is."""
+    wrong = []
+    for name, value in at["fields"].items():
+        field = name.split("|")[1 if "|" in name else 0]
+        text = at["texts"][name]
+        if "bytes_per_s" in field:
+            said = f"{in_bytes(float(value))}/s" if value else "unknown"
+        elif "bytes" in field:
+            said = "–" if field == "channel.checkpoint_bytes" and text == "–" else in_bytes(float(value))
+        elif field.startswith(("traffic.", "fleet.")) or "chunks_" in field or field == "rollout.phase":
+            said = f"{int(value):,}"
+        elif field == "channel.manifest":
+            said = value[:8]
+        elif field in ("channel.seq", "channel.state", "version", "data_encryption"):
+            said = value
+        else:
+            continue
+        if text != said:
+            wrong.append((name, value, text))
+    return wrong
+
+
+def in_bytes(value):
+    """Binary units, one digit behind the point; a tie goes up."""
+    if value < 1024:
+        return f"{value:.0f} B"
+    for unit in ["KiB", "MiB", "GiB", "TiB", "PiB"]:
+        value /= 1024
+        if value < 1023.95 or unit == "PiB":
+            return f"{Decimal(value).quantize(Decimal('0.1'), ROUND_HALF_UP)} {unit}"
+    return None

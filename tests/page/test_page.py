@@ -3,7 +3,7 @@
 import unittest
 
 import stub
-from shown import expected, seen
+from shown import expected, misspelt, seen
 from webdriver import Browser, needs_browser
 
 SHOWN = "return window.aquiferShown !== null && document.body.dataset.link === 'good'"
@@ -112,6 +112,7 @@ class PageTest(unittest.TestCase):
         self.assertEqual(given, [status])
         wanted = expected(status)
         self.assertEqual({name: fields.get(name) for name in wanted}, wanted)
+        self.assertEqual(misspelt(seen), [])
         return seen
 
     def test_64_nodes(self):
