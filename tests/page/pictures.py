@@ -69,9 +69,14 @@ def with_few_colours(path):
     palette = []
     for colour, _ in counted.most_common():
         # The most frequent ones, and room for those that are rare and like no other.
-        if len(palette) < 256 and all(sum((a - b) ** 2 for a, b in zip(colour, p, strict=True)) > NEAR for p in palette):
+        if len(palette) < 256 and all(
+            sum((a - b) ** 2 for a, b in zip(colour, p, strict=True)) > NEAR for p in palette
+        ):
             palette.append(colour)
-    index = {c: min(range(len(palette)), key=lambda i: sum((a - b) ** 2 for a, b in zip(c, palette[i], strict=True))) for c in counted}
+    index = {
+        c: min(range(len(palette)), key=lambda i: sum((a - b) ** 2 for a, b in zip(c, palette[i], strict=True)))
+        for c in counted
+    }
     lines = b"".join(b"\0" + bytes(index[pixel] for pixel in row) for row in pixels)
     parts = [
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)), (b"PLTE", b"".join(map(bytes, palette))),

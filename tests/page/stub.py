@@ -89,7 +89,10 @@ class Stub:
                     self._answer("application/json", json.dumps(stub._status()))
                 elif url.path == "/v1/swarm":
                     stub.channels_asked.append(asked)
-                    self._answer("application/json", json.dumps(dict(stub.state.get("_swarm") or swarm(), channel=asked, manifest=NEW)))
+                    self._answer(
+                        "application/json",
+                        json.dumps(dict(stub.state.get("_swarm") or swarm(), channel=asked, manifest=NEW)),
+                    )
                 elif url.path == "/v1/autoscale":
                     self._answer("application/json", json.dumps(dict(stub.state["_autoscale"], channel=asked)))
                 elif url.path == "/v1/events":
@@ -257,7 +260,12 @@ def rolling(n=64, failed=None):
         have = {"planned": 640, "heard": 0}.get(phase, 1201)
         more = {}
         if i == failed:
-            of = report("failed", step="halted", ready=False, reason="the engine's check failed: perplexity 41.2, expected below 12")
+            of = report(
+                "failed",
+                step="halted",
+                ready=False,
+                reason="the engine's check failed: perplexity 41.2, expected below 12",
+            )
         if i == 52:
             of, more = report("heard", seq=11), {"draining": True}
         if i == 23:
@@ -269,7 +277,11 @@ def rolling(n=64, failed=None):
         event(4, "heard"), event(5, "hydrating", bytes_done=91 << 30, bytes_total=152_417_280_512, eta_seconds=21.0), event(6, "hydrated"),
         event(7, "activated", engine="vllm-0"), event(8, "activated", engine="vllm-1"), event(9, "peer-joined", peer=node_id(52), channel=None),
     ]  # fmt: skip
-    hydrating = [{"node": p["node"], "name": p["name"], "fraction": 0.53, "eta_seconds": 18.0} for p in peers if p["channels"][0][2] == 640]
+    hydrating = [
+        {"node": p["node"], "name": p["name"], "fraction": 0.53, "eta_seconds": 18.0}
+        for p in peers
+        if p["channels"][0][2] == 640
+    ]
     return status(
         peers=peers, engines=2, labels=[("zone", "a"), ("rack", "a1")], _events=happened,
         _autoscale={
@@ -308,7 +320,9 @@ def hostile():
     state["engines"][0].update(name=names[0], channel=channel, reason=names[1], phase=names[6])
     state["transports"][names[0]] = {"received_bytes": 1, "sent_bytes": 2}
     state["readiness"]["channels"][0]["channel"] = channel
-    state["_events"] = [event(i, "check-failed", reason=name, channel=channel, engine=name) for i, name in enumerate(names)]
+    state["_events"] = [
+        event(i, "check-failed", reason=name, channel=channel, engine=name) for i, name in enumerate(names)
+    ]
     state["_events"].append(event(99, "constructor", reason="no such kind"))
     return state
 
@@ -322,7 +336,9 @@ def gathering():
         rates={"in_bytes_per_s": 3.1e9, "out_bytes_per_s": 2.2e8},
         _swarm=swarm(90, copies=lambda x: 0 if 30 < x < 34 else 1 + (x < 25), here=lambda x: max(0.0, min(1.0, 1.2 - x / 40))),
     )  # fmt: skip
-    state["channels"][0].update(state="fetching", bytes_have=61 << 30, chunks_have=1_000_112, sources=2, eta_seconds=27.4)
+    state["channels"][0].update(
+        state="fetching", bytes_have=61 << 30, chunks_have=1_000_112, sources=2, eta_seconds=27.4
+    )
     state["engines"][0].update(phase="hydrating", chunks_done=400_000, serving="")
     state["readiness"].update(reason="prod/model: fetching release 12", eta_seconds=27.4)
     return state
@@ -337,7 +353,10 @@ def nothing():
 
 def unreleased():
     """It follows a channel of which no release is known."""
-    bare = dict.fromkeys(["seq", "checkpoint_bytes", "chunks", "chunks_wanted", "chunks_have", "bytes_wanted", "bytes_have", "sources"], 0)
+    bare = dict.fromkeys(
+        ["seq", "checkpoint_bytes", "chunks", "chunks_wanted", "chunks_have", "bytes_wanted", "bytes_have", "sources"],
+        0,
+    )
     state = nothing()
     state["channels"] = [bare | {"channel": CHANNEL, "manifest": "", "publisher": "", "note": "", "state": "waiting", "problem": None,
                                  "rollout": None, "policy": "", "word": None, "eta_seconds": None}]  # fmt: skip

@@ -27,7 +27,7 @@ def lacking():
     """Why this cannot run here, or None."""
     if not program():
         return "AQUIFER_BIN does not name the program"
-    said = subprocess.run([program(), "agent", "--help"], capture_output=True, text=True, timeout=60)
+    said = subprocess.run([program(), "agent", "--help"], check=False, capture_output=True, text=True, timeout=60)
     return missing() or (None if "--http " in said.stdout else "the program has no --http")
 
 
@@ -59,7 +59,11 @@ class Recorder:
             def do_GET(self):
                 asked = http.client.HTTPConnection("127.0.0.1", recorder.port, timeout=60)
                 try:
-                    told = {name: value for name, value in self.headers.items() if name.lower() in ("accept", "last-event-id")}
+                    told = {
+                        name: value
+                        for name, value in self.headers.items()
+                        if name.lower() in ("accept", "last-event-id")
+                    }
                     asked.request("GET", self.path, headers=told)
                     answer = asked.getresponse()
                     self.send_response(answer.status)
@@ -107,7 +111,9 @@ class LiveTest(MeshTest):
             options = ["--http", http_at, "--label", f"zone={'ab'[i // 2]}", "--label", f"rack=r{i}"]
             peers = [self.publisher.address, *(a.address for a in self.agents[:2])]
             self.agents.append(self.site.agent(f"node-{i}", *options, peers=peers))
-        self.engines = [self.site.started(CheckingEngine(self.site, a, f"engine-{i}")) for i, a in enumerate(self.agents)]
+        self.engines = [
+            self.site.started(CheckingEngine(self.site, a, f"engine-{i}")) for i, a in enumerate(self.agents)
+        ]
         self.recorder = Recorder(self.port)
         self.browser = Browser()
 
@@ -123,7 +129,9 @@ class LiveTest(MeshTest):
         wanted = expected(status)
         self.assertEqual({name: fields.get(name) for name in wanted}, wanted)
         self.assertEqual(misspelt(at), [])
-        reports = [r for p in status["peers"] for r in p["rollouts"]] + [c["rollout"] for c in status["channels"] if c["rollout"]]
+        reports = [r for p in status["peers"] for r in p["rollouts"]] + [
+            c["rollout"] for c in status["channels"] if c["rollout"]
+        ]
         newest = max(r["seq"] for r in reports)
         serving = sum(r["seq"] == newest and r["ready"] and r["served"] == r["wanted"] for r in reports)
         shown = {name.split("|")[2]: int(value) for name, value in fields.items() if "|rollout.phase|" in name}
@@ -167,8 +175,10 @@ class LiveTest(MeshTest):
                     done = str(len(gone))
                     out = self.until(
                         f"a node is out and {done} are done",
-                        lambda at, done=done: at["fields"]["fleet.ready"] == str(NODES - 1)
-                        and at["fields"].get(f"{CHANNEL}|rollout.phase|ready", "0") == done,
+                        lambda at, done=done: (
+                            at["fields"]["fleet.ready"] == str(NODES - 1)
+                            and at["fields"].get(f"{CHANNEL}|rollout.phase|ready", "0") == done
+                        ),
                     )
                     self.assertEqual(out[-1]["fields"]["rollout.state"], "going")
                     looks += out
@@ -178,7 +188,9 @@ class LiveTest(MeshTest):
         looks += self.until("release 2 is rolled out", lambda at: at["fields"]["rollout.state"] == "done" and at["fields"][first] == "2" and at["fields"]["fleet.ready"] == str(NODES))  # fmt: skip
         statuses = {at["status"]["uptime_seconds"] for at in looks}
         served = {at["fields"].get(f"{CHANNEL}|rollout.phase|ready", "0") for at in looks}
-        print(f"\n    {len(looks)} looks at {len(statuses)} statuses; nodes that served it: {', '.join(sorted(served))}")
+        print(
+            f"\n    {len(looks)} looks at {len(statuses)} statuses; nodes that served it: {', '.join(sorted(served))}"
+        )
         self.assertGreaterEqual(len(served), NODES)
         kinds = self.browser.run("return [...document.querySelectorAll('#events li')].map((e) => e.dataset.event)")
         self.assertIn("activated", kinds)

@@ -120,12 +120,16 @@ class PageTest(unittest.TestCase):
         for _ in range(3):
             seen = self.check_numbers(agent)
             self.assertEqual(len(seen["nodes"]), 65)
-            reports = [r for p in seen["status"]["peers"] for r in p["rollouts"]] + [seen["status"]["channels"][0]["rollout"]]
+            reports = [r for p in seen["status"]["peers"] for r in p["rollouts"]] + [
+                seen["status"]["channels"][0]["rollout"]
+            ]
             phases = {}
             for r in reports:
                 phase = r["phase"] if r["seq"] == 12 else "other"
                 phases[phase] = phases.get(phase, 0) + 1
-            shown = {name.split("|")[2]: int(value) for name, value in seen["fields"].items() if "|rollout.phase|" in name}
+            shown = {
+                name.split("|")[2]: int(value) for name, value in seen["fields"].items() if "|rollout.phase|" in name
+            }
             self.assertEqual(shown, phases)
             self.assertEqual(seen["fields"]["fleet.serving"], "64")
             ready = sum(r["ready"] for r in reports) - 1  # The one that drains is not counted.
@@ -135,7 +139,10 @@ class PageTest(unittest.TestCase):
             before = seen["status"]["uptime_seconds"]
             agent.state["traffic"]["bytes_in"] += 123_456_789
             agent.state["peers"][9]["rollouts"] = [stub.report("ready")]
-            self.browser.until(lambda at=before: self.browser.run("return window.aquiferShown.status.uptime_seconds") > at, "the next status")
+            self.browser.until(
+                lambda at=before: self.browser.run("return window.aquiferShown.status.uptime_seconds") > at,
+                "the next status",
+            )
         self.assertEqual(seen["nodes"][stub.node_id(52)], "draining")
         self.assertEqual(seen["nodes"][stub.node_id(64)], "holder")
         self.assertEqual(seen["fields"]["rollout.state"], "going")
@@ -152,12 +159,44 @@ class PageTest(unittest.TestCase):
         self.assertIn("3 parts of 90 with none known", self.words(".swarm figcaption"))
         self.assertIn("about 27 s", self.words("#hero-why"))
         self.check_numbers(agent)
+        self.assertIn(f"release 12 ({stub.NEW[:8]}) on its way: planned", self.words("#hero-with"))
+
+    def test_nodes_that_hold_it_all_count_as_copies(self):
+        agent = self.open(stub.rolling() | {"_swarm": stub.swarm(copies=lambda x: 0.0)})
+        whole = sum(p["channels"][0] == [stub.CHANNEL, 12, 1201, 1201] for p in agent.state["peers"])
+        self.assertGreater(whole, 50)
+        agent.state["channels"][0]["chunks_wanted"] = agent.state["channels"][0]["chunks_have"] = 1201
+        self.browser.until(
+            lambda: self.browser.run("return document.querySelector('.swarm svg').dataset.whole") == str(whole),
+            "they are counted",
+        )
+        self.assertIn(f"{whole}.0 on average", self.words(".swarm figcaption"))
+
+    def test_a_node_says_which_release_it_serves_while_another_comes(self):
+        self.open(
+            stub.status(
+                rollout=stub.report("staged", reason="waits for its turn"),
+                peers=[stub.peer(1, "n1", [], [stub.report("ready", seq=11)])],
+            )
+        )
+        self.assertEqual(self.words("#hero-with"), f"prod/model, release 11 ({stub.OLD[:8]}); release 12 staged")
 
     def test_bytes_are_written_in_one_way(self):
         self.open(stub.alone())
-        cases = [[0, "0 B"], [1023, "1023 B"], [1024, "1.0 KiB"], [1048575, "1.0 MiB"], [5 << 30, "5.0 GiB"], [1 << 62, "4096.0 PiB"], [12.4, "12 B"]]
+        cases = [
+            [0, "0 B"],
+            [1023, "1023 B"],
+            [1024, "1.0 KiB"],
+            [1048575, "1.0 MiB"],
+            [5 << 30, "5.0 GiB"],
+            [1 << 62, "4096.0 PiB"],
+            [12.4, "12 B"],
+        ]
         self.assertEqual(self.browser.run("return arguments[0].map(([n]) => [n, bytes(n)])", [c for c in cases]), cases)
-        self.assertEqual(self.browser.run("return [0.4, 119.9, 120, 7200, 1e6].map(seconds)"), ["0 s", "119 s", "2 min", "2 h", "11 d"])
+        self.assertEqual(
+            self.browser.run("return [0.4, 119.9, 120, 7200, 1e6].map(seconds)"),
+            ["0 s", "119 s", "2 min", "2 h", "11 d"],
+        )
 
     # ---- states ----
 
@@ -202,18 +241,27 @@ class PageTest(unittest.TestCase):
 
     def test_1000_nodes_are_shown_by_rack_and_the_page_keeps_up(self):
         self.open(stub.thousand())
-        self.assertEqual(self.browser.run("return [...document.querySelectorAll('#grid [data-rack]')].map((e) => +e.dataset.value)"), [40] * 25)
+        self.assertEqual(
+            self.browser.run("return [...document.querySelectorAll('#grid [data-rack]')].map((e) => +e.dataset.value)"),
+            [40] * 25,
+        )
         self.assertEqual(self.words("#hero-fleet .big").split(), ["999", "of", "1,000"])
-        took = self.browser.run("const t = performance.now(); for (let i = 0; i < 10; i += 1) show(window.aquiferShown.status); return (performance.now() - t) / 10")
+        took = self.browser.run(
+            "const t = performance.now(); for (let i = 0; i < 10; i += 1) show(window.aquiferShown.status); return (performance.now() - t) / 10"
+        )
         print(f"\n    1000 nodes are shown in {took:.1f} ms")
         self.assertLess(took, 200, "milliseconds that a status of 1000 nodes takes")
         self.assertLess(self.browser.run("return document.querySelectorAll('*').length"), 2500)
         self.browser.press("n", "Enter")
         self.assertIn("rack r19", self.words("#detail-title"))
-        rows = self.browser.run("return [...document.querySelectorAll('#detail-body tbody tr')].map((e) => e.dataset.state)")
+        rows = self.browser.run(
+            "return [...document.querySelectorAll('#detail-body tbody tr')].map((e) => e.dataset.state)"
+        )
         self.assertEqual((len(rows), rows[0]), (40, "failed"))
         self.browser.press("Tab", "Enter")
-        self.browser.until("return document.getElementById('detail').dataset.node !== undefined", "the node's own dialog")
+        self.browser.until(
+            "return document.getElementById('detail').dataset.node !== undefined", "the node's own dialog"
+        )
         self.assertIn("n0777", self.words("#detail-title"))
 
     def test_hostile_names_are_text(self):
@@ -240,16 +288,24 @@ class PageTest(unittest.TestCase):
         self.assertTrue(self.browser.run("return document.getElementById('lost').hidden"))
         agent.gone()
         self.browser.until("return document.body.dataset.link === 'lost'", "the page says that the agent is gone")
-        self.browser.until("return /Last heard [1-9]\\d* s ago/.test(document.getElementById('lost').innerText)", "how long ago")
+        self.browser.until(
+            "return /Last heard [1-9]\\d* s ago/.test(document.getElementById('lost').innerText)", "how long ago"
+        )
         self.assertIn("does not answer", self.words("#lost"))
         self.assertIn("last heard", self.words("#heard"))
-        self.assertEqual(self.browser.run("return getComputedStyle(document.getElementById('shown')).filter"), "grayscale(1)")
-        self.assertEqual(self.browser.run("return document.getElementById('live').textContent"), "The agent does not answer.")
+        self.assertEqual(
+            self.browser.run("return getComputedStyle(document.getElementById('shown')).filter"), "grayscale(1)"
+        )
+        self.assertEqual(
+            self.browser.run("return document.getElementById('live').textContent"), "The agent does not answer."
+        )
         self.assertEqual(self.browser.run(CONTRAST)["poor"], [])
         before = self.browser.run("return window.aquiferShown.status.uptime_seconds")
         agent.back()
         self.browser.until("return document.body.dataset.link === 'good'", "the page has found it again")
-        self.browser.until(lambda: self.browser.run("return window.aquiferShown.status.uptime_seconds") > before, "a new status")
+        self.browser.until(
+            lambda: self.browser.run("return window.aquiferShown.status.uptime_seconds") > before, "a new status"
+        )
         self.assertTrue(self.browser.run("return document.getElementById('lost').hidden"))
         self.browser.until(lambda: agent.listeners, "it listens for events again")
         agent.say(stub.event(40, "hydrated"))
@@ -261,8 +317,12 @@ class PageTest(unittest.TestCase):
         for n, done in enumerate([10, 40, 90]):
             agent.say(stub.event(10 + n, "hydrating", bytes_done=done << 20, bytes_total=100 << 20, eta_seconds=5.0))
         agent.say(stub.event(5, "activated", engine="vllm-0"))
-        self.browser.until("return document.querySelector('#events li').innerText.includes('90% of 100.0 MiB')", "progress")
-        self.assertEqual(self.browser.run("return document.querySelectorAll('#events [data-event=hydrating]').length"), 1)
+        self.browser.until(
+            "return document.querySelector('#events li').innerText.includes('90% of 100.0 MiB')", "progress"
+        )
+        self.assertEqual(
+            self.browser.run("return document.querySelectorAll('#events [data-event=hydrating]').length"), 1
+        )
         self.assertEqual(self.browser.run("return document.querySelectorAll('#events li').length"), 6)
         for n in range(200):
             agent.say(stub.event(100 + n, "peer-joined", peer=stub.node_id(n)))
@@ -276,7 +336,10 @@ class PageTest(unittest.TestCase):
         walked = []
         for _ in range(14):
             self.browser.press("Tab")
-            walked.append(self.focused() or self.browser.run("return document.activeElement.className || document.activeElement.tagName"))
+            walked.append(
+                self.focused()
+                or self.browser.run("return document.activeElement.className || document.activeElement.tagName")
+            )
             if walked[-1] == "BODY":
                 break
         self.assertEqual(walked[:4], ["skip", "theme", "keys", stub.node_id(0)])
@@ -290,8 +353,6 @@ class PageTest(unittest.TestCase):
         self.assertEqual(self.focused(), stub.node_id(2))
         self.browser.press("ArrowLeft")
         self.assertEqual(self.focused(), stub.node_id(1))
-        column = "const r = document.activeElement.getBoundingClientRect(); return [Math.round(r.left), Math.round(r.top)]"
-        left, top = self.browser.run(column)
         seen = set()
         for _ in range(12):
             seen.add(self.focused())
@@ -313,13 +374,25 @@ class PageTest(unittest.TestCase):
         self.browser.press("Enter")
         self.assertTrue(self.browser.run("return document.getElementById('detail').open"))
         text = self.words("#detail")
-        for part in ["gpu-b1-06", "perplexity 41.2", "zone=b, rack=b1", "0 of 2 ready", stub.node_id(37), "release 12 (", "release 11"]:
+        for part in [
+            "gpu-b1-06",
+            "perplexity 41.2",
+            "zone=b, rack=b1",
+            "0 of 2 ready",
+            stub.node_id(37),
+            "release 12 (",
+            "release 11",
+        ]:
             self.assertIn(part, text)
         self.assertEqual(self.browser.run(CONTRAST)["poor"], [])
         agent.state["peers"][36]["rollouts"] = [stub.report("ready")]
-        self.browser.until("return !document.getElementById('detail').innerText.includes('perplexity')", "the dialog follows")
+        self.browser.until(
+            "return !document.getElementById('detail').innerText.includes('perplexity')", "the dialog follows"
+        )
         agent.state["peers"] = [p for p in agent.state["peers"] if p["node"] != stub.node_id(37)]
-        self.browser.until("return document.getElementById('detail').innerText.includes('has left')", "the dialog says that it left")
+        self.browser.until(
+            "return document.getElementById('detail').innerText.includes('has left')", "the dialog says that it left"
+        )
         self.browser.press("Escape")
         self.assertFalse(self.browser.run("return document.getElementById('detail').open"))
         self.assertTrue(self.browser.run("return document.activeElement.classList.contains('cell')"))
@@ -332,7 +405,10 @@ class PageTest(unittest.TestCase):
         self.open(stub.rolling())
         self.browser.press("f", "ArrowRight", "ArrowRight", "ArrowRight")
         at, uptime = self.focused(), self.browser.run("return window.aquiferShown.status.uptime_seconds")
-        self.browser.until(lambda: self.browser.run("return window.aquiferShown.status.uptime_seconds") > uptime + 1.5, "two more statuses")
+        self.browser.until(
+            lambda: self.browser.run("return window.aquiferShown.status.uptime_seconds") > uptime + 1.5,
+            "two more statuses",
+        )
         self.assertEqual(self.focused(), at)
 
     # ---- looks ----
@@ -372,9 +448,14 @@ class PageTest(unittest.TestCase):
         said = self.browser.run("return document.getElementById('live').textContent")
         self.assertEqual(said, f"This node: Ready. prod/model, release 12 ({stub.NEW[:8]}) Rolled out: release 12.")
         # Numbers that tick are not read out.
-        self.browser.run("window.said = 0; new MutationObserver(() => (window.said += 1)).observe(document.getElementById('live'), {childList: true, characterData: true, subtree: true})")
+        self.browser.run(
+            "window.said = 0; new MutationObserver(() => (window.said += 1)).observe(document.getElementById('live'), {childList: true, characterData: true, subtree: true})"
+        )
         agent.state["traffic"]["bytes_in"] += 1 << 30
-        self.browser.until(lambda: self.seen()["fields"]["traffic.bytes_in"] == str(agent.state["traffic"]["bytes_in"]), "the new number")
+        self.browser.until(
+            lambda: self.seen()["fields"]["traffic.bytes_in"] == str(agent.state["traffic"]["bytes_in"]),
+            "the new number",
+        )
         self.assertEqual(self.browser.run("return window.said"), 0)
 
     def test_it_fits_narrow_and_wide_windows(self):
@@ -394,9 +475,13 @@ class PageTest(unittest.TestCase):
     def test_the_policy_is_in_force(self):
         self.open(stub.alone())
         self.assertEqual(self.browser.run("return document.styleSheets.length"), 1)
-        self.browser.run("const s = document.createElement('script'); s.textContent = 'window.hit = 1'; document.body.append(s); s.remove()")
+        self.browser.run(
+            "const s = document.createElement('script'); s.textContent = 'window.hit = 1'; document.body.append(s); s.remove()"
+        )
         self.assertIsNone(self.browser.run("return window.hit ?? null"))
-        self.assertEqual(len(self.browser.until("return window.violations.length && window.violations", "it is said")), 1)
+        self.assertEqual(
+            len(self.browser.until("return window.violations.length && window.violations", "it is said")), 1
+        )
         self.browser.run("window.violations = []")
         self.quiet = False
 

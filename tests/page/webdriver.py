@@ -84,7 +84,10 @@ class Browser:
 
     def media(self, dark=False, still=True):
         """The system's theme, and whether it asks for less motion."""
-        features = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce" if still else ""}
+        features = {
+            "prefers-color-scheme": "dark" if dark else "light",
+            "prefers-reduced-motion": "reduce" if still else "",
+        }
         self.devtools("Emulation.setEmulatedMedia", features=[{"name": n, "value": v} for n, v in features.items()])
 
     def size(self, width, height):
