@@ -100,6 +100,18 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have this machine's agent leave well: it takes on nothing new, hands over what nobody else has, and ends
+    Drain {
+        /// Leave after so long, done or not [default: as the agent was told when it started, 25s]
+        #[arg(long, value_name = "DURATION")]
+        grace: Option<String>,
+        /// The agent's socket [default: the one `aquifer agent` takes by default]
+        #[arg(long, env = "AQUIFER_SOCKET", value_name = "PATH")]
+        socket: Option<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show this machine's agent: engines, peers, progress
     Status {
         /// The agent's socket [default: the one `aquifer agent` takes by default]

@@ -8,6 +8,7 @@ mod agent;
 mod cli;
 mod commands;
 mod errors;
+mod http;
 mod keys;
 mod options;
 mod output;
@@ -18,14 +19,16 @@ mod units;
 
 use std::process::ExitCode;
 
+/// Jobs (hashing, copying, disks) run on the blocking pool: a few at a time keep the cores busy, more would only
+/// compete.
+pub(crate) const BLOCKING_THREADS: usize = 16;
+
 fn main() -> ExitCode {
     let cli = cli::Cli::from_arguments();
     cli::init_logging(cli.log.as_deref());
     raise_open_files();
-    // Jobs (hashing, copying, disks) run on the blocking pool: a few at a time keep the cores
-    // busy, more would only compete.
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build();
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(BLOCKING_THREADS).enable_all().build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {

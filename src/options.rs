@@ -1,17 +1,19 @@
 //! The options of a node: one table, from flags, environment and a TOML file, in that order.
 
-use crate::agent::{AgentConfig, Hold, RdmaOptions};
+use crate::agent::{AgentConfig, Hold, RdmaOptions, lifecycle};
 use crate::state::StateDir;
-use crate::{keys, units};
+use crate::{http, keys, units};
 use anyhow::{Context, Result, anyhow, bail};
 use aquifer_core::limits::{STATUS_CHANNELS_MAX, STATUS_LABEL_BYTES_MAX, STATUS_LABELS_MAX, STATUS_NAME_BYTES_MAX};
 use aquifer_core::{ChannelName, PublisherKey};
+use aquifer_hooks::{Hook, Kinds, Secret};
 use aquifer_proto::rollout::Override;
 use clap::Args;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Options of everything that joins a mesh.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -105,6 +107,9 @@ pub(crate) enum When {
     Off,
 }
 
+/// Kubernetes kills a pod after 30 s unless told otherwise.
+const DRAIN_GRACE: Duration = Duration::from_secs(25);
+
 /// Guess: less than a tenth of what one PCIe 5 link of 16 lanes carries that way (55 GB/s), and thousandths of what
 /// GPU memory gives, so that no engine notices; and enough for the network card of 40 Gbit/s that it feeds.
 const GPU_UPLOAD_BYTES_PER_S: u64 = 4 << 30;
@@ -144,6 +149,28 @@ pub(crate) struct AgentOptions {
     /// Most memory of those that can be had in one piece
     #[arg(long, hide = true, value_name = "SIZE")]
     pub(crate) twin_gpu_memory: Option<String>,
+    /// Answer HTTP here: readiness, metrics, state, events, and a page for people; or `off`. Whoever can connect can
+    /// read [default: 127.0.0.1:7404, or any free port of 127.0.0.1 if another agent has it]
+    #[arg(long, env = "AQUIFER_HTTP", value_name = "ADDRESS", help_heading = "Operation")]
+    pub(crate) http: Option<String>,
+    /// File with the token that calls over HTTP need which change something; without it there are none
+    #[arg(long, env = "AQUIFER_HTTP_TOKEN", value_name = "FILE", help_heading = "Operation")]
+    pub(crate) http_token: Option<PathBuf>,
+    /// Run this command (by /bin/sh) at each event, which comes as JSON on its standard input. May be repeated
+    #[arg(long, env = "AQUIFER_HOOK", value_name = "COMMAND", help_heading = "Operation")]
+    pub(crate) hook: Vec<String>,
+    /// Post each event to this address. May be repeated
+    #[arg(long, env = "AQUIFER_WEBHOOK", value_name = "URL", value_delimiter = ',', help_heading = "Operation")]
+    pub(crate) webhook: Vec<String>,
+    /// File with the secret that webhooks are signed with, as standardwebhooks.com has it
+    #[arg(long, env = "AQUIFER_WEBHOOK_SECRET", value_name = "FILE", help_heading = "Operation")]
+    pub(crate) webhook_secret: Option<PathBuf>,
+    /// Tell hooks and webhooks of these events, such as activated. May be repeated [default: all but hydrating]
+    #[arg(long, env = "AQUIFER_HOOK_EVENT", value_name = "KIND", value_delimiter = ',', help_heading = "Operation")]
+    pub(crate) hook_event: Vec<String>,
+    /// When asked to leave, hand over what nobody else has for so long at most [default: 25s]
+    #[arg(long, env = "AQUIFER_DRAIN_GRACE", value_name = "DURATION", help_heading = "Operation")]
+    pub(crate) drain_grace: Option<String>,
     /// Keep a record of all that this node is told and decides in this file, without secrets; an
     /// earlier one is kept as PATH.old. `simulations replay` replays it
     #[arg(long, env = "AQUIFER_RECORD", value_name = "PATH")]
@@ -214,13 +241,14 @@ fn not_toml(text: &str, error: &toml::de::Error) -> anyhow::Error {
     anyhow!("it is not TOML: line {}: {}", before.matches('\n').count() + 1, error.message())
 }
 
-/// As on the command line, a single value may stand where a list is meant, and a size may be a
-/// number of bytes.
+/// As on the command line, a single value may stand where a list is meant; a size may be a number of bytes, and a
+/// duration one of seconds.
 fn as_meant(key: &str, value: toml::Value) -> toml::Value {
-    const LISTS: [&str; 7] = ["peer", "listen", "external", "label", "trust", "channel", "pin"];
-    const SIZES: [&str; 4] = ["upload-window", "upload-limit", "store-limit", "memory-limit"];
+    const LISTS: [&str; 10] =
+        ["peer", "listen", "external", "label", "trust", "channel", "pin", "hook", "webhook", "hook-event"];
+    const NUMBERS: [&str; 5] = ["upload-window", "upload-limit", "store-limit", "memory-limit", "drain-grace"];
     match value.as_integer() {
-        Some(bytes) if SIZES.contains(&key) => toml::Value::String(bytes.to_string()),
+        Some(number) if NUMBERS.contains(&key) => toml::Value::String(number.to_string()),
         None if value.is_str() && LISTS.contains(&key) => toml::Value::Array(vec![value]),
         _ => value,
     }
@@ -358,6 +386,9 @@ impl NodeOptions {
             publish: None,
             pull: None,
             record: None,
+            drain_grace: DRAIN_GRACE,
+            http: None,
+            hooks: Vec::new(),
         })
     }
 
@@ -428,6 +459,13 @@ impl AgentOptions {
             twin_gpu: list(self.twin_gpu, file.twin_gpu),
             twin_gpu_memory: self.twin_gpu_memory.or(file.twin_gpu_memory),
             record: self.record.or(file.record),
+            http: self.http.or(file.http),
+            http_token: self.http_token.or(file.http_token),
+            hook: if self.hook.is_empty() { file.hook } else { self.hook },
+            webhook: list(self.webhook, file.webhook),
+            webhook_secret: self.webhook_secret.or(file.webhook_secret),
+            hook_event: list(self.hook_event, file.hook_event),
+            drain_grace: self.drain_grace.or(file.drain_grace),
         }
     }
 
@@ -454,6 +492,41 @@ impl AgentOptions {
         Ok(pinned)
     }
 
+    /// None: it does not answer HTTP.
+    pub(crate) fn http(&self) -> Result<Option<http::Where>> {
+        match self.http.as_deref() {
+            None => Ok(Some(http::Where::Default)),
+            Some("off") => Ok(None),
+            Some(text) => {
+                let address = text.parse().with_context(|| format!("--http '{text}' is not ip:port, or 'off'"))?;
+                Ok(Some(http::Where::At(address)))
+            }
+        }
+    }
+
+    fn hooks(&self) -> Result<Vec<Hook>> {
+        let known = lifecycle::Kind::ALL.map(lifecycle::Kind::name);
+        if let Some(kind) = self.hook_event.iter().find(|kind| !known.contains(&kind.as_str())) {
+            bail!("--hook-event '{kind}': events are {}", known.join(", "));
+        }
+        let kinds = || match self.hook_event.as_slice() {
+            [] => Kinds::AllBut([lifecycle::Kind::Hydrating.name().to_string()].into()),
+            kinds => Kinds::Only(kinds.iter().cloned().collect()),
+        };
+        let secret = match &self.webhook_secret {
+            None => None,
+            Some(path) => {
+                let told = || format!("--webhook-secret {}", path.display());
+                Some(Secret::parse(&std::fs::read(path).with_context(told)?).with_context(told)?)
+            }
+        };
+        let commands = self.hook.iter().map(|line| Ok(Hook::command(line).context("--hook")?.of(kinds())));
+        let webhooks = self.webhook.iter().map(|url| {
+            Ok(Hook::webhook(url, secret.clone()).with_context(|| format!("--webhook {url}"))?.of(kinds()))
+        });
+        commands.chain(webhooks).collect()
+    }
+
     /// Adds these options to a node's configuration.
     pub(crate) fn configure(&self, config: &mut AgentConfig) -> Result<()> {
         config.hold = match self.hold.as_deref() {
@@ -475,9 +548,15 @@ impl AgentOptions {
         config.twin_gpu_bytes = size("--twin-gpu-memory", self.twin_gpu_memory.as_deref())?.unwrap_or(u64::MAX);
         config.record = self.record.clone();
         config.overrides = self.overrides()?;
+        config.drain_grace = self.drain_grace.as_deref().map_or(Ok(DRAIN_GRACE), |text| duration("--drain-grace", text))?;
+        config.hooks = self.hooks()?;
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));
         Ok(())
     }
+}
+
+fn duration(flag: &'static str, text: &str) -> Result<Duration> {
+    units::parse_duration(text).context(flag)
 }
 
 fn size(flag: &'static str, text: Option<&str>) -> Result<Option<u64>> {

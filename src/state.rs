@@ -37,6 +37,11 @@ impl StateDir {
         Ok(StateDir { dir: dir.to_path_buf(), _lock: lock })
     }
 
+    /// Where events wait for hooks.
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.dir.join("hooks")
+    }
+
     pub(crate) fn identity(&self) -> Result<NodeSecret> {
         crate::keys::identity(&self.dir.join("identity"))
     }

@@ -1,6 +1,7 @@
 //! Sizes, rates and times for people.
 
 use anyhow::{Context, Result, bail};
+use std::time::Duration;
 
 /// Parses `512MiB`, `4GB`, `100k` or plain bytes.
 pub(crate) fn parse(text: &str) -> Result<u64> {
@@ -20,6 +21,22 @@ pub(crate) fn parse(text: &str) -> Result<u64> {
         other => bail!("'{text}' is not a size: '{other}' is no unit; try 512MiB or 4GB"),
     };
     number.checked_mul(unit).with_context(|| format!("'{text}' does not fit 64 bits"))
+}
+
+/// Parses `25s`, `500ms`, `2min`, `1h` or plain seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let wrong = || format!("'{text}' is not a duration: try 25s or 2min");
+    let number: f64 = text[..digits].parse().with_context(wrong)?;
+    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => bail!(wrong()),
+    };
+    Duration::try_from_secs_f64(number * unit).with_context(wrong)
 }
 
 /// `12.3 MiB`.
@@ -51,6 +68,14 @@ mod tests {
         for (given, expected) in [(0.4, "0 s"), (119.9, "119 s"), (120.0, "2 min"), (7200.0, "2 h"), (1e6, "11 d")] {
             assert_eq!(seconds(given), expected);
         }
+    }
+
+    #[test]
+    fn durations() {
+        for (given, ms) in [("25s", 25_000), ("25", 25_000), ("500 ms", 500), ("0.5", 500), ("2min", 120_000), ("1h", 3_600_000)] {
+            assert_eq!(parse_duration(given).unwrap(), Duration::from_millis(ms), "{given}");
+        }
+        assert!(["", "s", "1 parsec", "-1", "1.2.3", "1e999h"].iter().all(|text| parse_duration(text).is_err()));
     }
 
     #[test]

@@ -479,6 +479,10 @@ fn status(node: NodeId, seq: u64, options: Options) -> Status {
         engines_ready: 0,
         interval_ms: 3000,
         leaving: false,
+        draining: false,
+        upload_bytes_per_s: 12_500_000_000,
+        uploading_bytes_per_s: 6_000_000_000,
+        download_bytes_per_s: 12_500_000_000,
         version: "0.1.0".into(),
     }
 }

@@ -104,6 +104,12 @@ impl Agent {
         self.channels.iter().filter(|(_, c)| c.needed.contains(manifest)).map(|(name, _)| name.clone()).collect()
     }
 
+    /// The channel that bytes of a manifest are counted for: where two have it, the first by name.
+    pub(super) fn channel_of(&self, manifest: &ManifestHash) -> Option<ChannelName> {
+        let has = |loaded: &super::Loaded| loaded.channels.first().cloned();
+        self.channels_at(manifest).pop_first().or_else(|| self.manifests.get(manifest).and_then(has))
+    }
+
     pub(super) fn is_needed(&self, channel: &ChannelName, manifest: &ManifestHash) -> bool {
         self.channels.get(channel).is_some_and(|c| c.needed.contains(manifest))
     }

@@ -1,6 +1,7 @@
 //! Engines of this node: their registrations, and carrying out what their sessions decide.
 
 use super::jobs::Job;
+use super::lifecycle::Kind;
 use super::pieces::{Memory, Source, Staged};
 use super::regions::{Region, Regions};
 use super::updates::Books;
@@ -21,7 +22,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Most regions of one engine. Guess: one for each tensor of a large model would fit.
 const REGIONS_MAX: usize = 65_536;
@@ -46,6 +47,8 @@ pub(super) struct EngineConn {
     pub(super) conduct: Conduct,
     /// Since when it owes an answer, if it owes one.
     pub(super) asked_at: Instant,
+    /// Since when it answers no requests, if it said so.
+    pub(super) paused_at: Option<Instant>,
     /// Shared with the jobs that write to them.
     pub(super) regions: Arc<Regions>,
     /// Chunks that are to be copied to a GPU, when those before them are: together they take less time.
@@ -116,6 +119,7 @@ impl Agent {
                     said_serving: None,
                     conduct: Conduct::default(),
                     asked_at: Instant::now(),
+                    paused_at: None,
                     regions: Arc::default(),
                     to_copy: Vec::new(),
                     copying: false,
@@ -144,13 +148,14 @@ impl Agent {
     fn on_request(&mut self, conn: ConnId, id: u64, request: Request, fd: Option<OwnedFd>) -> Option<Reply> {
         match request {
             Request::Status => {
+                self.count_sent();
                 let view = serde_json::to_value(self.view());
                 return Some(view.map_err(|e| ErrorReply::new(code::TOO_LARGE, e.to_string())));
             }
-            Request::Drain => {
-                tracing::info!("asked to leave");
-                self.ended = Some(super::Ended::Stopped);
-                return Some(Ok(json!({})));
+            Request::Drain(drain) => {
+                self.drain_within(drain.grace_ms.map(Duration::from_millis));
+                self.answer_when_drained(conn, id);
+                return None;
             }
             Request::Releases(asked) => return Some(self.show_releases(&asked)),
             Request::Draft(draft) => return Some(self.on_draft(draft)),
@@ -180,11 +185,17 @@ impl Agent {
             }
             Request::BindRow(spec) => return Some(self.on_bind_row(conn, spec)),
             Request::Hydrate => self.on_hydrate(conn),
-            Request::Paused { manifest } => self.engine_input(conn, EngineInput::Paused { manifest }),
+            Request::Paused { manifest } => {
+                self.sessions.get_mut(&conn)?.paused_at = Some(Instant::now());
+                self.engine_input(conn, EngineInput::Paused { manifest });
+            }
             Request::Checked { manifest } => {
                 self.engine_input(conn, EngineInput::Checked { manifest, result: Ok(()) });
             }
-            Request::Resumed { manifest } => self.engine_input(conn, EngineInput::Resumed { manifest }),
+            Request::Resumed { manifest } => {
+                self.measure_pause(conn);
+                self.engine_input(conn, EngineInput::Resumed { manifest });
+            }
             Request::Refused(refusal) => {
                 let name = &self.sessions.get(&conn)?.name;
                 tracing::warn!("engine {name} refused {}: {}", refusal.manifest.short(), refusal.message);
@@ -225,9 +236,10 @@ impl Agent {
             return Err(ErrorReply::new(code::HELLO, "hello was said already"));
         }
         tracing::info!("engine {} (pid {}) is here, for {}", hello.name, hello.pid, hello.channel);
-        entry.name = hello.name;
+        let (name, channel) = (hello.name, hello.channel);
+        entry.name = name.clone();
         entry.pid = hello.pid;
-        entry.channel = Some(hello.channel);
+        entry.channel = Some(channel.clone());
         entry.said_serving = hello.serving;
         entry.conduct = hello.conduct;
         let welcome = Welcome {
@@ -236,6 +248,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_string(),
         };
         self.count_engines();
+        self.tell_of_engine(Kind::EngineJoined, &name, &channel);
         serde_json::to_value(welcome).map_err(|e| ErrorReply::new(code::TOO_LARGE, e.to_string()))
     }
 
@@ -323,6 +336,7 @@ impl Agent {
         let Some(entry) = self.sessions.remove(&conn) else { return };
         let Some(channel) = entry.channel else { return };
         tracing::info!("engine {} (pid {}), for {channel}, is gone", entry.name, entry.pid);
+        self.tell_of_engine(Kind::EngineLeft, &entry.name, &channel);
         self.spoiled.retain(|(id, _)| *id != conn);
         if entry.told.is_some() {
             self.input(Input::EngineGone { channel, engine: conn.0 });

@@ -1,10 +1,18 @@
 //! What the data plane may hand out: tickets and leases, shared with the transport's threads.
 
-use aquifer_core::{Access, NodeId};
+use super::transports::Way;
+use aquifer_core::{Access, ChannelName, NodeId};
 use aquifer_memory::Span;
 use aquifer_transport::{Grants, Refusal};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Leases whose channel is remembered, the latest of them: bytes are counted when they are sent, and a lease may be
+/// returned before that. Guess: many times those that are open at once.
+const CHANNELS_OF_LEASES_MAX: usize = 16_384;
+
+/// Bytes handed to a node, by the way they went and for which channel; None: a manifest of no channel.
+pub(crate) type Sent = BTreeMap<(NodeId, Way, Option<Arc<ChannelName>>), u64>;
 
 /// The agent writes it, the transport's threads read it.
 #[derive(Debug, Default)]
@@ -15,8 +23,17 @@ struct Table {
     tickets: BTreeMap<u64, (NodeId, [u8; 32])>,
     by_node: BTreeMap<NodeId, u64>,
     leases: BTreeMap<(u64, u32), (NodeId, Span)>,
-    sent: BTreeMap<NodeId, u64>,
+    channels: BTreeMap<u64, Arc<ChannelName>>,
+    /// Since it was taken last.
+    sent: Sent,
     next_ticket: u64,
+}
+
+/// The table as one transport sees it: what goes by that way is counted as such.
+#[derive(Debug)]
+pub(crate) struct ByWay {
+    pub(crate) table: Arc<GrantTable>,
+    pub(crate) way: Way,
 }
 
 impl GrantTable {
@@ -47,6 +64,15 @@ impl GrantTable {
         self.lock().leases.insert((lease, chunk), (to, span));
     }
 
+    /// For which channel a lease is.
+    pub(crate) fn count_for(&self, lease: u64, channel: ChannelName) {
+        let channels = &mut self.lock().channels;
+        channels.insert(lease, Arc::new(channel));
+        while channels.len() > CHANNELS_OF_LEASES_MAX {
+            channels.pop_first();
+        }
+    }
+
     pub(crate) fn close(&self, lease: u64, chunk: u32) {
         self.lock().leases.remove(&(lease, chunk));
     }
@@ -67,9 +93,13 @@ impl GrantTable {
         leases.len() < before
     }
 
-    /// Bytes sent to each node so far.
-    pub(crate) fn sent_bytes(&self) -> BTreeMap<NodeId, u64> {
-        self.lock().sent.clone()
+    /// Bytes sent since this was asked last.
+    pub(crate) fn take_sent(&self) -> Sent {
+        std::mem::take(&mut self.lock().sent)
+    }
+
+    fn is_leased(&self, peer: NodeId, lease: u64, chunk: u32) -> bool {
+        self.lock().leases.get(&(lease, chunk)).is_some_and(|(to, _)| *to == peer)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -88,24 +118,26 @@ fn overlap(a: &Span, b: &Span) -> bool {
     !empty && same_mapping(a, b) && a_begin < b_begin + b.len() && b_begin < a_begin + a.len()
 }
 
-impl Grants for GrantTable {
+impl Grants for ByWay {
     fn secret(&self, ticket: u64) -> Option<(NodeId, [u8; 32])> {
-        self.lock().tickets.get(&ticket).copied()
+        self.table.lock().tickets.get(&ticket).copied()
     }
 
     fn open(&self, peer: NodeId, lease: u64, chunk: u32) -> Result<Span, Refusal> {
-        match self.lock().leases.get(&(lease, chunk)) {
+        match self.table.lock().leases.get(&(lease, chunk)) {
             Some((to, span)) if *to == peer => Ok(span.clone()),
             _ => Err(Refusal::Unknown),
         }
     }
 
     fn still_valid(&self, peer: NodeId, lease: u64, chunk: u32) -> bool {
-        self.lock().leases.get(&(lease, chunk)).is_some_and(|(to, _)| *to == peer)
+        self.table.is_leased(peer, lease, chunk)
     }
 
-    fn sent(&self, peer: NodeId, bytes: u64) {
-        *self.lock().sent.entry(peer).or_default() += bytes;
+    fn sent(&self, peer: NodeId, lease: u64, bytes: u64) {
+        let mut table = self.table.lock();
+        let channel = table.channels.get(&lease).cloned();
+        *table.sent.entry((peer, self.way, channel)).or_default() += bytes;
     }
 }
 
@@ -127,7 +159,22 @@ mod tests {
         let part = |range| region.slice(range).unwrap();
         let changed = [part(19..21), part(40..50), part(35..35)];
         assert!(table.close_over(&changed) && !table.close_over(&changed));
-        let open = |lease| (0..4).filter(|chunk| table.still_valid(reader, lease, *chunk)).collect::<Vec<_>>();
+        let open = |lease| (0..4).filter(|chunk| table.is_leased(reader, lease, *chunk)).collect::<Vec<_>>();
         assert_eq!((open(1), open(2)), (vec![0, 3], vec![0, 1, 2, 3]));
+    }
+
+    #[test]
+    fn bytes_are_counted_by_way_and_channel_once() {
+        let (table, reader) = (Arc::new(GrantTable::default()), NodeId([1; 32]));
+        let channel: ChannelName = "a/b".parse().unwrap();
+        table.count_for(7, channel.clone());
+        let by = |way| ByWay { table: table.clone(), way };
+        by(Way::Tcp).sent(reader, 7, 10);
+        by(Way::Tcp).sent(reader, 7, 5);
+        by(Way::Shm).sent(reader, 8, 1);
+        let sent = table.take_sent();
+        assert_eq!(sent.get(&(reader, Way::Tcp, Some(Arc::new(channel)))), Some(&15));
+        assert_eq!(sent.get(&(reader, Way::Shm, None)), Some(&1));
+        assert!(table.take_sent().is_empty());
     }
 }

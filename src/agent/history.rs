@@ -7,15 +7,16 @@ use aquifer_core::{ChannelName, How, NodeId, Policy, Release, Report, Statement,
 use aquifer_proto::rollout::Progress;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 /// Newest first.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ReleasesView {
     pub(crate) channel: String,
     pub(crate) releases: Vec<ReleaseView>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ReleaseView {
     pub(crate) seq: u64,
     pub(crate) manifest: String,
@@ -39,7 +40,7 @@ pub(crate) struct ReleaseView {
 }
 
 /// How a node fares, or fared, with a release.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct NodeView {
     pub(crate) node: String,
     pub(crate) name: String,
@@ -82,6 +83,10 @@ impl ReleaseView {
 
 impl Agent {
     pub(super) fn releases_view(&self, channel: &ChannelName) -> Result<Value> {
+        Ok(serde_json::to_value(self.releases_of(channel))?)
+    }
+
+    pub(super) fn releases_of(&self, channel: &ChannelName) -> ReleasesView {
         let of = |(signed, release): (&aquifer_core::SignedRelease, &Release)| {
             let said = self.node.statement(channel, &release.id());
             let mut view = ReleaseView::new(release, signed.publisher.to_string(), said);
@@ -90,7 +95,7 @@ impl Agent {
         };
         let mut releases: Vec<ReleaseView> = self.node.releases(channel).map(of).collect();
         releases.reverse();
-        Ok(serde_json::to_value(ReleasesView { channel: channel.to_string(), releases })?)
+        ReleasesView { channel: channel.to_string(), releases }
     }
 
     fn fared(&self, channel: &ChannelName, release: &Release) -> Vec<NodeView> {

@@ -107,7 +107,8 @@ impl Agent {
     }
 
     /// At once: for jobs that overwrite nothing that may be under a lease.
-    pub(super) fn start_job(&self, job: Job) {
+    pub(super) fn start_job(&mut self, job: Job) {
+        self.running_jobs += 1;
         let events = self.jobs.clone();
         tokio::task::spawn_blocking(move || {
             // Freeing GPU memory takes as long as a small update, and an engine is paused: it is freed afterwards.

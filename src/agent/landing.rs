@@ -1,6 +1,7 @@
 //! From a granted chunk to a verified one: where it lands, and what becomes of it.
 
 use super::jobs::Job;
+use super::tally::Lane;
 use super::transports::Way;
 use super::{Agent, endpoints};
 use aquifer_core::{ChunkHash, ManifestHash, NodeId};
@@ -145,7 +146,8 @@ impl Agent {
         self.traffic.chunks_verified += 1;
         self.traffic.bytes_in += bytes;
         if let Some(way) = self.reads.get(&op).and_then(|read| read.way) {
-            *self.bytes_from.entry(peer).or_default().entry(way).or_default() += bytes;
+            let (boundary, channel) = (self.node.boundary_to(&peer), self.channel_of(&manifest));
+            self.tally.receive(peer, Lane { way, boundary, channel }, bytes);
         }
         self.clear_problem(&manifest);
         self.end_read(op, ReadOutcome::Verified);

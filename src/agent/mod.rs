@@ -5,23 +5,33 @@
 //! anything else, and drains the brain's outputs. What takes long (hashing, copying, disks) is
 //! a job on another thread that ends in an event.
 
+mod asked;
 mod channels;
+mod draining;
 mod endpoints;
 mod engines;
 mod grants;
+mod handle;
 pub(crate) mod history;
 mod jobs;
 mod keeping;
 mod landing;
 mod library;
+pub(crate) mod lifecycle;
+mod news;
 mod node_view;
+pub(crate) mod numbers;
 mod operator;
 mod outlet;
 mod pieces;
+pub(crate) mod readiness;
 mod recording;
 mod regions;
 pub(crate) mod releasing;
 mod rollouts;
+mod service;
+mod shim;
+pub(crate) mod tally;
 mod telling;
 mod transports;
 mod updates;
@@ -34,13 +44,17 @@ use aquifer_core::{
 };
 use aquifer_cuda::DeviceUuid;
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
+use aquifer_hooks::{Hook, Hooks};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
 use aquifer_proto::rollout::Override;
 use aquifer_proto::{Config, CostlyLimit, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
 use aquifer_transport::{Completion, Encryption};
+use draining::Draining;
 use engines::EngineConn;
 use grants::GrantTable;
+pub(crate) use handle::{Ask, Handle};
+use handle::Shared;
 use jobs::JobDone;
 use landing::Read;
 use library::{Loaded, Tree};
@@ -48,14 +62,20 @@ use outlet::Outlet;
 use recording::Recording;
 use regions::Gpus;
 use releasing::Publication;
+use lifecycle::{Happening, Kind, Lifecycle};
+use numbers::{Limits, Measured, Meters};
+use readiness::Flags;
+use service::Service;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use shim::Eta;
+use tally::Tally;
+use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) use transports::RdmaOptions;
-use transports::{Transports, Way};
+use transports::Transports;
 use updates::Books;
 use view::{Traffic, View};
 
@@ -118,6 +138,10 @@ pub(crate) struct AgentConfig {
     pub(crate) publish: Option<Publish>,
     pub(crate) pull: Option<Pull>,
     pub(crate) record: Option<PathBuf>,
+    pub(crate) drain_grace: Duration,
+    /// Where it answers over HTTP, to be told.
+    pub(crate) http: Option<String>,
+    pub(crate) hooks: Vec<Hook>,
 }
 
 #[derive(Debug)]
@@ -146,6 +170,7 @@ pub(crate) enum PullWhat {
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) view: watch::Receiver<View>,
+    pub(crate) handle: Handle,
     stop: mpsc::Sender<()>,
     task: tokio::task::JoinHandle<Result<Ended>>,
 }
@@ -166,6 +191,15 @@ impl Running {
         self.ended().await
     }
 
+    /// Hands over what nobody else has, as long as that takes and the agent's grace allows; it ends by itself then.
+    pub(crate) async fn drain(&self) {
+        let (reply, begun) = oneshot::channel();
+        if self.handle.ask(Ask::Drain { grace: None, reply }).await.is_ok() {
+            // An error says that it has ended.
+            let _ = begun.await;
+        }
+    }
+
     /// Waits until the agent ends by itself.
     pub(crate) async fn ended(self) -> Result<Ended> {
         self.task.await.context("the agent's task panicked")?
@@ -183,6 +217,7 @@ enum Event {
     Engine(EngineEvent),
     Read(Completion),
     Job(JobDone),
+    Ask(Ask),
     Timeout,
     View,
     Stop,
@@ -205,6 +240,8 @@ struct Agent {
     spoiled: BTreeSet<(ConnId, ChunkHash)>,
     state: Option<StateDir>,
     name: String,
+    labels: Vec<(String, String)>,
+    http: Option<String>,
     gpus: Gpus,
     /// What is on its way out of GPUs, for others.
     outlet: Outlet,
@@ -237,8 +274,23 @@ struct Agent {
     data_endpoint: String,
     data_encryption: Encryption,
     traffic: Traffic,
-    /// Verified bytes of each peer, and the ways they came.
-    bytes_from: BTreeMap<NodeId, BTreeMap<Way, u64>>,
+    tally: Tally,
+    limits: Limits,
+    /// How fast each channel's release comes, while it does.
+    etas: BTreeMap<ChannelName, Eta>,
+    measured: BTreeMap<ChannelName, Measured>,
+    meters: Meters,
+    lifecycle: Lifecycle,
+    /// What readiness was when it was told last.
+    flags: Flags,
+    shared: Shared,
+    service: Service,
+    drain_grace: Duration,
+    draining: Option<Draining>,
+    /// Jobs that were started and have not ended.
+    running_jobs: usize,
+    /// How many events wait for this task, and how many may.
+    events_waiting: (u64, u64),
     /// Problems told already, so that each is told once.
     told: BTreeSet<String>,
     /// Jobs decided on in this step.
@@ -280,9 +332,11 @@ pub(crate) async fn start(config: AgentConfig) -> Result<Running> {
     let disk = config.store.as_ref().map(|dir| DiskStore::open(dir, config.store_bytes)).transpose()?;
     let (view, view_receiver) = watch::channel(View::default());
     let (stop, stopped) = mpsc::channel(1);
+    let (asks, asked) = mpsc::channel(handle::ASKS_MAX);
     let agent = Agent::new(config, mesh, transports, grants, engines, disk, events, view)?;
-    let task = tokio::spawn(agent.run(received, mesh_events, engine_events, stopped));
-    Ok(Running { view: view_receiver, stop, task })
+    let handle = agent.handle(view_receiver.clone(), asks);
+    let task = tokio::spawn(agent.run(received, mesh_events, engine_events, (asked, stopped)));
+    Ok(Running { view: view_receiver, handle, stop, task })
 }
 
 impl Agent {
@@ -297,6 +351,14 @@ impl Agent {
         jobs: mpsc::UnboundedSender<Event>,
         view: watch::Sender<View>,
     ) -> Result<Self> {
+        let hooks = Hooks::start(std::mem::take(&mut config.hooks), config.state.as_ref().map(StateDir::spool))?;
+        let meters = Meters::new(crate::http::help)?;
+        let shared = Shared {
+            readiness: watch::channel(readiness::Readiness::default()).0,
+            numbers: watch::channel(numbers::Numbers::default()).0,
+            events: Arc::new(lifecycle::EventLog::new(&config.identity.public(), config.incarnation)),
+            hooks: Arc::new(handle::RunningHooks::new(hooks)),
+        };
         let state = config.state.as_ref();
         let accepted = state.map(StateDir::releases).unwrap_or_default();
         let said = state.map(StateDir::statements).unwrap_or_default();
@@ -321,7 +383,7 @@ impl Agent {
                 incarnation: config.incarnation,
                 name: config.name.clone(),
                 version: env!("CARGO_PKG_VERSION").to_string(),
-                labels: config.labels,
+                labels: config.labels.clone(),
                 channels: config.channels.clone(),
                 accepted,
                 said,
@@ -337,6 +399,7 @@ impl Agent {
             },
             Time::ZERO,
         );
+        meters.begin(config.channels.iter().map(|(channel, _)| channel));
         let channels = config.channels.iter().map(|(c, _)| (c.clone(), channels::Channel::default())).collect();
         let publication = config.publish.map(|p| Publication::new(p, config.peers.is_empty() && !config.mdns));
         Ok(Agent {
@@ -351,6 +414,8 @@ impl Agent {
             sessions: BTreeMap::new(),
             state: config.state,
             name: config.name,
+            labels: config.labels,
+            http: config.http,
             gpus: Gpus::new(config.twin_gpus, config.twin_gpu_bytes),
             outlet: Outlet::new(outlet::ROOM_BYTES),
             told_engine: false,
@@ -377,7 +442,24 @@ impl Agent {
             data_endpoint,
             data_encryption: config.data_encryption,
             traffic: Traffic::default(),
-            bytes_from: BTreeMap::new(),
+            tally: Tally::default(),
+            limits: Limits {
+                upload_bytes: config.upload_bytes,
+                upload_bytes_per_s: config.upload_bytes_per_s,
+                memory_bytes: config.memory_bytes,
+                store_bytes: config.store_bytes,
+            },
+            etas: BTreeMap::new(),
+            measured: BTreeMap::new(),
+            meters,
+            lifecycle: Lifecycle::default(),
+            flags: Flags::default(),
+            shared,
+            service: Service::new(),
+            drain_grace: config.drain_grace,
+            draining: None,
+            running_jobs: 0,
+            events_waiting: (0, 0),
             told: BTreeSet::new(),
             queued: Vec::new(),
             jobs,
@@ -391,14 +473,17 @@ impl Agent {
         mut received: mpsc::UnboundedReceiver<Event>,
         mut mesh_events: mpsc::Receiver<MeshEvent>,
         mut engine_events: Option<mpsc::Receiver<EngineEvent>>,
-        mut stopped: mpsc::Receiver<()>,
+        (mut asked, mut stopped): (mpsc::Receiver<Ask>, mpsc::Receiver<()>),
     ) -> Result<Ended> {
         self.begin()?;
+        self.service.started();
         let mut view_tick = tokio::time::interval(VIEW_INTERVAL);
         view_tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while self.ended.is_none() {
             self.drain()?;
             self.record();
+            self.events_waiting =
+                ((received.len() + mesh_events.len()) as u64, mesh_events.max_capacity() as u64);
             let timeout = self.node.poll_timeout().map(|(at, _)| self.origin + at.since(Time::ZERO));
             let event = tokio::select! {
                 Some(event) = received.recv() => event,
@@ -406,6 +491,7 @@ impl Agent {
                 Some(event) = next(&mut engine_events) => Event::Engine(event),
                 () = sleep_until(timeout) => Event::Timeout,
                 _ = view_tick.tick() => Event::View,
+                Some(ask) = asked.recv() => Event::Ask(ask),
                 _ = stopped.recv() => Event::Stop,
             };
             self.apply(event)?;
@@ -415,10 +501,13 @@ impl Agent {
                 tokio::task::yield_now().await;
             }
         }
-        drop(received);
+        drop((received, asked));
+        self.service.stops();
         // Whoever watches sees how it ended, not how it was at the last tick.
         self.show();
         self.leave().await;
+        self.tell(Happening { event: Kind::Left, ..Happening::default() });
+        self.flush_hooks().await;
         if let Some(socket) = &self.socket {
             // The server removes it when its task ends, but the process may be faster. Until then its
             // lock is held, so it is ours.
@@ -432,7 +521,11 @@ impl Agent {
             Event::Mesh(event) => self.on_mesh(event),
             Event::Engine(event) => self.on_engine(event),
             Event::Read(completion) => self.on_read(completion),
-            Event::Job(done) => self.on_job(done)?,
+            Event::Job(done) => {
+                self.running_jobs = self.running_jobs.saturating_sub(1);
+                self.on_job(done)?;
+            }
+            Event::Ask(ask) => self.on_ask(ask),
             Event::Timeout => {
                 let now = self.now();
                 self.node.handle_timeout(now);
@@ -441,6 +534,19 @@ impl Agent {
             Event::Stop => self.ended = Some(Ended::Stopped),
         }
         Ok(())
+    }
+
+    fn handle(&self, view: watch::Receiver<View>, asks: mpsc::Sender<Ask>) -> Handle {
+        Handle {
+            view,
+            readiness: self.shared.readiness.subscribe(),
+            numbers: self.shared.numbers.subscribe(),
+            meters: self.meters.clone(),
+            events: self.shared.events.clone(),
+            hooks: self.shared.hooks.clone(),
+            asks,
+            origin: self.origin,
+        }
     }
 
     fn now(&self) -> Time {
@@ -471,6 +577,7 @@ impl Agent {
             }
         }
         self.tell_standing();
+        self.renew_readiness(false);
         self.start_jobs();
         if self.next_tree.is_some() && self.tree.is_some() {
             self.turn_tree()?;
@@ -499,7 +606,10 @@ impl Agent {
             Output::ManifestFetched { manifest, bytes } => self.on_manifest_fetched(manifest, bytes)?,
             Output::ManifestAsked { to, manifest, offset } => self.send_manifest(to, manifest, offset),
             Output::Hydrated { manifest } => self.on_hydrated(manifest),
+            // Nobody tells it to drain yet.
+            Output::Drained => {}
             Output::Recheck { manifest, chunk, reader } => self.recheck(manifest, chunk, reader),
+            Output::Drained => self.on_drained(),
             Output::Notice(notice) => self.on_notice(notice),
         }
         Ok(())
@@ -525,6 +635,9 @@ impl Agent {
                     self.addresses.insert(node, address);
                 }
                 self.input(Input::Connected { node });
+                if !std::mem::replace(&mut self.lifecycle.joined, true) {
+                    self.tell_of_peer(Kind::Joined, &node, "");
+                }
             }
             MeshEvent::Disconnected { node } => {
                 self.grants.forget(&node);
@@ -560,10 +673,19 @@ impl Agent {
 
     fn on_notice(&mut self, notice: Notice) {
         match notice {
-            Notice::MemberJoined { node, name } => tracing::info!("{name} ({}) is in the mesh", node.short()),
-            Notice::MemberLeft { node, name, said_goodbye: true } => tracing::info!("{name} ({}) left", node.short()),
-            Notice::MemberLeft { node, name, said_goodbye: false } => {
-                tracing::info!("{name} ({}) is not heard of any more", node.short());
+            Notice::MemberJoined { node, name } => {
+                tracing::info!("{name} ({}) is in the mesh", node.short());
+                self.tell_of_peer(Kind::PeerJoined, &node, &name);
+            }
+            Notice::MemberLeft { node, name, said_goodbye } => {
+                let how = if said_goodbye { "goodbye" } else { "silence" };
+                match said_goodbye {
+                    true => tracing::info!("{name} ({}) left", node.short()),
+                    false => tracing::info!("{name} ({}) is not heard of any more", node.short()),
+                }
+                self.meters.members_left.with_label_values(&[how]).inc();
+                self.tell_of_peer(Kind::PeerLeft, &node, &format!("{name}: {how}"));
+                self.tally.forget(&node);
             }
             Notice::ReleaseRejected { via, rejection, detail } => {
                 tracing::warn!("a release brought by {} is refused ({rejection:?}): {detail}", via.short());

@@ -1,15 +1,20 @@
 //! Making the view, and what is due whenever it is renewed.
 
-use super::view::{ChannelView, EngineView, PeerView, Rejected, RolloutView, View};
+use super::view::{ChannelView, EngineView, PeerView, Rates, Rejected, RolloutView, View};
 use super::{Agent, PullWhat, channels};
 use anyhow::Result;
-use aquifer_core::{ChannelName, ManifestHash, NodeId, Report};
+use aquifer_core::{ChannelName, ManifestHash, Report};
 use aquifer_engine::DuringPause;
 
 impl Agent {
     pub(super) fn renew_view(&mut self) -> Result<()> {
         self.publish_when_ready()?;
         self.publication.iter_mut().for_each(|publication| publication.may_decide = true);
+        self.tally.clock(std::time::Instant::now());
+        self.measure();
+        self.look_on_draining();
+        self.tell_news();
+        self.service.lives(&self.shared.readiness.borrow());
         self.check_published_files();
         self.report_progress();
         self.look_for_overdue();
@@ -19,10 +24,19 @@ impl Agent {
 
     /// The view as of now, for whoever looks.
     pub(super) fn show(&mut self) {
-        self.traffic.sources = self.bytes_from.len() as u64;
-        self.traffic.bytes_out = self.grants.sent_bytes().values().sum();
+        self.count_sent();
+        self.renew_readiness(true);
         let view = self.view();
         self.view.send_replace(view);
+        let numbers = self.numbers();
+        self.shared.numbers.send_replace(numbers);
+    }
+
+    /// What the transports sent since this was done last.
+    pub(super) fn count_sent(&mut self) {
+        let sent = self.grants.take_sent();
+        self.tally.send(sent, |node| self.node.boundary_to(node));
+        self.tally.fill(&mut self.traffic);
     }
 
     pub(super) fn view(&self) -> View {
@@ -50,6 +64,11 @@ impl Agent {
             memory_store_bytes: self.memory.used_bytes(),
             disk_store_bytes: self.disk.as_ref().map_or(0, aquifer_memory::DiskStore::used_bytes),
             leased_bytes: self.node.leased_bytes(),
+            rates: Rates { in_bytes_per_s: self.tally.rates().0, out_bytes_per_s: self.tally.rates().1 },
+            readiness: self.readiness(),
+            draining: self.draining.is_some(),
+            http: self.http.clone(),
+            labels: self.labels.clone(),
         }
     }
 
@@ -70,6 +89,7 @@ impl Agent {
             problem: channel.problem.clone(),
             ..ChannelView::default()
         };
+        view.eta_seconds = self.eta(name);
         let report = self.node.rollout(name).and_then(|rollout| rollout.report());
         view.rollout = report.map(|report| rollout_view(name, report));
         let Some((release, publisher)) = &channel.release else { return view };
@@ -122,9 +142,7 @@ impl Agent {
     }
 
     fn peer_views(&self) -> Vec<PeerView> {
-        let sent = self.grants.sent_bytes();
         let now = self.now();
-        let by = |node: &NodeId| self.bytes_from.get(node).into_iter().flatten();
         let of = |member: &aquifer_proto::Member| {
             let status = &member.status;
             let (avoided, corrupt_chunks) = self.node.trust_of(&status.node, now);
@@ -144,9 +162,9 @@ impl Agent {
                 engines_ready: status.engines_ready,
                 avoided,
                 corrupt_chunks,
-                bytes_from: by(&status.node).map(|(_, bytes)| bytes).sum(),
-                bytes_by: by(&status.node).map(|(way, bytes)| (way.name().to_string(), *bytes)).collect(),
-                bytes_to: sent.get(&status.node).copied().unwrap_or(0),
+                bytes_from: self.tally.from(&status.node).map(|(_, bytes)| bytes).sum(),
+                bytes_by: self.tally.from(&status.node).map(|(way, bytes)| (way.name().to_string(), bytes)).collect(),
+                bytes_to: self.tally.to(&status.node),
             }
         };
         self.node.members().map(of).collect()

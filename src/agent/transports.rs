@@ -3,7 +3,7 @@
 //! A read has one way at a time, and goes to another only when the one before has ended it. The peer is
 //! not blamed for a way that failed: whoever asked is told what the last one came to.
 
-use super::grants::GrantTable;
+use super::grants::{ByWay, GrantTable};
 use super::view::TransportView;
 use super::{AgentConfig, endpoints};
 use anyhow::{Context, Result};
@@ -25,7 +25,7 @@ const WAY_PAUSE: Duration = Duration::from_secs(60);
 
 /// Best first. TCP is always there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Way {
+pub(crate) enum Way {
     Shm,
     Rdma,
     Tcp,
@@ -34,7 +34,7 @@ pub(super) enum Way {
 const WAYS: [Way; 3] = [Way::Shm, Way::Rdma, Way::Tcp];
 
 impl Way {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Way::Shm => "shm",
             Way::Rdma => "rdma",
@@ -105,6 +105,7 @@ impl Transports {
         grants: &Arc<GrantTable>,
         completion: impl Fn(Completion) + Clone + Send + Sync + 'static,
     ) -> Result<Self> {
+        let by = |way| Arc::new(ByWay { table: grants.clone(), way });
         let tcp = TcpConfig {
             congestion: config.tcp_congestion.clone(),
             encryption: config.data_encryption,
@@ -112,14 +113,14 @@ impl Transports {
             ..TcpConfig::default()
         };
         let tcp =
-            TcpTransport::start(config.data_listen, grants.clone(), completion.clone(), tcp).with_context(|| {
+            TcpTransport::start(config.data_listen, by(Way::Tcp), completion.clone(), tcp).with_context(|| {
                 format!(
                     "cannot serve chunks on {}: if the port is taken, choose another --data-listen",
                     config.data_listen
                 )
             })?;
         let start = |directory: &PathBuf| {
-            let started = ShmTransport::start(directory, grants.clone(), completion.clone(), ShmConfig::default());
+            let started = ShmTransport::start(directory, by(Way::Shm), completion.clone(), ShmConfig::default());
             let shown = directory.display();
             started.inspect_err(|error| {
                 tracing::warn!("no chunks through shared memory: cannot use {shown}: {error}; choose another --shm-dir, or say --shm false");
@@ -127,7 +128,7 @@ impl Transports {
         };
         let shm = config.shm_dir.as_ref().and_then(|directory| start(directory).ok());
         let rdma = match (&config.rdma, config.data_encryption) {
-            (Some(options), Encryption::Off) => start_rdma(options, grants, completion.clone())?,
+            (Some(options), Encryption::Off) => start_rdma(options, by(Way::Rdma), completion.clone())?,
             // Nothing encrypts what goes over RDMA.
             (Some(_), Encryption::Tls) | (None, _) => None,
         };
@@ -220,13 +221,13 @@ impl Transports {
 /// Without a device there is none, and nobody need know; one that was asked for by name must be there.
 fn start_rdma(
     options: &RdmaOptions,
-    grants: &Arc<GrantTable>,
+    grants: Arc<ByWay>,
     completion: impl Fn(Completion) + Send + Sync + 'static,
 ) -> Result<Option<Arc<RdmaTransport>>> {
     let devices = (!options.devices.is_empty()).then(|| options.devices.clone());
     let named = devices.is_some() || options.gid_index.is_some();
     let config = RdmaConfig { devices, gid_index: options.gid_index, ..RdmaConfig::default() };
-    match RdmaTransport::start(options.listen, grants.clone(), completion, config) {
+    match RdmaTransport::start(options.listen, grants, completion, config) {
         Ok(rdma) => {
             rdma.ports().iter().for_each(|port| tracing::info!("rdma: {port}"));
             Ok(Some(rdma))

@@ -1,9 +1,11 @@
 //! What a node shows of itself: the same record for `status`, progress bars and tests.
 
+use super::readiness::Readiness;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use utoipa::ToSchema;
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct View {
     pub(crate) node: String,
     pub(crate) name: String,
@@ -30,9 +32,29 @@ pub(crate) struct View {
     pub(crate) memory_store_bytes: u64,
     pub(crate) disk_store_bytes: u64,
     pub(crate) leased_bytes: u64,
+    /// As of the last seconds.
+    #[serde(default)]
+    pub(crate) rates: Rates,
+    #[serde(default)]
+    pub(crate) readiness: Readiness,
+    /// It hands over what nobody else has, and leaves.
+    #[serde(default)]
+    pub(crate) draining: bool,
+    /// Where it answers over HTTP; None: it does not.
+    #[serde(default)]
+    pub(crate) http: Option<String>,
+    #[serde(default)]
+    pub(crate) labels: Vec<(String, String)>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Chunk bytes a second, of the last seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub(crate) struct Rates {
+    pub(crate) in_bytes_per_s: u64,
+    pub(crate) out_bytes_per_s: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct ChannelView {
     pub(crate) channel: String,
     pub(crate) seq: u64,
@@ -62,10 +84,13 @@ pub(crate) struct ChannelView {
     pub(crate) policy: String,
     #[serde(default)]
     pub(crate) word: Option<String>,
+    /// Until what its engines, or it, need is here, as it goes now; None: nothing moves.
+    #[serde(default)]
+    pub(crate) eta_seconds: Option<f64>,
 }
 
 /// Where a node stands on its way to a release.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct RolloutView {
     pub(crate) channel: String,
     /// The release that is for it, and the manifest that its engines are to serve now; empty: nothing yet.
@@ -84,7 +109,7 @@ pub(crate) struct RolloutView {
 }
 
 /// The release that this node makes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct PublicationView {
     pub(crate) channel: String,
     pub(crate) seq: u64,
@@ -104,7 +129,7 @@ pub(crate) struct PublicationView {
     pub(crate) holders: u64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct EngineView {
     pub(crate) name: String,
     pub(crate) pid: u32,
@@ -121,7 +146,7 @@ pub(crate) struct EngineView {
     pub(crate) during_pause: Option<String>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct PeerView {
     pub(crate) node: String,
     pub(crate) name: String,
@@ -144,13 +169,13 @@ pub(crate) struct PeerView {
 }
 
 /// Chunk bytes moved, whole chunks or not, verified or not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct TransportView {
     pub(crate) received_bytes: u64,
     pub(crate) sent_bytes: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Traffic {
     /// Verified chunk bytes read from peers, and sent to them.
     pub(crate) bytes_in: u64,
@@ -167,7 +192,7 @@ pub(crate) struct Traffic {
     pub(crate) sources: u64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Rejected {
     pub(crate) forged: u64,
     pub(crate) untrusted: u64,
@@ -177,9 +202,5 @@ pub(crate) struct Rejected {
 impl View {
     pub(crate) fn channel(&self, name: &str) -> Option<&ChannelView> {
         self.channels.iter().find(|c| c.channel == name)
-    }
-
-    pub(crate) fn is_ready(&self) -> bool {
-        self.engines.iter().all(|e| e.ready) && self.channels.iter().all(|c| c.problem.is_none())
     }
 }

@@ -1,7 +1,8 @@
 //! `aquifer agent`: the daemon.
 
-use super::StopSignal;
+use super::{Stop, StopSignal};
 use crate::agent;
+use crate::http::Bound;
 use crate::options::{self, AgentOptions, NodeOptions};
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -22,11 +23,19 @@ pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOp
     if let Some((channel, _)) = config.channels.iter().find(|(_, trusted)| trusted.is_empty()) {
         bail!("nobody is trusted to publish {channel}: give the publisher's public key with --trust");
     }
+    let http = match options.http()? {
+        Some(at) => Some(Bound::new(at, options.http_token.as_deref()).await?),
+        None => None,
+    };
+    config.http = http.as_ref().map(|bound| bound.address.to_string());
     tracing::info!("node {} ({})", config.name, config.identity.public());
     let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
+    if let Some(http) = http {
+        http.serve(running.handle.clone());
+    }
     tokio::select! {
-        () = stop.wait() => {
+        () = leaving(&mut stop, &running) => {
             tracing::info!("leaving the mesh");
             running.stop().await?;
         }
@@ -35,6 +44,15 @@ pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOp
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Returns when the agent is to leave at once. Asked to terminate it drains first, and then ends by itself; Ctrl-C, or
+/// being asked again, does not wait for that. May be dropped and called anew.
+pub(super) async fn leaving(stop: &mut StopSignal, running: &agent::Running) {
+    while stop.which().await == Stop::Terminate && !stop.drains {
+        running.drain().await;
+        stop.drains = true;
+    }
 }
 
 /// Returns when the agent has ended by itself.

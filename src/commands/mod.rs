@@ -5,6 +5,7 @@ pub(crate) mod bench;
 mod demo;
 mod demo_engine;
 mod doctor;
+mod drain;
 mod keygen;
 mod manifest;
 mod publish;
@@ -35,6 +36,7 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Release { command } => release::run(config, command).await,
         Command::Rollback(args) => release::roll_back(config, args).await,
         Command::Releases { channel, socket, json } => releases::run(config, &channel, socket, json).await,
+        Command::Drain { grace, socket, json } => drain::run(config, grace.as_deref(), socket, json).await,
         Command::Status { socket, watch, json } => status::run(config, socket, watch, json).await,
         Command::Manifest { command } => manifest::run(command),
         Command::Keygen { command } => keygen::run(command),
@@ -53,17 +55,30 @@ pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
 struct StopSignal {
     interrupt: Signal,
     terminate: Signal,
+    /// It was asked to terminate, and leaves well.
+    drains: bool,
+}
+
+/// Which of both it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stop {
+    Interrupt,
+    Terminate,
 }
 
 impl StopSignal {
     fn new() -> Result<Self> {
-        Ok(StopSignal { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(StopSignal { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, drains: false })
     }
 
     async fn wait(&mut self) {
+        self.which().await;
+    }
+
+    async fn which(&mut self) -> Stop {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Stop::Interrupt,
+            _ = self.terminate.recv() => Stop::Terminate,
         }
     }
 }

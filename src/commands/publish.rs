@@ -1,6 +1,7 @@
 //! `aquifer publish`: hash a checkpoint, announce it, and go on serving it.
 
-use super::{StopSignal, agent::ended};
+use super::StopSignal;
+use super::agent::{ended, leaving};
 use crate::agent::view::{PublicationView, View};
 use crate::agent::{self, Publish as Publication};
 use crate::cli::Publish;
@@ -53,7 +54,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
     let mut told = Told::default();
     loop {
         tokio::select! {
-            () = stop.wait() => {
+            () = leaving(&mut stop, &running) => {
                 tracing::info!("leaving the mesh");
                 running.stop().await?;
                 return Ok(ExitCode::SUCCESS);

@@ -63,12 +63,19 @@ const ROOMS: &[Room] = &[
         may_unsafe: false,
     },
     Room {
+        name: "aquifer-hooks",
+        purpose: "events delivered to commands and webhooks, in order and at least once",
+        may_know: &[],
+        may_unsafe: false,
+    },
+    Room {
         name: "aquifer",
         purpose: "the program: command line, and the agent that wires the crates together",
         may_know: &[
             "aquifer-core",
             "aquifer-cuda",
             "aquifer-engine",
+            "aquifer-hooks",
             "aquifer-memory",
             "aquifer-mesh",
             "aquifer-proto",

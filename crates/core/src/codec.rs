@@ -42,8 +42,8 @@ impl Kind {
             Kind::Manifest => 2,
             // 2: the rollout's policy, and to which release one goes back.
             Kind::Release => 2,
-            // 2: reports of rollouts, and what is said of releases.
-            Kind::Status | Kind::SignedStatus | Kind::Gossip | Kind::Peer => 2,
+            // 2: reports of rollouts, and what is said of releases. 3: who drains, and how fast nodes are.
+            Kind::Status | Kind::SignedStatus | Kind::Gossip | Kind::Peer => 3,
             Kind::SignedRelease
             | Kind::Statement
             | Kind::SignedStatement

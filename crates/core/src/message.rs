@@ -87,6 +87,9 @@ pub enum Refusal {
     Full,
     /// The holder has nothing the asker wants, and does not expect to.
     Nothing,
+    /// The holder is about to leave, and others have what the asker wants. No ask stands, however many were on their
+    /// way. Who finds a chunk nowhere else may ask again.
+    Draining,
 }
 
 /// How to open the data plane to a holder: a secret shared over the control connection.

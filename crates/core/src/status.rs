@@ -44,6 +44,15 @@ pub struct Status {
     pub interval_ms: u32,
     /// True in a node's last words.
     pub leaving: bool,
+    /// It is about to leave, and gives only what nobody else is known to have.
+    pub draining: bool,
+    /// Chunk bytes it can upload in a second: its limit, or the most that it has been seen to send. Zero: not
+    /// known.
+    pub upload_bytes_per_s: u64,
+    /// What it sends in a second now.
+    pub uploading_bytes_per_s: u64,
+    /// The most that it has been seen to get in a second. Zero: not known.
+    pub download_bytes_per_s: u64,
     /// Version of the program.
     pub version: String,
 }
@@ -219,6 +228,10 @@ mod tests {
             engines_ready: 0,
             interval_ms: 3000,
             leaving: false,
+            draining: false,
+            upload_bytes_per_s: 0,
+            uploading_bytes_per_s: 0,
+            download_bytes_per_s: 0,
             version: String::new(),
         }
     }
@@ -263,6 +276,8 @@ mod tests {
             addresses: vec!["a".repeat(100); STATUS_ADDRESSES_MAX],
             labels: vec![label; STATUS_LABELS_MAX],
             channels: (0..STATUS_CHANNELS_MAX).map(channel).collect(),
+            draining: true,
+            upload_bytes_per_s: u64::MAX,
             ..status(me.public())
         };
         let opened = SignedStatus::sign(&longest, &me).open();

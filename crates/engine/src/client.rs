@@ -7,6 +7,7 @@
 
 use crate::frame::{self, FrameError};
 use crate::limits::{BINDINGS_PER_REQUEST, RECONNECT_WAIT_MAX, RECONNECT_WAIT_MIN, STATUS_WAIT, TENSOR_ALIGN_BYTES};
+use crate::operator::{Drain, Drained};
 use crate::protocol::{
     BindingSpec, Conduct, ErrorReply, Event, Failure, FromAgent, Hello, ManifestReply, PROTOCOL_VERSION, Progress,
     Refusal, RegionSpec, ReleaseInfo, Request, RowSpec, Stage, Standing, TensorInfo, Welcome, code,
@@ -403,6 +404,21 @@ pub fn request<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T,
     link.wait_at_most(STATUS_WAIT)?;
     let answer = link.call(request, None)?;
     parse("the agent's answer", &answer)
+}
+
+/// Asks the agent that listens on `path` to drain, waits until it has ended, and returns what it said of it; None if
+/// it ended without a word. `most` is how long that may take.
+pub fn request_drain(path: &Path, drain: &Drain, most: Duration) -> Result<Option<Drained>, ClientError> {
+    let mut link = Link::open(path)?;
+    link.wait_at_most(most)?;
+    let said = match link.call(&Request::Drain(drain.clone()), None) {
+        Ok(answer) => Some(parse("the agent's answer", &answer)?),
+        Err(ClientError::Lost(lost)) if !lost.is_timeout() => None,
+        Err(error) => return Err(error),
+    };
+    // The connection is closed when the agent is about to be gone, and not before.
+    while said.is_some() && link.receive().is_ok() {}
+    Ok(said)
 }
 
 /// Ends an [`EngineClient`]'s waiting from another thread, for good.

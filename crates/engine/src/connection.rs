@@ -122,7 +122,7 @@ fn admit(
         Request::Hello(_) if *greeted => return Err(ErrorReply::new(code::HELLO, "'hello' was said already")),
         Request::Hello(_) => *greeted = true,
         Request::Status
-        | Request::Drain
+        | Request::Drain(_)
         | Request::Releases(_)
         | Request::Draft(_)
         | Request::Announce(_)

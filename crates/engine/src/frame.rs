@@ -37,6 +37,16 @@ pub enum FrameError {
     Io(#[from] io::Error),
 }
 
+impl FrameError {
+    /// The other side is there, and did not answer in the time it had.
+    pub(crate) fn is_timeout(&self) -> bool {
+        match self {
+            FrameError::Io(error) => matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+            FrameError::TooLong(_) | FrameError::Cut | FrameError::Stalled | FrameError::Json(_) => false,
+        }
+    }
+}
+
 /// Header and content, ready to be sent.
 pub(crate) fn encode(message: &impl Serialize) -> Result<Vec<u8>, FrameError> {
     let mut frame = vec![0; HEADER_BYTES];

@@ -16,7 +16,7 @@ pub mod protocol;
 pub mod server;
 pub mod table;
 
-pub use client::{ClientError, EngineClient, Stopper, Switch, layout_for, request, request_status};
+pub use client::{ClientError, EngineClient, Stopper, Switch, layout_for, request, request_drain, request_status};
 pub use frame::FrameError;
 pub use protocol::{
     BindingSpec, Conduct, DuringPause, ErrorReply, Event, Failure, Hello, ManifestReply, PROTOCOL_VERSION, Progress,

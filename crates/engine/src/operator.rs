@@ -7,6 +7,23 @@ use crate::protocol::text;
 use aquifer_core::ChannelName;
 use serde::{Deserialize, Serialize};
 
+/// Take on nothing new, hand over what nobody else has, say goodbye.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Leave after so many milliseconds, done or not. None: as the agent was told when it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace_ms: Option<u64>,
+}
+
+/// Told once a drain is over, just before the agent ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Nothing was left to be handed over.
+    pub whole: bool,
+    /// Chunks that others want and of which no other copy is known.
+    pub sole_chunks: u64,
+}
+
 /// Answered by what the agent knows of the channel's releases, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Releases {

@@ -66,8 +66,8 @@ pub enum Request {
     Refused(Refusal),
     /// The node's state, as any JSON. Needs no `hello`.
     Status,
-    /// Hand off and leave. Needs no `hello`.
-    Drain,
+    /// Hand off and leave. Needs no `hello`. Answered by [`operator::Drained`], when it is over.
+    Drain(operator::Drain),
     Releases(operator::Releases),
     Draft(operator::Draft),
     Announce(operator::Announce),
@@ -467,7 +467,7 @@ impl Request {
             "resumed" => Request::Resumed { manifest: fields::<About>(op, content)?.manifest },
             "refused" => Request::Refused(fields(op, content)?),
             "status" => Request::Status,
-            "drain" => Request::Drain,
+            "drain" => Request::Drain(fields(op, content)?),
             "releases" => Request::Releases(fields(op, content)?),
             "draft" => Request::Draft(fields(op, content)?),
             "announce" => Request::Announce(fields(op, content)?),
@@ -630,7 +630,8 @@ mod tests {
             Request::Refused(Refusal { manifest: manifest(), stage: Stage::Resume, message: "no".into() }),
             Request::Refused(Refusal { manifest: manifest(), stage: Stage::Check, message: "no".into() }),
             Request::Status,
-            Request::Drain,
+            Request::Drain(operator::Drain { grace_ms: None }),
+            Request::Drain(operator::Drain { grace_ms: Some(5) }),
         ]
     }
 

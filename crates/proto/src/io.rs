@@ -34,6 +34,8 @@ pub enum Input {
     },
     /// What this node says of itself changed.
     Local(LocalStatus),
+    /// How fast chunks come and go here.
+    Rates(Rates),
     /// This node's own publisher made a release.
     Publish {
         release: SignedRelease,
@@ -98,6 +100,8 @@ pub enum Input {
     Say {
         statement: SignedStatement,
     },
+    /// Get ready to leave: give only what nobody else has, ask for nothing. [`Output::Drained`] follows, once.
+    Drain,
     /// Say goodbye.
     Leave,
 }
@@ -109,6 +113,19 @@ pub struct LocalStatus {
     pub data_endpoints: Vec<String>,
     pub engines: u32,
     pub engines_ready: u32,
+}
+
+/// What the status record says for others to reckon with. It changes all the time, so no record is sent for it: it goes
+/// out with the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Rates {
+    /// Chunk bytes this node can upload in a second: its limit, or the most that it has been seen to send. Zero: not
+    /// known.
+    pub upload_bytes_per_s: u64,
+    /// What it sends in a second now.
+    pub uploading_bytes_per_s: u64,
+    /// The most that it has been seen to get in a second. Zero: not known.
+    pub download_bytes_per_s: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -203,6 +220,8 @@ pub enum Output {
     Hydrated {
         manifest: ManifestHash,
     },
+    /// Nobody is known to need this node any more: it may leave.
+    Drained,
     /// A reader says that a chunk it got from here was wrong: look at it again.
     Recheck {
         manifest: ManifestHash,

@@ -22,9 +22,9 @@ mod testing;
 mod trust;
 
 pub use engine::{Asked, EngineInput, EngineOutput, EngineSession, Target, Tell};
-pub use io::{Input, LocalStatus, Notice, OpId, Output, ReadOutcome, Verdict};
+pub use io::{Input, LocalStatus, Notice, OpId, Output, Rates, ReadOutcome, Verdict};
 pub use members::Member;
-pub use node::{Config, Node, SwarmProgress};
+pub use node::{Availability, Config, DrainProgress, Node, SwarmProgress};
 pub use plan::Plan;
 pub use record::Recorded;
 pub use releases::{Rejection, RejectionCounts};

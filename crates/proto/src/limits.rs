@@ -178,6 +178,11 @@ pub const LEASE_TTL: Duration = Duration::from_secs(30);
 /// Guess.
 pub const DECLINE_HOLD: Duration = Duration::from_secs(1);
 
+/// How long nobody must have wanted anything of a node that drains, and read nothing, before it may leave. Who was
+/// refused, and then finds a chunk nowhere else, asks again after [`ASK_RETRY`]; it looks every
+/// [`HUNGER_PATIENCE_MAX`] at least, and the rest is for the way here.
+pub const DRAIN_SETTLE: Duration = Duration::from_secs(2);
+
 /// Most standing asks a holder keeps per manifest. Guess: two or three times [`ASKS_MAX`],
 /// what a balanced swarm gives.
 pub const ASKERS_MAX: usize = 64;

@@ -38,7 +38,7 @@ pub(crate) struct Members {
     me: NodeId,
     members: BTreeMap<NodeId, Member>,
     connected: BTreeSet<NodeId>,
-    /// Grows whenever somebody comes, goes, or says to stand elsewhere or to follow other channels.
+    /// Grows whenever somebody comes, goes, or says to stand elsewhere, to drain or to follow other channels.
     version: u64,
     /// Nodes that left or timed out, and their last record's order.
     gone: BTreeMap<NodeId, ((u64, u64), Time)>,
@@ -224,10 +224,12 @@ impl Members {
     }
 }
 
-/// Whether a node takes part at another place or in other channels than before.
+/// Whether a node takes part at another place or in other channels than before, or no more.
 fn is_elsewhere(before: &Status, now: &Status) -> bool {
     let channels = before.channels.iter().map(|c| &c.channel);
-    before.labels != now.labels || !channels.eq(now.channels.iter().map(|c| &c.channel))
+    before.labels != now.labels
+        || before.draining != now.draining
+        || !channels.eq(now.channels.iter().map(|c| &c.channel))
 }
 
 /// Spreads what all nodes do at the same interval: between 75 % and 125 % of it.

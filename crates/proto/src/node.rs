@@ -1,6 +1,7 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
 pub(crate) mod audit;
+mod drain;
 mod reading;
 mod review;
 mod rollouts;
@@ -8,7 +9,7 @@ mod serving;
 mod status;
 mod stock;
 
-use crate::io::{Input, LocalStatus, Notice, OpId, Output, Verdict};
+use crate::io::{Input, LocalStatus, Notice, OpId, Output, Rates, Verdict};
 use crate::limits::{REMIND_INTERVAL, REVIEW_INTERVAL, STATUS_INTERVAL};
 use crate::manifests::{Liar, Manifests};
 use crate::members::{Heard as StatusHeard, Member, Members};
@@ -21,10 +22,13 @@ use aquifer_core::{
     ChannelName, ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, PublisherKey, Release, Report,
     Selector, SignedRelease, SignedStatement, SignedStatus, Time,
 };
+use drain::Drain;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+
+pub use drain::DrainProgress;
 
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -73,7 +77,10 @@ pub struct Node {
     budget: Budget,
     ops: BTreeMap<OpId, Op>,
     next_op: OpId,
+    /// This node is about to leave.
+    drain: Option<Drain>,
     local: LocalStatus,
+    rates: Rates,
     status_seq: u64,
     status_at: Time,
     status_sent: Option<Time>,
@@ -108,6 +115,28 @@ pub struct SwarmProgress {
     pub sources: usize,
 }
 
+/// See [`Node::availability`].
+#[derive(Debug)]
+pub struct Availability<'a>(&'a Swarm);
+
+impl Availability<'_> {
+    /// Distinct chunks of the manifest.
+    pub fn len(&self) -> u32 {
+        self.0.stock.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether the chunk is here, whether it is to be here, and copies that this node knows of elsewhere: those of nodes
+    /// that ask it, and what it gave.
+    pub fn of(&self, chunk: u32) -> (bool, bool, u32) {
+        let stock = &self.0.stock;
+        (stock.have.contains(chunk), stock.wanted.contains(chunk), self.0.serving.copies(chunk))
+    }
+}
+
 impl Node {
     pub fn new(config: Config, now: Time) -> Self {
         Self::known_as(config.identity.public(), config, now)
@@ -139,7 +168,9 @@ impl Node {
                 .with_costly(config.costly, now),
             ops: BTreeMap::new(),
             next_op: 1,
+            drain: None,
             local: LocalStatus::default(),
+            rates: Rates::default(),
             status_seq: 0,
             status_at: now,
             status_sent: None,
@@ -181,6 +212,7 @@ impl Node {
                     self.status_soon(now);
                 }
             }
+            Input::Rates(rates) => self.rates = rates,
             Input::Publish { release } => self.publish(now, release),
             Input::Say { statement } => self.say(now, statement),
             Input::LookOn { channel, selector } => self.look_on(now, channel, selector),
@@ -208,6 +240,7 @@ impl Node {
                     swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
                 }
                 swarm.stock.wanted = ChunkSet::empty(swarm.stock.len());
+                self.drain_swarm(&manifest);
             }
             Input::Wanted { manifest, chunks } => self.on_wanted(now, manifest, chunks),
             Input::Held { manifest, chunks } => self.on_held(now, manifest, &chunks),
@@ -215,6 +248,7 @@ impl Node {
             Input::Lost { manifest, chunks } => self.on_lost(now, manifest, &chunks),
             Input::Forget { manifest } => self.on_forget(manifest),
             Input::ReadDone { op, outcome } => self.on_read_done(now, op, outcome),
+            Input::Drain => self.drain(now),
             Input::Leave => self.leave(),
         }
         self.settle(now);
@@ -227,6 +261,7 @@ impl Node {
             let gone = self.members.on_timeout(now, &mut notices);
             self.out.extend(notices.into_iter().map(Output::Notice));
             gone.into_iter().for_each(|node| self.tell_rollouts(now, node));
+            self.count_holders_soon();
             let dials = self.members.to_dial(&mut self.rng);
             self.out.extend(dials.into_iter().map(|(node, addresses)| Output::Dial { node, addresses }));
             let in_vain = self.early_asks.on_timeout(now, |m| self.manifests.is_wanted(m));
@@ -275,7 +310,8 @@ impl Node {
         let swarms = swarms.chain(self.swarms_at.map(|t| (t, "swarms")));
         let cap = self.budget.next_timeout().map(|t| (t, "upload cap"));
         let rollouts = self.rollouts.values().filter_map(Rollout::poll_timeout);
-        swarms.chain(manifests).chain(cap).chain(rollouts).chain(own).min_by_key(|(at, _)| *at)
+        let drain = self.drain.as_ref().and_then(Drain::next_timeout).map(|t| (t, "drain"));
+        swarms.chain(manifests).chain(cap).chain(rollouts).chain(drain).chain(own).min_by_key(|(at, _)| *at)
     }
 
     pub fn id(&self) -> NodeId {
@@ -320,6 +356,12 @@ impl Node {
         self.swarms.get(manifest).map_or((0, 0), |s| s.stock.progress_bytes())
     }
 
+    /// Of each chunk of a manifest: whether it is here, whether it is to be, and how many copies are known elsewhere. None
+    /// if the manifest is not loaded.
+    pub fn availability(&self, manifest: &ManifestHash) -> Option<Availability<'_>> {
+        self.swarms.get(manifest).map(Availability)
+    }
+
     /// Bytes under lease to readers now.
     pub fn leased_bytes(&self) -> u64 {
         self.budget.leased_bytes
@@ -327,6 +369,7 @@ impl Node {
 
     fn on_connected(&mut self, now: Time, node: NodeId) {
         self.members.on_connected(node);
+        self.count_holders_soon();
         self.swarms.values_mut().for_each(|s| s.pulling.on_connected());
         let mut statuses = self.members.snapshot(now, &node, &mut self.rng);
         statuses.push((self.sign_status(false), 0));
@@ -339,6 +382,7 @@ impl Node {
     fn on_disconnected(&mut self, now: Time, node: NodeId) {
         self.grants_due = true;
         self.members.on_disconnected(&node);
+        self.count_holders_soon();
         self.early_asks.on_disconnected(&node);
         for swarm in self.swarms.values_mut() {
             swarm.pulling.on_disconnected(&node);
@@ -378,9 +422,9 @@ impl Node {
             PeerMessage::Progress { manifest, returned, taken, again, terms } => {
                 self.on_progress(now, from, manifest, returned, (taken, again, terms));
             }
-            PeerMessage::Refuse { manifest, .. } => {
+            PeerMessage::Refuse { manifest, refusal } => {
                 if let Some(swarm) = self.swarms.get_mut(&manifest) {
-                    swarm.pulling.on_refused(from, now);
+                    swarm.pulling.on_refused(from, refusal, now);
                     self.review_swarms_soon(now);
                 }
             }
@@ -399,6 +443,7 @@ impl Node {
         self.out.extend(notices.into_iter().map(Output::Notice));
         match heard {
             StatusHeard::News(node) => {
+                self.count_holders_soon();
                 self.tell_rollouts(now, node);
                 self.on_member_news(now, node);
                 Verdict::Accept
@@ -447,7 +492,9 @@ impl Node {
 
     /// After every step: hand out what can be granted, send what is due, tell what is done.
     fn settle(&mut self, now: Time) {
+        self.dismiss(now);
         self.grant(now);
+        self.note_quiet(now);
         let mut hydrated = false;
         for (manifest, swarm) in &mut self.swarms {
             swarm.pulling.flush_news(*manifest, &swarm.stock, now, &mut self.out);

@@ -33,7 +33,7 @@ use std::ops::Deref;
 use thiserror::Error;
 
 /// Grows when the meaning of a recording's bytes changes.
-const FORMAT: u16 = 2;
+const FORMAT: u16 = 3;
 
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum RecordError {

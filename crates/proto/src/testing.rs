@@ -19,6 +19,10 @@ pub(crate) fn bare_status(node: NodeId) -> Status {
         engines_ready: 0,
         interval_ms: 3000,
         leaving: false,
+        draining: false,
+        upload_bytes_per_s: 0,
+        uploading_bytes_per_s: 0,
+        download_bytes_per_s: 0,
         version: String::new(),
     }
 }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
+use aquifer_core::message::Outcome;
 use aquifer_core::{
     ChunkSet, GossipMessage, ManifestHash, NodeId, NodeSecret, PeerMessage, Policy, PublisherSecret, Release,
     SignedRelease, Time,
@@ -17,6 +18,8 @@ use std::time::Duration;
 
 const CHUNK: u32 = 4 << 20;
 const READ: Duration = Duration::from_millis(3);
+/// A node that has everything says so within this (`limits::STATUS_SPACING`).
+const TOLD_AFTER: Duration = Duration::from_millis(250);
 
 struct World {
     rng: SmallRng,
@@ -28,6 +31,10 @@ struct World {
     chunks: u32,
     links: BTreeSet<(NodeId, NodeId)>,
     blamed: BTreeSet<(NodeId, NodeId)>,
+    /// What each was told that another has.
+    told: BTreeMap<(NodeId, NodeId), BTreeSet<u32>>,
+    /// What nodes gave while they drained though they knew of others that have it.
+    needless: Vec<(usize, u32)>,
 }
 
 struct Peer {
@@ -41,6 +48,11 @@ struct Peer {
     /// When its uplink is free again.
     free_at: Time,
     gossip_seen: BTreeSet<Vec<u8>>,
+    /// Wants and begins with these alone.
+    part: Option<ChunkSet>,
+    held_at: BTreeMap<u32, Time>,
+    draining: bool,
+    drained: usize,
     cancelled: BTreeSet<OpId>,
 }
 
@@ -48,6 +60,7 @@ enum Event {
     Deliver { to: NodeId, input: Input },
     Read { reader: NodeId, op: OpId, chunk: u32, holder: NodeId },
     Wake { node: NodeId },
+    End { node: NodeId },
 }
 
 impl World {
@@ -62,6 +75,8 @@ impl World {
             chunks,
             links: BTreeSet::new(),
             blamed: BTreeSet::new(),
+            told: BTreeMap::new(),
+            needless: vec![],
         }
     }
 
@@ -71,12 +86,16 @@ impl World {
 
     /// Starts a node that knows only `bootstrap`.
     fn start(&mut self, bootstrap: Option<NodeId>) -> NodeId {
-        let index = self.nodes.len();
+        self.start_again(self.nodes.len(), bootstrap)
+    }
+
+    /// The same for one that may have been there before.
+    fn start_again(&mut self, index: usize, bootstrap: Option<NodeId>) -> NodeId {
         let mut seed = [0; 32];
         seed[..8].copy_from_slice(&(index as u64 + 1).to_le_bytes());
         let config = Config {
             identity: NodeSecret::from_seed(seed),
-            incarnation: 1,
+            incarnation: 1 + self.next,
             name: format!("n{index}"),
             version: "test".into(),
             labels: vec![],
@@ -102,6 +121,10 @@ impl World {
             uploads: 0,
             free_at: Time::ZERO,
             gossip_seen: BTreeSet::new(),
+            part: None,
+            held_at: BTreeMap::new(),
+            draining: false,
+            drained: 0,
             cancelled: BTreeSet::new(),
         };
         self.nodes.insert(id, peer);
@@ -126,16 +149,61 @@ impl World {
         };
         let signed = SignedRelease::sign(&release, &Self::publisher());
         self.input(id, Input::Publish { release: signed });
-        let all = ChunkSet::full(self.chunks);
+        self.begin_with(id, ChunkSet::full(self.chunks));
         self.load(id);
-        self.input(id, Input::Held { manifest: self.manifest, chunks: all });
+    }
+
+    /// It has these chunks before it has heard of a release, and wants no others.
+    fn begin_with(&mut self, id: NodeId, chunks: ChunkSet) {
+        let now = self.now;
+        let peer = self.nodes.get_mut(&id).unwrap();
+        peer.held_at.extend(chunks.iter().map(|c| (c, now)));
+        peer.part = Some(chunks);
     }
 
     fn load(&mut self, id: NodeId) {
         let (manifest, chunks) = (self.manifest, self.chunks);
         let chunk_bytes = vec![CHUNK; chunks as usize];
         self.input(id, Input::ManifestLoaded { manifest, chunk_bytes });
-        self.input(id, Input::Wanted { manifest, chunks: ChunkSet::full(chunks) });
+        let part = self.nodes[&id].part.clone();
+        let wanted = part.clone().unwrap_or(ChunkSet::full(chunks));
+        self.input(id, Input::Wanted { manifest, chunks: wanted });
+        if let Some(chunks) = part {
+            self.input(id, Input::Held { manifest, chunks });
+        }
+    }
+
+    fn drain_node(&mut self, id: NodeId) {
+        self.nodes.get_mut(&id).unwrap().draining = true;
+        self.input(id, Input::Drain);
+    }
+
+    /// What `to` hears of what `from` has.
+    fn listen(&mut self, to: NodeId, from: NodeId, message: &PeerMessage) {
+        let told = self.told.entry((to, from)).or_default();
+        if let PeerMessage::Ask { wanted, have, .. } = message {
+            if !wanted.is_empty() {
+                *told = have.iter().collect();
+            }
+        } else if let PeerMessage::Progress { returned, taken, again, .. } = message {
+            told.extend(taken);
+            told.retain(|c| !again.contains(c));
+            let verified = returned.iter().filter(|r| r.outcome == Outcome::Verified);
+            told.extend(verified.map(|r| r.chunk));
+        }
+    }
+
+    /// Whoever drains gives nothing that others have who are there, as far as it was told.
+    fn check_grant(&mut self, by: NodeId, chunks: &[u32]) {
+        let is_told = |id: &NodeId, p: &Peer, c: &u32| {
+            let whole = p.part.is_none() && p.hydrated_at.is_some_and(|at| self.now.since(at) > TOLD_AFTER);
+            let told = self.told.get(&(by, *id)).is_some_and(|told| told.contains(c));
+            p.held_at.contains_key(c) && (whole || told)
+        };
+        let others = || self.nodes.iter().filter(|(id, p)| **id != by && !p.dead && !p.draining);
+        let needless = chunks.iter().filter(|c| others().any(|(id, p)| is_told(id, p, c)));
+        let needless: Vec<_> = needless.map(|c| (self.nodes[&by].index, *c)).collect();
+        self.needless.extend(needless);
     }
 
     fn connect(&mut self, a: NodeId, b: NodeId) {
@@ -189,6 +257,9 @@ impl World {
         match output {
             Output::Send { to, message } => self.send(id, to, message),
             Output::Grant { to, manifest, lease, ttl: _, chunks } => {
+                if self.nodes[&id].draining {
+                    self.check_grant(id, &chunks);
+                }
                 let access = aquifer_core::Access { ticket: 0, secret: [0; 32] };
                 self.send(id, to, PeerMessage::Grant { manifest, lease, ttl_ms: 30_000, chunks, access });
             }
@@ -228,6 +299,11 @@ impl World {
                 self.nodes.get_mut(&id).unwrap().hydrated_at.get_or_insert(now);
             }
             Output::Recheck { .. } => {}
+            Output::Drained => {
+                self.nodes.get_mut(&id).unwrap().drained += 1;
+                self.input(id, Input::Leave);
+                self.later(Duration::from_millis(5), Event::End { node: id });
+            }
             Output::Notice(Notice::PeerBlamed { node, .. }) => drop(self.blamed.insert((id, node))),
             Output::Notice(_) => {}
         }
@@ -276,6 +352,9 @@ impl World {
                     }
                     self.drain(to);
                 } else {
+                    if let Input::Message { from, message } = &input {
+                        self.listen(to, *from, message);
+                    }
                     self.input(to, input);
                 }
             }
@@ -290,9 +369,11 @@ impl World {
                 };
                 if outcome == ReadOutcome::Verified {
                     me.fetched.push(chunk);
+                    me.held_at.insert(chunk, at);
                 }
                 self.input(reader, Input::ReadDone { op, outcome });
             }
+            Event::End { node } => self.kill(node),
             Event::Wake { node } => {
                 let peer = self.nodes.get_mut(&node).unwrap();
                 if !peer.dead && peer.node.poll_timeout().is_some_and(|(due, _)| due <= at) {
@@ -309,6 +390,20 @@ impl World {
         while !done(self) {
             assert!(self.step() && self.now < limit, "not within two minutes: {what}");
         }
+    }
+
+    /// For so long, whatever happens; every node's bounds hold.
+    fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end && self.step() {
+            self.audit();
+        }
+    }
+
+    fn audit(&self) {
+        let sound = |p: &&Peer| p.dead || p.node.audit(self.now).is_ok();
+        let unsound = self.nodes.values().find(|p| !sound(p));
+        assert!(unsound.is_none(), "{:?}", unsound.map(|p| p.node.audit(self.now)));
     }
 
     fn all_hydrated(&self) -> bool {
@@ -400,4 +495,84 @@ fn one_seed_replays_alike() {
         world.nodes.values().map(|p| (p.hydrated_at, p.fetched.clone())).collect::<Vec<_>>()
     };
     assert_eq!(run(), run());
+}
+
+/// Eight pullers midway, of a publisher that has all of 64 chunks, and a node that has the first `part`.
+fn midway(seed: u64, part: u32) -> (World, NodeId, NodeId) {
+    let mut world = World::new(seed, 64);
+    let publisher = world.start(None);
+    let half = world.start(Some(publisher));
+    world.begin_with(half, ChunkSet::from_indices(64, 0..part));
+    for _ in 0..8 {
+        world.start(Some(half));
+    }
+    world.publish(publisher);
+    let begun = world.rng.random_range(1..24);
+    world.run_until("midway", |w| w.nodes.values().map(|p| p.fetched.len()).sum::<usize>() > 8 * begun);
+    (world, publisher, half)
+}
+
+fn every_node_drained_once(world: &World) -> bool {
+    world.nodes.values().filter(|p| p.draining).all(|p| p.drained == 1 && p.dead)
+}
+
+#[test]
+fn who_drains_hands_over_what_nobody_else_has_and_nothing_else() {
+    for seed in 0..24 {
+        let (mut world, publisher, _) = midway(seed, 32);
+        world.drain_node(publisher);
+        assert!(world.nodes[&publisher].node.drain_progress().is_some());
+        world.run_until("drained", every_node_drained_once);
+        world.run_until("all hydrated", World::all_hydrated);
+        world.run_for(Duration::from_secs(5));
+        assert!(every_node_drained_once(&world), "once");
+        assert_eq!(world.needless, [], "seed {seed}");
+        world.assert_nothing_was_fetched_twice();
+    }
+}
+
+#[test]
+fn two_who_drain_at_once_do_not_leave_it_to_each_other() {
+    for seed in 0..24 {
+        let (mut world, publisher, other) = midway(seed, if seed % 2 == 0 { 64 } else { 32 });
+        world.drain_node(publisher);
+        let apart = Duration::from_micros(world.rng.random_range(0..20_000));
+        world.run_for(apart);
+        world.drain_node(other);
+        world.run_until("drained", every_node_drained_once);
+        world.run_until("all hydrated", World::all_hydrated);
+    }
+}
+
+#[test]
+fn who_dies_while_another_drains_had_no_last_copy() {
+    for seed in 0..24 {
+        let (mut world, publisher, half) = midway(seed, 32);
+        world.drain_node(publisher);
+        let apart = Duration::from_micros(world.rng.random_range(0..200_000));
+        world.run_for(apart);
+        let pullers = world.nodes.iter().filter(|(id, p)| **id != half && !p.draining).map(|(id, _)| *id);
+        let pullers: Vec<NodeId> = pullers.collect();
+        // Whoever completed could have gone to sleep; of the others each may be the only reader of some chunk.
+        let dies = pullers[world.rng.random_range(0..pullers.len())];
+        world.kill(dies);
+        world.run_until("drained", every_node_drained_once);
+        world.run_until("the rest hydrated", World::all_hydrated);
+    }
+}
+
+#[test]
+fn killed_in_its_place_it_costs_time_until_another_holder_comes() {
+    for seed in 0..12 {
+        let (mut world, publisher, half) = midway(seed, 32);
+        world.kill(publisher);
+        world.run_for(Duration::from_secs(if seed < 6 { 4 } else { 30 }));
+        let held: BTreeSet<u32> =
+            world.nodes.values().filter(|p| !p.dead).flat_map(|p| p.held_at.keys().copied()).collect();
+        assert!(held.len() == 64 || !world.all_hydrated());
+        let back = if seed % 2 == 0 { world.start(Some(half)) } else { world.start_again(0, Some(half)) };
+        world.begin_with(back, ChunkSet::full(64));
+        world.load(back);
+        world.run_until("all hydrated", World::all_hydrated);
+    }
 }

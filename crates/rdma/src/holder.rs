@@ -299,7 +299,7 @@ impl Reader<'_> {
         }
         if outcome == Outcome::Read {
             count(&self.showing.counters.served, u64::from(len));
-            self.showing.grants.sent(self.peer, u64::from(len));
+            self.showing.grants.sent(self.peer, lease, u64::from(len));
         }
         Ok(Some(self.showing.grants.still_valid(self.peer, lease, chunk)))
     }

@@ -37,7 +37,7 @@ impl Grants for All {
     fn still_valid(&self, _: NodeId, _: u64, _: u32) -> bool {
         true
     }
-    fn sent(&self, _: NodeId, _: u64) {}
+    fn sent(&self, _: NodeId, _: u64, _: u64) {}
 }
 
 struct Bench {

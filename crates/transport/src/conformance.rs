@@ -135,7 +135,7 @@ impl Grants for Book {
         !lock(&self.revoked).contains(&lease)
     }
 
-    fn sent(&self, peer: NodeId, bytes: u64) {
+    fn sent(&self, peer: NodeId, _: u64, bytes: u64) {
         assert_eq!(peer, reader());
         *lock(&self.sent) += bytes;
     }

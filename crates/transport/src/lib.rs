@@ -131,8 +131,8 @@ pub trait Grants: Send + Sync + Debug {
     fn open(&self, peer: NodeId, lease: u64, chunk: u32) -> Result<Span, Refusal>;
     /// Asked when the bytes were sent: whether they were what they should be all the while.
     fn still_valid(&self, peer: NodeId, lease: u64, chunk: u32) -> bool;
-    /// Told of bytes handed to the network.
-    fn sent(&self, peer: NodeId, bytes: u64);
+    /// Told of bytes handed to the network, or copied by a reader here, under `lease`.
+    fn sent(&self, peer: NodeId, lease: u64, bytes: u64);
 }
 
 /// What every transport asks of a read's landing place.

@@ -47,6 +47,7 @@ impl Digest {
             | Output::ManifestFetched { .. }
             | Output::ManifestAsked { .. }
             | Output::Hydrated { .. }
+            | Output::Drained
             | Output::Recheck { .. }
             | Output::Notice(_) => self.bytes(format!("{output:?}").as_bytes()),
         }

@@ -401,7 +401,7 @@ impl<'a> World<'a> {
             Output::Notice(Notice::PeerBlamed { node, avoid, .. }) => self.check_blame(i, node, avoid),
             Output::Notice(Notice::PeerFailing { node, avoid }) => self.check_failing(i, node, avoid),
             // Its nodes have no engines.
-            Output::StatementAccepted { .. } | Output::Stand { .. } | Output::Order { .. } => {}
+            Output::Drained | Output::StatementAccepted { .. } | Output::Stand { .. } | Output::Order { .. } => {}
             Output::Notice(_) | Output::Verdict { .. } => {}
         }
     }

@@ -187,7 +187,7 @@ impl Grants for Open {
         lease == LEASE
     }
 
-    fn sent(&self, _: NodeId, _: u64) {}
+    fn sent(&self, _: NodeId, _: u64, _: u64) {}
 }
 
 /// How a puller finds what a holder has.

@@ -43,6 +43,7 @@ impl Node {
             connected: self.members.is_connected(&m.status.node),
             distance: self.distance(m),
             asks_us: swarm.is_some_and(|s| s.serving.is_asked_by(&m.status.node)),
+            drains: m.status.draining,
         };
         if self.releases.of_manifest(manifest).next().is_some() {
             return self.following(manifest).filter(fit).map(candidate).collect();
@@ -69,6 +70,13 @@ impl Node {
         self.members.member(node).is_some_and(|m| self.distance(m) > 0)
     }
 
+    /// The outermost boundary between this node and another, as far as their labels tell: `host`, `rack`, `zone`,
+    /// or `none`.
+    pub fn boundary_to(&self, node: &NodeId) -> &'static str {
+        let distance = self.members.member(node).map_or(0, |m| self.distance(m));
+        swarm::boundary(distance).unwrap_or("none")
+    }
+
     fn distance(&self, member: &Member) -> u8 {
         swarm::distance(&self.config.labels, &member.status.labels)
     }
@@ -83,7 +91,9 @@ impl Node {
         self.ranked = version;
         let manifests: Vec<ManifestHash> = self.swarms.keys().copied().collect();
         for manifest in manifests {
-            let others = self.following(&manifest).map(|m| (m.status.node, self.distance(m)));
+            // Who drains fetches nothing for its neighbours.
+            let others =
+                self.following(&manifest).filter(|m| !m.status.draining).map(|m| (m.status.node, self.distance(m)));
             let others: Vec<(NodeId, u8)> = others.collect();
             if let Some(swarm) = self.swarms.get_mut(&manifest) {
                 swarm.pulling.on_neighbours(&self.me, &others);

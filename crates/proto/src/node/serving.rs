@@ -11,6 +11,10 @@ impl Node {
     pub(super) fn on_ask(&mut self, now: Time, from: NodeId, manifest: ManifestHash, ask: EarlyAsk) {
         self.grants_due = true;
         let is_far = self.is_far(&from);
+        if ask.wanted.is_empty() {
+            // It may be leaving too.
+            self.count_holders_soon();
+        }
         if let Some(swarm) = self.swarms.get_mut(&manifest) {
             let (is_new, looking) = (!swarm.serving.is_asked_by(&from), swarm.pulling.is_looking(&swarm.stock, now));
             let refusal = swarm.serving.on_ask(&swarm.stock, from, ask.wanted, ask.have, (ask.terms, is_far));
@@ -21,6 +25,9 @@ impl Node {
                 self.review_swarms_soon(now);
             }
             return;
+        }
+        if self.drain.is_some() {
+            return self.refuse(from, manifest, Refusal::Draining);
         }
         if let Some(refusal) = self.early_asks.on_ask(now, from, manifest, ask) {
             self.refuse(from, manifest, refusal);

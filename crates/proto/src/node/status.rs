@@ -67,6 +67,10 @@ impl Node {
             engines_ready: self.local.engines_ready,
             interval_ms: u32::try_from(self.status_interval.as_millis()).unwrap_or(u32::MAX),
             leaving,
+            draining: self.drain.is_some(),
+            upload_bytes_per_s: self.rates.upload_bytes_per_s,
+            uploading_bytes_per_s: self.rates.uploading_bytes_per_s,
+            download_bytes_per_s: self.rates.download_bytes_per_s,
             version: self.config.version.clone(),
         };
         SignedStatus::sign(&status, &self.config.identity)

@@ -1,6 +1,6 @@
 use super::*;
 use crate::io::ReadOutcome;
-use crate::limits::GRANT_CHUNKS_MAX;
+use crate::limits::{DRAIN_SETTLE, GRANT_CHUNKS_MAX};
 use crate::limits::{EARLY_ASK_PATIENCE, EXCUSE_SPACING, EXCUSES_MAX};
 use crate::testing::bare_status;
 use aquifer_core::Access;
@@ -147,4 +147,69 @@ fn who_takes_back_what_it_lied_about_is_found_out() {
         now = now + EXCUSE_SPACING;
     }
     assert!(node.trust_of(&peer(), now).0);
+}
+
+/// The last status record that it sent since the last call.
+fn told(node: &mut Node) -> Option<std::sync::Arc<aquifer_core::Status>> {
+    let record = |o| if let Output::Gossip(GossipMessage::Status(signed)) = o { signed.open().ok() } else { None };
+    std::iter::from_fn(|| node.poll_output()).filter_map(record).last()
+}
+
+#[test]
+fn rates_go_out_with_the_next_record_and_call_for_none() {
+    let mut node = node();
+    node.handle_timeout(Time::ZERO);
+    assert_eq!(told(&mut node).map(|s| s.upload_bytes_per_s), Some(0));
+    let due = node.poll_timeout();
+    let rates = Rates { upload_bytes_per_s: 9, uploading_bytes_per_s: 8, download_bytes_per_s: 7 };
+    node.handle(Time::ZERO, Input::Rates(rates));
+    assert_eq!(node.poll_timeout(), due);
+    assert!(told(&mut node).is_none());
+    node.handle_timeout(Time::ZERO + STATUS_INTERVAL * 2);
+    let said = told(&mut node).expect("it speaks now and then");
+    assert_eq!((said.upload_bytes_per_s, said.uploading_bytes_per_s, said.download_bytes_per_s), (9, 8, 7));
+}
+
+#[test]
+fn who_drains_says_so_asks_nobody_and_is_done_once() {
+    let mut node = node();
+    node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes: vec![9; 4] });
+    node.handle(Time::ZERO, Input::Wanted { manifest: manifest(), chunks: ChunkSet::full(4) });
+    node.handle(Time::ZERO, Input::Held { manifest: manifest(), chunks: ChunkSet::from_indices(4, [0]) });
+    std::iter::from_fn(|| node.poll_output()).for_each(drop);
+    assert_eq!(node.drain_progress(), None);
+    node.handle(Time::ZERO, Input::Drain);
+    node.handle(Time::ZERO, Input::Drain);
+    let outputs: Vec<Output> = std::iter::from_fn(|| node.poll_output()).collect();
+    let says = |o: &Output| {
+        let Output::Gossip(GossipMessage::Status(signed)) = o else { return false };
+        signed.open().is_ok_and(|s| s.draining)
+    };
+    assert_eq!(outputs.iter().filter(|o| says(o)).count(), 1, "{outputs:?}");
+    ask(&mut node, Time::ZERO);
+    assert!(!refused(&mut node), "nobody else has the first");
+    assert_eq!(node.drain_progress().map(|p| p.leased_bytes), Some(9), "it was granted at once");
+    let other = ManifestHash::of(b"other");
+    let message = PeerMessage::Ask {
+        manifest: other,
+        wanted: ChunkSet::full(4),
+        have: ChunkSet::empty(4),
+        terms: Terms::default(),
+    };
+    node.handle(Time::ZERO, Input::Message { from: peer(), message });
+    assert!(refused(&mut node), "what is not here does not come");
+    node.handle(Time::ZERO, Input::Disconnected { node: peer() });
+    let (mut now, mut done) = (Time::ZERO, vec![]);
+    while now < Time::ZERO + DRAIN_SETTLE * 3 {
+        for output in std::iter::from_fn(|| node.poll_output()) {
+            let asks =
+                matches!(&output, Output::Send { message: PeerMessage::Ask { wanted, .. }, .. } if !wanted.is_empty());
+            assert!(!asks, "{output:?}");
+            done.extend(matches!(output, Output::Drained).then_some(now));
+        }
+        now = node.poll_timeout().expect("it speaks now and then").0;
+        node.handle_timeout(now);
+        node.audit(now).unwrap();
+    }
+    assert_eq!(done, [Time::ZERO + DRAIN_SETTLE]);
 }

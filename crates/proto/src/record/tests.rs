@@ -1,5 +1,5 @@
 use super::*;
-use crate::io::{LocalStatus, OpId, ReadOutcome};
+use crate::io::{LocalStatus, OpId, Rates, ReadOutcome};
 use crate::testing::bare_status;
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{
@@ -120,7 +120,7 @@ impl Life {
         let set = |rng: &mut SmallRng| ChunkSet::from_indices(CHUNKS, (0..CHUNKS).filter(|_| rng.random()));
         let chunk = self.rng.random_range(0..CHUNKS);
         let message = |message| Input::Message { from, message };
-        let input = match self.rng.random_range(0..12) {
+        let input = match self.rng.random_range(0..13) {
             0 => Input::Connected { node: from },
             1 if self.rng.random_range(0..4) == 0 => Input::Disconnected { node: from },
             2 => Input::Gossip {
@@ -158,6 +158,7 @@ impl Life {
                 Input::Message { from: to, message }
             }
             10 => message(PeerMessage::Refuse { manifest, refusal: Refusal::Full }),
+            11 => Input::Rates(Rates { uploading_bytes_per_s: self.rng.random(), ..Rates::default() }),
             _ => {
                 self.node.handle_timeout(self.now);
                 return self.drain();

@@ -5,7 +5,7 @@ use super::reach::Share;
 use crate::limits::{
     ASK_RETRY, ASKS_MAX, ASKS_OWN, CREDIT_BYTES_MIN, DIAL_PATIENCE, FAR_ASKS, FLIGHT_BYTES_MAX, IDLE_TOLERATED,
 };
-use aquifer_core::message::Terms;
+use aquifer_core::message::{Refusal, Terms};
 use aquifer_core::{NodeId, Time};
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
@@ -112,6 +112,8 @@ pub(crate) struct Candidate {
     pub(crate) distance: u8,
     /// It asks this node.
     pub(crate) asks_us: bool,
+    /// It is about to leave, and gives only what nobody else has: others are asked before it.
+    pub(crate) drains: bool,
 }
 
 impl Asks {
@@ -136,9 +138,10 @@ impl Asks {
     }
 
     /// It is passed over for a while, unless it was asked again since and the refusal may answer the
-    /// ask before.
-    pub(super) fn on_refused(&mut self, node: NodeId, now: Time) {
-        if self.asked.get_mut(&node).is_some_and(|ask| ask.on_refused(now)) {
+    /// ask before. Who drains refuses whatever stands, however often it was asked.
+    pub(super) fn on_refused(&mut self, node: NodeId, refusal: Refusal, now: Time) {
+        let is_over = |ask: &mut Ask| ask.on_refused(now) || refusal == Refusal::Draining;
+        if self.asked.get_mut(&node).is_some_and(is_over) {
             self.asked.remove(&node);
             self.pass_over(node, now, ASK_RETRY);
         }
@@ -175,7 +178,7 @@ impl Asks {
         let near = candidates.iter().filter(|c| c.distance == 0).count();
         candidates.retain(|c| c.connected || !self.dialled.contains_key(&c.node));
         candidates.shuffle(rng);
-        candidates.sort_by_key(|c| (!c.asks_us, !c.connected));
+        candidates.sort_by_key(|c| (c.drains, !c.asks_us, !c.connected));
         // Who is being dialled counts at first only: one that never comes up keeps no place.
         let own = if alone { ASKS_MAX } else { ASKS_OWN.saturating_sub(self.dialled.len()) };
         let chosen = self.share_places(candidates, near, own);
@@ -196,7 +199,7 @@ impl Asks {
         let far_asked = self.asked.values().filter(|a| a.distance > 0).count();
         let near_asked = self.asked.len() - far_asked;
         let (mut near, mut far): (Vec<_>, Vec<_>) = candidates.into_iter().partition(|c| c.distance == 0);
-        far.sort_by_key(|c| std::cmp::Reverse((c.asks_us, c.distance, c.connected)));
+        far.sort_by_key(|c| std::cmp::Reverse((!c.drains, c.asks_us, c.distance, c.connected)));
         let far_max = FAR_ASKS.max(ASKS_MAX.saturating_sub(near_asked + near_others));
         let free = ASKS_MAX.saturating_sub(self.asked.len());
         far.truncate(far_max.saturating_sub(far_asked).min(free));

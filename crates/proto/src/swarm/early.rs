@@ -72,6 +72,12 @@ impl EarlyAsks {
         self.manifests.remove(manifest).map(|w| w.asks).unwrap_or_default()
     }
 
+    /// Ends all of them. Returns who is to be told.
+    pub(crate) fn take_all(&mut self) -> Vec<(ManifestHash, NodeId)> {
+        let all = std::mem::take(&mut self.manifests).into_iter();
+        all.flat_map(|(m, waiting)| waiting.asks.into_keys().map(move |node| (m, node))).collect()
+    }
+
     /// Gives up manifests that are not `coming`, some time after they were first asked for. Returns
     /// who is to be told.
     pub(crate) fn on_timeout(

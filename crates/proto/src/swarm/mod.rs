@@ -9,6 +9,7 @@ mod asks;
 mod bits;
 mod budget;
 mod early;
+mod given;
 mod hunger;
 mod news;
 mod pull;
@@ -21,7 +22,7 @@ pub(crate) use budget::Budget;
 pub use budget::CostlyLimit;
 pub(crate) use early::{EarlyAsk, EarlyAsks};
 pub(crate) use pull::{Landed, Offer, Pulling, only_returned};
-pub(crate) use reach::distance;
+pub(crate) use reach::{boundary, distance};
 pub(crate) use serve::Serving;
 
 use aquifer_core::ChunkSet;

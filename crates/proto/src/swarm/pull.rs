@@ -12,7 +12,7 @@ use crate::limits::{
     READ_STALL, SILENT_PAUSE,
 };
 use crate::node::audit::ensure;
-use aquifer_core::message::{Outcome, Returned, Terms};
+use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{ChunkSet, ManifestHash, NodeId, PeerMessage, Time};
 use rand::rngs::SmallRng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -39,6 +39,8 @@ pub(crate) struct Pulling {
     reach: Reach,
     /// The reach narrowed, and those far away have not heard it.
     narrowed: bool,
+    /// This node is about to leave: it asks nobody, and what is under way may end.
+    retired: bool,
 }
 
 #[derive(Debug)]
@@ -92,7 +94,7 @@ impl Flight {
 impl Pulling {
     /// Whether [`Pulling::review`] could use candidates now.
     pub(crate) fn is_looking(&self, stock: &Stock, now: Time) -> bool {
-        !stock.is_complete() && (self.asks.len() < ASKS_MAX || self.is_starving(now))
+        !self.retired && !stock.is_complete() && (self.asks.len() < ASKS_MAX || self.is_starving(now))
     }
 
     /// When free places are open to all.
@@ -111,7 +113,7 @@ impl Pulling {
         rng: &mut SmallRng,
         out: &mut VecDeque<Output>,
     ) -> Vec<NodeId> {
-        if stock.is_complete() {
+        if self.retired || stock.is_complete() {
             self.withdraw_all(manifest, stock, out);
             return Vec::new();
         }
@@ -158,7 +160,7 @@ impl Pulling {
             flight.cancel(out);
         }
         self.hunger.hope();
-        if stock.is_complete() {
+        if self.retired || stock.is_complete() {
             self.withdraw_all(manifest, stock, out);
         } else {
             self.asks.nodes().into_iter().for_each(|n| self.ask(manifest, stock, now, n, out));
@@ -176,9 +178,11 @@ impl Pulling {
         out: &mut VecDeque<Output>,
     ) {
         let Some(ask) = self.asks.get_mut(&from) else {
-            // It was never asked, or the grant crossed the withdrawal.
-            let declined = |chunk| Returned { lease, chunk, outcome: Outcome::Declined };
-            let returned = chunks.into_iter().map(declined).collect();
+            // It was never asked, or the grant crossed the withdrawal or a refusal. What is missing is not
+            // "coming from somewhere else": who takes it for that, and drains, would leave with it.
+            let is_missing = |chunk| stock.is_missing(chunk) && !self.flights.contains_key(&chunk);
+            let outcome = |chunk| if is_missing(chunk) { Outcome::Postponed } else { Outcome::Declined };
+            let returned = chunks.into_iter().map(|chunk| Returned { lease, chunk, outcome: outcome(chunk) }).collect();
             return out.push_back(only_returned(from, manifest, returned));
         };
         ask.last_grant = now;
@@ -294,8 +298,8 @@ impl Pulling {
         }
     }
 
-    pub(crate) fn on_refused(&mut self, from: NodeId, now: Time) {
-        self.asks.on_refused(from, now);
+    pub(crate) fn on_refused(&mut self, from: NodeId, refusal: Refusal, now: Time) {
+        self.asks.on_refused(from, refusal, now);
     }
 
     /// Ends the flight of `chunk`, if `op` is the one under way.
@@ -390,6 +394,12 @@ impl Pulling {
         flights.into_iter().chain(hunger).chain(news).min()
     }
 
+    /// Asks nobody any more.
+    pub(crate) fn retire(&mut self, manifest: ManifestHash, stock: &Stock, out: &mut VecDeque<Output>) {
+        self.retired = true;
+        self.withdraw_all(manifest, stock, out);
+    }
+
     /// Cancels every read and withdraws every ask.
     pub(crate) fn stop(&mut self, manifest: ManifestHash, stock: &Stock, out: &mut VecDeque<Output>) {
         self.flights.values_mut().for_each(|f| f.cancel(out));
@@ -434,7 +444,7 @@ impl Pulling {
 
     /// Hungry is who has less than two chunks under way and could have more.
     fn note_hunger(&mut self, stock: &Stock, now: Time) {
-        if self.flight_bytes >= 2 * stock.unit_bytes() || self.is_all_under_way(stock) {
+        if self.retired || self.flight_bytes >= 2 * stock.unit_bytes() || self.is_all_under_way(stock) {
             self.hunger.end();
             self.narrowed |= self.reach.narrow();
         } else {

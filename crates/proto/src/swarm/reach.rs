@@ -31,6 +31,11 @@ pub(crate) fn distance(a: &[(String, String)], b: &[(String, String)]) -> u8 {
     outermost.map_or(0, |i| u8::try_from(i + 1).unwrap_or(u8::MAX))
 }
 
+/// The label that such a distance is named after; None if no boundary is known.
+pub(crate) fn boundary(distance: u8) -> Option<&'static str> {
+    PLACES.get(usize::from(distance.checked_sub(1)?)).copied()
+}
+
 /// The buckets whose chunks may be fetched from some distance, one bit each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share([u64; (BUCKETS / 64) as usize]);

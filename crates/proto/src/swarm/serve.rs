@@ -5,8 +5,11 @@
 //! whoever wants it. So a lone seed sends every chunk once before it sends any twice, and nothing
 //! waits for the slowest.
 
+mod drain;
+
 use super::asker::Asker;
 use super::budget::Budget;
+use super::given::Given;
 use super::rarity::Rarity;
 use super::{Stock, bits::Bits};
 use crate::limits::{
@@ -15,6 +18,7 @@ use crate::limits::{
 use crate::node::audit::ensure;
 use aquifer_core::message::{Outcome, Refusal, Returned, Terms};
 use aquifer_core::{ChunkSet, NodeId, Time};
+use drain::Drain;
 use rand::Rng;
 use rand::rngs::SmallRng;
 use std::borrow::Cow;
@@ -26,13 +30,13 @@ pub(crate) struct Serving {
     askers: BTreeMap<NodeId, Asker>,
     leases: BTreeMap<u64, Lease>,
     rarity: Rarity,
-    /// Chunks that somebody read here and verified. They count as a copy more: their reader may
-    /// have left the table and still be in the swarm.
-    given: Bits,
+    given: Given,
     /// Some asker may have deferred chunks: where none has, which is nearly always, nobody looks.
     has_deferred: bool,
     /// Costly chunks are given at times.
     pub(crate) gives_costly: bool,
+    /// This node is about to leave.
+    drain: Option<Drain>,
 }
 
 #[derive(Debug)]
@@ -67,9 +71,10 @@ impl Serving {
             askers: BTreeMap::new(),
             leases: BTreeMap::new(),
             rarity: Rarity::new(len),
-            given: Bits::new(len),
+            given: Given::new(len),
             has_deferred: false,
             gives_costly: true,
+            drain: None,
         }
     }
 
@@ -95,9 +100,11 @@ impl Serving {
         let full = !self.askers.contains_key(&from) && self.askers.len() >= ASKERS_MAX;
         if !useful || full {
             self.forget(&from);
+            self.remember(from, have);
             return Some(if full { Refusal::Full } else { Refusal::Nothing });
         }
-        let leased: Vec<u32> = self.leases_of(from).flat_map(|(_, l)| l.chunks.iter().copied()).collect();
+        self.recall(&from);
+        let leased = self.leased_to(from);
         let asker = self.askers.entry(from).or_insert_with(|| Asker::new(stock.len()));
         asker.agree(terms);
         asker.is_far = is_far;
@@ -110,9 +117,9 @@ impl Serving {
     pub(crate) fn on_progress(&mut self, stock: &Stock, from: NodeId, taken: &[u32], again: &[u32], terms: Terms) {
         let leased = match again {
             [] => BTreeSet::new(),
-            _ => self.leases_of(from).flat_map(|(_, l)| l.chunks.iter().copied()).collect(),
+            _ => self.leased_to(from).into_iter().collect(),
         };
-        let Some(asker) = self.askers.get_mut(&from) else { return };
+        let Some(asker) = self.askers.get_mut(&from) else { return self.on_late_progress(&from, taken, again) };
         asker.agree(terms);
         for &chunk in taken.iter().filter(|c| **c < stock.len()) {
             asker.takes(&mut self.rarity, chunk);
@@ -135,7 +142,7 @@ impl Serving {
         if self.leases.get(&lease).is_none_or(|l| l.reader != from) || !self.close(stock, budget, lease, chunk) {
             return false;
         }
-        if outcome == Outcome::Verified && self.given.insert(chunk) {
+        if outcome == Outcome::Verified && self.given.insert(chunk, from) {
             self.rarity.more(chunk);
         }
         let Some(asker) = self.askers.get_mut(&from) else { return true };
@@ -152,6 +159,7 @@ impl Serving {
     /// The asker is gone. Returns its leased chunks, now free.
     pub(crate) fn on_gone(&mut self, stock: &Stock, budget: &mut Budget, node: &NodeId) -> Vec<(u64, u32)> {
         self.forget(node);
+        self.recall(node);
         let open = |(id, l): (&u64, &Lease)| l.chunks.iter().map(|c| (*id, *c)).collect::<Vec<_>>();
         let freed: Vec<_> = self.leases_of(*node).flat_map(open).collect();
         for &(lease, chunk) in &freed {
@@ -229,6 +237,9 @@ impl Serving {
         rng: &mut SmallRng,
     ) -> Option<Granted> {
         let credit = self.typical_credit(stock);
+        if self.drain.as_ref().is_some_and(|d| !d.gives()) {
+            return None;
+        }
         if stock.have.is_empty() || !budget.fits(now, stock.unit_bytes(), credit) {
             return None;
         }
@@ -251,7 +262,10 @@ impl Serving {
             (class, a.flight_bytes, Reverse(a.wanted.count()), a.served_bytes, *node)
         };
         let waiting = self.askers.iter().filter(|(_, a)| a.credit_bytes > 0 && served(a));
-        let waiting = waiting.map(|(node, a)| (node, a, a.offered(shut))).filter(|(_, _, offer)| offer.count() > 0);
+        let waiting = waiting.map(|(node, a)| (node, a, a.offered(shut))).filter(|(_, _, offer)| match self.drain {
+            Some(_) => self.rarity.has_first(offer),
+            None => offer.count() > 0,
+        });
         let (class, _, _, _, to) = waiting.map(hungry).min()?;
         if class != Class::First
             && budget.leased_bytes >= FIRST_AT_ONCE.saturating_mul(credit)
@@ -266,6 +280,11 @@ impl Serving {
     /// Whether a chunk of which no copy is known waits for an asker that has its hands full.
     fn has_first_copies(&self, shut: Option<&ChunkSet>) -> bool {
         self.askers.values().filter(|a| a.credit_bytes > 0).any(|a| self.rarity.has_first(&a.offered(shut)))
+    }
+
+    /// Of the chunk, that this node knows of.
+    pub(crate) fn copies(&self, chunk: u32) -> u32 {
+        self.rarity.copies(chunk).into()
     }
 
     pub(crate) fn is_asked_by(&self, node: &NodeId) -> bool {
@@ -311,6 +330,8 @@ impl Serving {
             let offered = asker.offer.iter().eq(asker.wanted.intersection(&stock.have));
             ensure(offered, || format!("what {node} is offered is not what it wants of what is here"))?;
         }
+        let away = self.drain.iter().flat_map(Drain::away);
+        away.flat_map(ChunkSet::iter).for_each(|c| copies[c as usize] += 1);
         for chunk in 0..stock.len() {
             let has = copies[chunk as usize] + usize::from(self.given.contains(chunk));
             let counted = usize::from(self.rarity.copies(chunk));
@@ -339,7 +360,10 @@ impl Serving {
         let mut chosen = Vec::new();
         let (mut bytes, mut costly_bytes) = (0, 0);
         let mut open = shut.map(|costly| asker.offer.without(costly));
-        while let Some((chunk, _)) = self.rarity.rarest(open.as_ref().unwrap_or(&asker.offer), from) {
+        while let Some((chunk, copies)) = self.rarity.rarest(open.as_ref().unwrap_or(&asker.offer), from) {
+            if self.drain.is_some() && copies > 0 {
+                break;
+            }
             let more = stock.bytes_of(chunk);
             let all = bytes + more;
             let costly = costly_bytes + if stock.costly.contains(chunk) { more } else { 0 };
@@ -397,9 +421,13 @@ impl Serving {
 
     /// Drops an ask. Its leases stay open until they are returned or run out.
     fn forget(&mut self, node: &NodeId) {
-        if let Some(asker) = self.askers.remove(node) {
-            asker.discount(&mut self.rarity);
-        }
+        let Some(asker) = self.askers.remove(node) else { return };
+        asker.discount(&mut self.rarity);
+        self.remember(*node, asker.have);
+    }
+
+    fn leased_to(&self, node: NodeId) -> Vec<u32> {
+        self.leases_of(node).flat_map(|(_, l)| l.chunks.iter().copied()).collect()
     }
 
     fn leases_of(&self, node: NodeId) -> impl Iterator<Item = (&u64, &Lease)> {

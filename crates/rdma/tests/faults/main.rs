@@ -299,7 +299,7 @@ impl Grants for Fickle {
         self.valid.load(Ordering::SeqCst)
     }
 
-    fn sent(&self, _: NodeId, _: u64) {}
+    fn sent(&self, _: NodeId, _: u64, _: u64) {}
 }
 
 #[test]

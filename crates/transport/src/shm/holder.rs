@@ -178,7 +178,7 @@ impl Lending {
         }
         let Request { chunk, lease, len } = request;
         self.serving.counters.sent.fetch_add(len.into(), Ordering::Relaxed);
-        self.serving.grants.sent(peer, len.into());
+        self.serving.grants.sent(peer, lease, len.into());
         let valid = self.serving.grants.still_valid(peer, lease, chunk);
         Ok(stream.write_all(&[u8::from(valid)])?)
     }

@@ -104,12 +104,12 @@ impl Serving {
             span.prefault(); // a file: its pages are read from the disk while the first are sent
         }
         link.send_before(&Header { answer: Ok(()), chunk, len }.encode())?;
-        self.send_payload(seat, link, peer, &span)?;
+        self.send_payload(seat, link, (peer, lease), &span)?;
         let valid = self.grants.still_valid(peer, lease, chunk);
         Ok(link.write_all(&[u8::from(valid)])?)
     }
 
-    fn send_payload(&self, seat: &Seat, link: &Link, peer: NodeId, span: &Span) -> Result<(), End> {
+    fn send_payload(&self, seat: &Seat, link: &Link, (peer, lease): (NodeId, u64), span: &Span) -> Result<(), End> {
         let mut done = 0;
         while done < span.len() {
             let piece = SEND_PIECE_BYTES.min(span.len() - done);
@@ -126,7 +126,7 @@ impl Serving {
             };
             done += sent;
             self.counters.sent.fetch_add(sent, Ordering::Relaxed);
-            self.grants.sent(peer, sent);
+            self.grants.sent(peer, lease, sent);
         }
         Ok(())
     }

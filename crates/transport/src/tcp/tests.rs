@@ -364,7 +364,7 @@ impl Grants for Truncating {
     fn still_valid(&self, _: NodeId, _: u64, _: u32) -> bool {
         true
     }
-    fn sent(&self, _: NodeId, _: u64) {
+    fn sent(&self, _: NodeId, _: u64, _: u64) {
         self.file.set_len(4096).unwrap();
     }
 }

@@ -6,7 +6,7 @@ fn peer(n: usize) -> NodeId {
 }
 
 fn near(n: usize) -> Candidate {
-    Candidate { node: peer(n), connected: true, distance: 0, asks_us: false }
+    Candidate { node: peer(n), connected: true, distance: 0, asks_us: false, drains: false }
 }
 
 fn far(n: usize) -> Candidate {
@@ -84,4 +84,20 @@ fn a_holder_far_away_is_given_credit_for_what_is_on_the_wire() {
     ask.on_end(later(9), Duration::ZERO);
     let most = FLIGHT_BYTES_MAX / 2;
     assert!(credit(&asks, 2) <= most, "no more than its share");
+}
+
+#[test]
+fn who_drains_is_asked_last_and_not_never() {
+    let drains = |n| Candidate { drains: true, asks_us: true, ..near(n) };
+    let asked = filled(&mut Asks::default(), (0..3).map(drains).chain((3..40).map(near)), true);
+    assert!(asked.iter().all(|n| *n >= peer(3)), "others do");
+    let mut asks = Asks::default();
+    assert_eq!(filled(&mut asks, [drains(1), near(2)], true).len(), 2);
+    let again = |asks: &mut Asks, at| asks.fill(at, 0, vec![drains(1)], true, &mut SmallRng::seed_from_u64(1)).0;
+    asks.get_mut(&peer(1)).unwrap().on_sent(later(1), 0);
+    asks.get_mut(&peer(1)).unwrap().on_sent(later(2), 0);
+    asks.on_refused(peer(1), Refusal::Draining, later(3));
+    assert_eq!(asks.nodes(), [peer(2)], "however many asks were on their way");
+    assert_eq!(again(&mut asks, later(900)), []);
+    assert_eq!(again(&mut asks, later(1100)), [peer(1)]);
 }

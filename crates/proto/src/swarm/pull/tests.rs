@@ -96,13 +96,13 @@ impl Half {
 }
 
 fn living(n: usize) -> Candidate {
-    Candidate { node: peer(n), connected: true, distance: 0, asks_us: false }
+    Candidate { node: peer(n), connected: true, distance: 0, asks_us: false, drains: false }
 }
 
 #[test]
 fn a_peer_that_cannot_be_reached_keeps_no_place_from_others() {
     let mut half = Half::new(4);
-    let dead = Candidate { node: peer(200), connected: false, distance: 0, asks_us: false };
+    let dead = Candidate { node: peer(200), connected: false, distance: 0, asks_us: false, drains: false };
     let few: Vec<Candidate> = (1..ASKS_MAX).map(living).chain([dead]).collect();
     assert_eq!((half.review(&few), half.pulling.asks.len()), (vec![peer(200)], ASKS_MAX - 1));
     half.now = half.now + Duration::from_millis(1);
@@ -199,7 +199,7 @@ fn a_revoked_lease_is_returned_where_no_read_began() {
 fn who_refuses_or_stays_silent_loses_its_place_to_others() {
     let mut half = Half::new(4);
     half.review(&[living(1)]);
-    half.pulling.on_refused(peer(1), half.now);
+    half.pulling.on_refused(peer(1), Refusal::Full, half.now);
     half.review(&[living(1), living(2)]);
     assert_eq!(half.pulling.asked(), [peer(2)], "who refused is passed over");
     half.now = half.now + ASK_RETRY;
@@ -226,15 +226,15 @@ fn a_refusal_that_crossed_another_ask_ends_only_its_own() {
         pulling.on_wants_changed(manifest(), stock, *now, out);
     };
     want_more(&mut half);
-    half.pulling.on_refused(peer(1), half.now);
+    half.pulling.on_refused(peer(1), Refusal::Full, half.now);
     assert_eq!(half.pulling.asked(), [peer(1)], "that was about the one chunk");
-    half.pulling.on_refused(peer(1), half.now);
+    half.pulling.on_refused(peer(1), Refusal::Full, half.now);
     assert_eq!(half.pulling.asked(), [], "that about both");
     half.now = half.now + ASK_RETRY;
     half.review(&[living(1)]);
     half.now = half.now + ASK_RETRY;
     want_more(&mut half);
-    half.pulling.on_refused(peer(1), half.now);
+    half.pulling.on_refused(peer(1), Refusal::Full, half.now);
     assert_eq!(half.pulling.asked(), [], "no answer to an old one takes so long");
 }
 
@@ -325,7 +325,7 @@ fn news_that_are_too_old_lead_to_a_whole_ask() {
 #[test]
 fn from_afar_only_its_own_share_is_asked_for_and_more_in_hunger() {
     let mut half = Half::new(256);
-    let beyond = |n| Candidate { node: peer(n), connected: true, distance: 2, asks_us: false };
+    let beyond = |n| Candidate { node: peer(n), connected: true, distance: 2, asks_us: false, drains: false };
     // Three more stand behind the same boundary.
     let me = peer(9);
     half.pulling.on_neighbours(&me, &[(peer(1), 2), (peer(11), 0), (peer(12), 0), (peer(13), 1)]);
@@ -350,7 +350,7 @@ fn from_afar_only_its_own_share_is_asked_for_and_more_in_hunger() {
 #[test]
 fn those_far_away_are_asked_anew_for_another_share_and_not_at_all_for_none() {
     let mut half = Half::new(8);
-    let beyond = |n| Candidate { node: peer(n), connected: true, distance: 2, asks_us: false };
+    let beyond = |n| Candidate { node: peer(n), connected: true, distance: 2, asks_us: false, drains: false };
     let (me, far) = (peer(9), [beyond(1), living(11)]);
     let neighbours: Vec<(NodeId, u8)> = (11..15).map(|n| (peer(n), 0)).chain([(peer(1), 2)]).collect();
     half.pulling.on_neighbours(&me, &neighbours);
@@ -386,10 +386,10 @@ fn what_nobody_asked_for_is_given_back() {
     half.said();
     for stranger in [2, 3] {
         let lease = half.begin(peer(stranger), 0);
-        let returned = vec![Returned { lease, chunk: 0, outcome: Outcome::Declined }];
+        let returned = vec![Returned { lease, chunk: 0, outcome: Outcome::Postponed }];
         let (taken, again, terms) = (vec![], vec![], Terms::default());
         let message = PeerMessage::Progress { manifest: manifest(), returned, taken, again, terms };
-        assert_eq!(half.said(), [(peer(stranger), message)]);
+        assert_eq!(half.said(), [(peer(stranger), message)], "it is still missing");
     }
     assert_eq!(half.pulling.flights().count(), 0);
     half.begin(peer(1), 0);

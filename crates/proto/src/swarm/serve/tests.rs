@@ -26,7 +26,10 @@ struct Table {
 impl Table {
     /// Everything of so many equal chunks is here.
     fn seed(chunks: u32) -> Self {
-        let bytes = u32::try_from(CHUNK).expect("it is short");
+        Self::seed_of(u32::try_from(CHUNK).expect("it is short"), chunks)
+    }
+
+    fn seed_of(bytes: u32, chunks: u32) -> Self {
         let mut stock = Stock::new(vec![bytes; chunks as usize]);
         stock.have = ChunkSet::full(chunks);
         let (mut serving, budget) = (Serving::new(chunks), Budget::new(64 * CHUNK, None, Time::ZERO));
@@ -38,6 +41,21 @@ impl Table {
         let wanted = ChunkSet::from_indices(self.stock.len(), wanted);
         let have = ChunkSet::empty(self.stock.len());
         self.serving.on_ask(&self.stock, node(n), wanted, have, (terms, false))
+    }
+
+    /// The same of one that has some already, where the holder drains. Whether the ask stands.
+    fn ask_drainer(&mut self, n: u8, wanted: &[u32], have: &[u32]) -> bool {
+        let set = |of: &[u32]| ChunkSet::from_indices(self.stock.len(), of.iter().copied());
+        let (wanted, have) = (set(wanted), set(have));
+        let refused = self.serving.on_ask(&self.stock, node(n), wanted, have, (AMPLE, false)).is_some();
+        let dismissed = self.dismissed();
+        !refused && !dismissed.contains(&n)
+    }
+
+    fn dismissed(&mut self) -> Vec<u8> {
+        let idle = self.serving.dismiss(&self.stock);
+        self.serving.assert_invariants(&self.stock);
+        idle.into_iter().map(|n| n.0[0]).collect()
     }
 
     fn grant(&mut self) -> Option<Granted> {
@@ -490,4 +508,76 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn who_drains_gives_sole_chunks_and_keeps_those_who_may_need_them() {
+    let mut table = Table::seed_of(16, 4);
+    table.serving.drain();
+    assert!(table.ask_drainer(1, &[2, 3], &[0, 1]) && table.ask_drainer(2, &[0, 1, 2, 3], &[]));
+    assert_eq!(table.serving.sole_chunks(&table.stock), 2);
+    let first = table.grant().expect("there are sole chunks");
+    assert_eq!(BTreeSet::from_iter(first.chunks.clone()), BTreeSet::from([2, 3]));
+    assert_eq!(table.grant(), None, "others have the rest, or are getting it");
+    let by = first.to.0[0];
+    assert!(table.dismissed().is_empty(), "the reader may fail");
+    assert!(table.returned(by, first.lease, 2, Outcome::Verified));
+    assert!(table.returned(by, first.lease, 3, Outcome::Failed));
+    let second = table.grant().expect("it did not come there");
+    assert_eq!(second.chunks, [3]);
+    assert_ne!(second.to, first.to, "who failed waits");
+    assert!(!table.dismissed().contains(&by), "and may yet get it");
+    assert!(table.returned(second.to.0[0], second.lease, 3, Outcome::Verified));
+    assert_eq!(table.dismissed(), [1, 2]);
+    assert!(table.serving.is_quiet());
+}
+
+#[test]
+fn what_those_have_who_were_sent_away_counts_while_they_are_there() {
+    for leaves in [false, true] {
+        let mut table = Table::seed(3);
+        table.serving.drain();
+        // Chunk 2 is not here, and 1 is with both: the first has nothing to get.
+        table.serving.on_lost(&table.stock, &mut table.budget, 2);
+        table.stock.have.remove(2);
+        assert!(!table.ask_drainer(1, &[2], &[0, 1]), "it is not here");
+        assert!(!table.ask_drainer(2, &[0], &[1]), "the first has it");
+        table.serving.on_progress(&table.stock, node(1), &[], &[1], AMPLE);
+        assert!(!table.ask_drainer(3, &[1], &[]), "one has it still");
+        if leaves {
+            table.serving.on_holders(false, |n| *n != node(1));
+        } else {
+            table.serving.on_gone(&table.stock, &mut table.budget, &node(1));
+        }
+        assert!(table.ask_drainer(2, &[0], &[1]));
+        assert_eq!(table.grant().map(|g| g.chunks), Some(vec![0]));
+    }
+}
+
+#[test]
+fn what_was_given_to_who_left_is_a_sole_chunk_again() {
+    let mut table = Table::seed(1);
+    table.ask(1, 0..1, AMPLE);
+    let lease = table.grant().unwrap().lease;
+    assert!(table.returned(1, lease, 0, Outcome::Verified));
+    table.ask(1, [], AMPLE);
+    table.serving.drain();
+    table.serving.on_holders(false, |_| true);
+    assert!(!table.ask_drainer(2, &[0], &[]));
+    table.serving.on_holders(false, |n| *n != node(1));
+    assert!(table.ask_drainer(2, &[0], &[]));
+    table.serving.on_holders(true, |_| true);
+    assert_eq!(table.grant(), None);
+    assert_eq!(table.dismissed(), [2], "somebody has everything");
+}
+
+#[test]
+fn costly_chunks_that_are_never_given_keep_nobody() {
+    let mut table = Table::seed(2);
+    table.serving.gives_costly = false;
+    table.stock.costly = ChunkSet::from_indices(2, [0]);
+    table.serving.drain();
+    assert!(table.ask_drainer(1, &[0, 1], &[]));
+    assert!(!table.ask_drainer(2, &[0], &[1]));
+    assert!(table.serving.is_quiet(), "the other chunk is with the second now");
 }

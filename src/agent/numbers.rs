@@ -1,0 +1,223 @@
+//! The figures behind `/metrics`: what is counted as it happens, and what is looked at when somebody asks.
+
+use super::lifecycle::Kind;
+use super::tally::Lane;
+use super::Agent;
+use aquifer_core::report::Phase;
+use aquifer_core::{ChannelName, ReleaseId, Report};
+use aquifer_engine::ConnId;
+use super::shim::{Counters, Soon};
+use prometheus::core::Collector;
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// From a release heard to a phase reached, in seconds: a delta on a fast network, and a terabyte on a slow one.
+const PHASE_BUCKETS: [f64; 14] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0];
+/// Milliseconds are what it should be, seconds what it may be.
+const PAUSE_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+
+/// Counted as it happens. Clones count together.
+#[derive(Clone, Debug)]
+pub(crate) struct Meters {
+    pub(crate) phases: HistogramVec,
+    pub(crate) pauses: HistogramVec,
+    pub(crate) check_failures: IntCounterVec,
+    pub(crate) rollbacks: IntCounterVec,
+    pub(crate) members_left: IntCounterVec,
+}
+
+impl Meters {
+    /// `help` has each metric's text, by its name.
+    pub(super) fn new(help: impl Fn(&str) -> &'static str) -> Result<Self, prometheus::Error> {
+        let opts = |name: &str| Opts::new(name, help(name));
+        let histogram = |name: &str, labels: &[&str], buckets: &[f64]| {
+            HistogramVec::new(HistogramOpts::from(opts(name)).buckets(buckets.to_vec()), labels)
+        };
+        Ok(Meters {
+            phases: histogram("aquifer_phase_seconds", &["channel", "phase"], &PHASE_BUCKETS)?,
+            pauses: histogram("aquifer_engine_pause_seconds", &["channel"], &PAUSE_BUCKETS)?,
+            check_failures: IntCounterVec::new(opts("aquifer_check_failures_total"), &["channel"])?,
+            rollbacks: IntCounterVec::new(opts("aquifer_rollbacks_total"), &["channel"])?,
+            members_left: IntCounterVec::new(opts("aquifer_members_left_total"), &["how"])?,
+        })
+    }
+
+    pub(crate) fn collectors(&self) -> [Box<dyn Collector>; 5] {
+        [
+            Box::new(self.phases.clone()),
+            Box::new(self.pauses.clone()),
+            Box::new(self.check_failures.clone()),
+            Box::new(self.rollbacks.clone()),
+            Box::new(self.members_left.clone()),
+        ]
+    }
+
+    /// Series that are there from the start: an increase from nothing is none to Prometheus.
+    pub(super) fn begin<'a>(&self, channels: impl Iterator<Item = &'a ChannelName>) {
+        for channel in channels {
+            self.check_failures.with_label_values(&[channel.as_str()]);
+            self.rollbacks.with_label_values(&[channel.as_str()]);
+        }
+        ["goodbye", "silence"].iter().for_each(|how| drop(self.members_left.with_label_values(&[*how])));
+    }
+
+    pub(super) fn count(&self, event: Kind, channel: &str) {
+        match event {
+            Kind::CheckFailed => self.check_failures.with_label_values(&[channel]).inc(),
+            Kind::RolledBack => self.rollbacks.with_label_values(&[channel]).inc(),
+            Kind::Joined
+            | Kind::Heard
+            | Kind::Hydrating
+            | Kind::Hydrated
+            | Kind::Activated
+            | Kind::Draining
+            | Kind::Drained
+            | Kind::Left
+            | Kind::PeerJoined
+            | Kind::PeerLeft
+            | Kind::EngineJoined
+            | Kind::EngineLeft => {}
+        }
+    }
+}
+
+/// What the operator allows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) upload_bytes: u64,
+    pub(super) upload_bytes_per_s: Option<u64>,
+    pub(super) memory_bytes: u64,
+    pub(super) store_bytes: Option<u64>,
+}
+
+/// Looked at as often as the view is renewed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Numbers {
+    pub(crate) counters: Counters,
+    pub(crate) received: BTreeMap<Lane, u64>,
+    pub(crate) sent: BTreeMap<Lane, u64>,
+    pub(crate) leased_bytes_limit: u64,
+    pub(crate) memory_limit_bytes: u64,
+    /// None: the disk is the limit.
+    pub(crate) disk_limit_bytes: Option<u64>,
+    pub(crate) channels: BTreeMap<String, ChannelNumbers>,
+    /// What waits, and how much may: by the queue's name.
+    pub(crate) queues: BTreeMap<&'static str, (u64, u64)>,
+    pub(crate) peers_draining: u64,
+    pub(crate) spare_upload_bytes_per_s: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ChannelNumbers {
+    /// The newest release heard of, and the newest that is served here, or held whole.
+    pub(crate) seq: u64,
+    pub(crate) served_seq: u64,
+    pub(crate) lag: Duration,
+    pub(crate) wanted_bytes: u64,
+    pub(crate) held_bytes: u64,
+    pub(crate) eta_seconds: Option<f64>,
+    pub(crate) replicas_hydrated: u64,
+    pub(crate) replicas_hydrating: u64,
+    pub(crate) replicas_ready: u64,
+}
+
+/// What was measured of a channel's releases.
+#[derive(Debug, Default)]
+pub(super) struct Measured {
+    wanted: Option<ReleaseId>,
+    /// Since when there is a release that is not served here.
+    behind: Option<Instant>,
+    phases: Vec<Phase>,
+    served_seq: u64,
+}
+
+impl Measured {
+    /// Phases that were reached since this was asked last, with the time they took.
+    fn reached(&mut self, report: &Report) -> Vec<(Phase, Duration)> {
+        if self.wanted != Some(report.wanted) {
+            self.wanted = Some(report.wanted);
+            self.phases.clear();
+        }
+        let times = report.times.iter().filter(|(phase, _)| !self.phases.contains(phase)).collect::<Vec<_>>();
+        self.phases.extend(times.iter().map(|(phase, _)| *phase));
+        times.into_iter().map(|(phase, ms)| (phase, Duration::from_millis(ms.into()))).collect()
+    }
+}
+
+impl Agent {
+    pub(super) fn measure_pause(&mut self, conn: ConnId) {
+        let Some(entry) = self.sessions.get_mut(&conn) else { return };
+        if let (Some(since), Some(channel)) = (entry.paused_at.take(), &entry.channel) {
+            self.meters.pauses.with_label_values(&[channel.as_str()]).observe(since.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Looks how long phases took. Cheap where nothing is new.
+    pub(super) fn measure(&mut self) {
+        let channels: Vec<ChannelName> = self.channels.keys().cloned().collect();
+        for channel in channels {
+            let newest = self.current_release(&channel);
+            let report = self.node.rollout(&channel).and_then(|rollout| rollout.report());
+            let measured = self.measured.entry(channel.clone()).or_default();
+            if let Some(report) = report {
+                for (phase, took) in measured.reached(report) {
+                    let phase = phase.to_string().replace(' ', "_");
+                    self.meters.phases.with_label_values(&[channel.as_str(), &phase]).observe(took.as_secs_f64());
+                }
+            }
+            let served = match report {
+                Some(report) => report.served,
+                None => newest.map(|id| id.manifest).filter(|_| self.is_whole(&channel)),
+            };
+            let measured = self.measured.entry(channel).or_default();
+            match newest {
+                Some(id) if served == Some(id.manifest) => {
+                    (measured.behind, measured.served_seq) = (None, id.seq);
+                }
+                Some(_) => drop(measured.behind.get_or_insert_with(Instant::now)),
+                None => measured.behind = None,
+            }
+        }
+    }
+
+    fn current_release(&self, channel: &ChannelName) -> Option<ReleaseId> {
+        Some(self.channels.get(channel)?.release.as_ref()?.0.id())
+    }
+
+    fn is_whole(&self, channel: &ChannelName) -> bool {
+        self.progress_of(channel).is_some_and(|(done, total)| done >= total)
+    }
+
+    pub(super) fn numbers(&self) -> Numbers {
+        let of = |channel: &ChannelName| {
+            let measured = self.measured.get(channel);
+            let (held_bytes, wanted_bytes) = self.progress_of(channel).unwrap_or_default();
+            let forecast = self.node.forecast(channel);
+            ChannelNumbers {
+                seq: self.current_release(channel).map_or(0, |id| id.seq),
+                served_seq: measured.map_or(0, |m| m.served_seq),
+                lag: measured.and_then(|m| m.behind).map_or(Duration::ZERO, |since| since.elapsed()),
+                wanted_bytes,
+                held_bytes,
+                eta_seconds: self.eta(channel),
+                replicas_hydrated: forecast.hydrated as u64,
+                replicas_hydrating: forecast.hydrating.len() as u64,
+                replicas_ready: forecast.ready as u64,
+            }
+        };
+        Numbers {
+            counters: self.node.counters(),
+            received: self.tally.received.clone(),
+            sent: self.tally.sent.clone(),
+            leased_bytes_limit: self.limits.upload_bytes,
+            memory_limit_bytes: self.limits.memory_bytes,
+            disk_limit_bytes: self.limits.store_bytes,
+            channels: self.channels.keys().map(|channel| (channel.to_string(), of(channel))).collect(),
+            queues: BTreeMap::from([("jobs", (self.running_jobs as u64, crate::BLOCKING_THREADS as u64)), ("events", self.events_waiting)]),
+            peers_draining: self.node.members().filter(|m| m.status.draining).count() as u64,
+            spare_upload_bytes_per_s: self.node.spare_upload(),
+        }
+    }
+}

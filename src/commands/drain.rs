@@ -1,0 +1,41 @@
+//! `aquifer drain`: this machine's agent hands over and leaves.
+
+use crate::output::{print_json, print_line};
+use crate::units;
+use anyhow::{Context, Result};
+use aquifer_engine::operator::Drain;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Beyond its grace an agent takes some seconds to say goodbye. Guess: long enough for a busy machine.
+const GOODBYE: Duration = Duration::from_secs(30);
+/// What an agent may have been told at its start. Nobody drains for longer.
+const GRACE_MAX: Duration = Duration::from_secs(24 * 3600);
+
+pub(crate) async fn run(
+    config: Option<&Path>,
+    grace: Option<&str>,
+    socket: Option<PathBuf>,
+    json: bool,
+) -> Result<ExitCode> {
+    let socket = super::release::socket(config, socket)?;
+    let grace = grace.map(units::parse_duration).transpose().context("--grace")?;
+    let drain = Drain { grace_ms: grace.map(|g| u64::try_from(g.as_millis()).unwrap_or(u64::MAX)) };
+    let most = grace.unwrap_or(GRACE_MAX).min(GRACE_MAX) + GOODBYE;
+    let asked = tokio::task::spawn_blocking(move || aquifer_engine::request_drain(&socket, &drain, most));
+    let (whole, sole_chunks) = match asked.await?? {
+        Some(drained) => (drained.whole, drained.sole_chunks),
+        None => (false, 0),
+    };
+    match (json, whole) {
+        (true, _) => print_json(&json!({"event": "drained", "whole": whole, "sole_chunks": sole_chunks}))?,
+        (false, true) => print_line("drained: others have all that they want of this node")?,
+        (false, false) => print_line(&format!(
+            "left before all was handed over: {sole_chunks} chunks that others want have no other copy that is known. \
+             Nothing is lost while the publisher or another holder comes back"
+        ))?,
+    };
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,152 @@
+"""What an agent says over HTTP: readiness, state, metrics, events; and who may write."""
+
+import json
+import os
+import sys
+import unittest
+
+import fleet
+from mesh import CHANNEL, ROOT, needs_program
+from web import Web, kinds
+
+try:
+    import jsonschema
+except ImportError:
+    jsonschema = None
+
+TOKEN = "0123456789abcdef0123456789abcdef"
+
+
+@needs_program()
+class Http(fleet.Fleet):
+    def token(self):
+        path = self.site.path("token")
+        with open(path, "w", encoding="ascii") as file:
+            file.write(TOKEN + "\n")
+        return path
+
+    def test_readiness_says_why_not_and_agrees_with_status_and_engine(self):
+        self.publish(1)
+        web = Web(self.node)
+        status, body = web.ask("/readyz")
+        self.assertEqual((status, body["reason"]), (503, "no engine has registered yet"))
+        engine = self.start_engine()
+        code = "import os, sys; sys.exit('it is wrong' if os.environ['AQUIFER_SEQ'] == '2' else 0)"
+        engine.tell("check", command=[sys.executable, "-c", code])
+        engine.tell("allocate", twin=None)
+        self.assertEqual(web.ask("/readyz?engine=nobody")[0], 503)
+        engine.tell("wait")
+        ready = web.wait("/readyz", "it is ready", lambda status, body: status == 200)
+        view = self.node.status()
+        channel = ready["channels"][0]
+        self.assertEqual((channel["channel"], channel["seq"], channel["ready"]), (CHANNEL, 1, True))
+        self.assertEqual(channel["manifest"], view["engines"][0]["serving"])
+        self.assertTrue(view["readiness"]["ready"] and view["engines"][0]["ready"])
+        self.assertEqual(web.ask("/readyz?engine=engine&channel=" + CHANNEL)[0], 200)
+        self.assertEqual(web.ask("/readyz?channel=other/channel")[0], 503)
+        # A release that the engine's check refuses: it is where it was, and that is not where its channel is.
+        second = self.publish(2)
+        body = web.wait("/readyz", "the check has failed", lambda status, body: "it is wrong" in body["reason"])
+        self.assertFalse(body["ready"])
+        self.assertEqual(body["channels"][0]["manifest"], second)
+        self.assertEqual(web.ask("/readyz?engine=engine")[0], 503)
+        self.assertEqual(web.get("/healthz"), {"status": "ok"})
+        engine.kill()
+        web.wait("/readyz", "the engine is gone", lambda status, body: status == 503 and not body["engines"])
+
+    def test_what_is_said_is_what_the_document_says(self):
+        _, first = self.engine()
+        web = Web(self.node)
+        web.wait("/readyz", "it is ready", lambda status, _: status == 200)
+        document = web.get("/v1/openapi.json")
+        with open(os.path.join(ROOT, "docs", "openapi.json"), encoding="utf-8") as file:
+            self.assertEqual(document, json.load(file))
+        if jsonschema is None:
+            self.skipTest("no Python here has jsonschema")
+        resolver = jsonschema.RefResolver("", document)
+        asked = set()
+        for path, calls in document["paths"].items():
+            if "get" not in calls or path in ("/metrics", "/v1/events", "/v1/openapi.json"):
+                continue
+            schema = calls["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+            jsonschema.Draft202012Validator(schema, resolver=resolver).validate(web.get(path))
+            asked.add(path)
+        self.assertGreaterEqual(asked, {"/readyz", "/v1/status", "/v1/releases", "/v1/autoscale", "/v1/swarm"})
+        self.assertEqual(web.get("/v1/channels")["channels"][0]["manifest"], first)
+        self.assertEqual(web.get("/v1/releases")["releases"][0]["seq"], 1)
+        swarm = web.get("/v1/swarm?channel=" + CHANNEL)
+        self.assertEqual(swarm["manifest"], first)
+        self.assertTrue(swarm["buckets"])
+        peers = self.node.status()["peers"]
+        web.wait("/v1/peers", "peers are those of the status", lambda _, body: body["peers"] == peers)
+        self.assertEqual(web.ask("/v1/releases?channel=no/such")[0], 404)
+        self.assertEqual(web.ask("/v2")[0], 404)
+        self.assertEqual(web.ask("/v1/status", host="evil.example")[0], 421)
+
+    def test_metrics_count_what_happened(self):
+        engine, _ = self.engine()
+        web = Web(self.node)
+        self.assert_takes(engine, 2)
+
+        measured = f'aquifer_phase_seconds_count{{channel="{CHANNEL}",phase="ready"}} 2'
+        web.wait("/metrics", "both releases were measured", lambda status, body: measured in body)
+        metrics = web.metrics()
+        view = self.node.status()
+
+        def value(name, **labels):
+            return metrics["aquifer_" + name][frozenset(labels.items())]
+
+        self.assertEqual(value("ready"), 1)
+        self.assertEqual(value("engines", channel=CHANNEL, state="ready"), 1)
+        self.assertEqual(value("release_sequence", channel=CHANNEL), 2)
+        self.assertEqual(value("served_release_sequence", channel=CHANNEL), 2)
+        self.assertEqual(value("release_lag_seconds", channel=CHANNEL), 0)
+        self.assertEqual(value("phase_seconds_count", channel=CHANNEL, phase="ready"), 2)
+        self.assertEqual(value("engine_pause_seconds_count", channel=CHANNEL), 1)
+        self.assertEqual(value("chunks_verified_total"), view["traffic"]["chunks_verified"])
+        received = sum(metrics["aquifer_received_bytes_total"].values())
+        self.assertEqual(received, view["traffic"]["bytes_in"])
+        self.assertTrue(all(dict(labels)["channel"] == CHANNEL for labels in metrics["aquifer_received_bytes_total"]))
+        self.assertEqual(value("check_failures_total", channel=CHANNEL), 0)
+
+    def test_events_tell_a_release_from_heard_to_activated(self):
+        engine, first = self.engine()
+        web = Web(self.node)
+        with web.events() as events:
+            second = self.publish(2)
+            seen = []
+            for kind, identity, event in events:
+                seen.append(event)
+                self.assertEqual((kind, identity), (event["event"], event["id"]))
+                if kind == "activated" and event["manifest"] == second:
+                    break
+        of_second = [event for event in seen if event["manifest"] == second]
+        self.assertEqual([k for k in kinds(of_second) if k != "hydrating"], ["heard", "hydrated", "activated"])
+        self.assertEqual([e["seq"] for e in seen], list(range(seen[0]["seq"], seen[0]["seq"] + len(seen))))
+        with web.events(last=seen[0]["id"]) as events:
+            self.assertEqual(next(events)[2], seen[1])
+
+    def test_only_who_has_the_token_makes_it_leave(self):
+        self.options = ("--http-token", self.token())
+        self.publish(1)
+        web = Web(self.node)
+        self.assertEqual(web.ask("/v1/drain", "POST")[0], 401)
+        self.assertEqual(web.ask("/v1/drain", "POST", authorization="Bearer " + TOKEN[:-1])[0], 401)
+        self.assertEqual(web.ask("/v1/drain", "GET")[0], 405)
+        self.node.process.check_alive()
+        status, body = web.ask("/v1/drain", "POST", authorization="Bearer " + TOKEN, body='{"grace_seconds": "x"}')
+        self.assertEqual(status, 400, body)
+        status, body = web.ask("/v1/drain", "POST", authorization="Bearer " + TOKEN)
+        self.assertEqual((status, body["draining"], body["ready"]), (202, True, False))
+        self.assertEqual(self.node.process.wait(), 0)
+
+    def test_without_a_token_nobody_writes_and_the_socket_does(self):
+        self.publish(1)
+        self.assertEqual(Web(self.node).ask("/v1/drain", "POST", authorization="Bearer x")[0], 403)
+        done = self.site.run("drain", "--socket", self.node.socket, "--json")
+        self.assertTrue(json.loads(done.stdout)["whole"])
+        self.assertEqual(self.node.process.wait(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
