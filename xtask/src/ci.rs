@@ -128,7 +128,7 @@ impl Ci {
         if !fixtures.has_torch {
             println!("PyTorch is not here: the tests that need it are skipped");
         }
-        for dir in ["python/tests", "tests/python"] {
+        for dir in ["python/tests", "tests/python", "tests/page"] {
             if !root().join(dir).is_dir() {
                 continue;
             }
