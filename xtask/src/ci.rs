@@ -2,7 +2,7 @@
 
 use crate::fixtures::{self, Fixtures};
 use crate::run::{Totals, cargo, count_cargo, count_unittest, program, root, show};
-use crate::{crates, netns, ptx, rdma_vm};
+use crate::{crates, deploy, netns, ptx, rdma_vm};
 use anyhow::Result;
 use std::process::Command;
 
@@ -18,6 +18,7 @@ pub(crate) fn run() -> Result<bool> {
     ci.step("docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     ci.tests(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
     ci.step("release build", &mut cargo(&["build", "--release", "--locked"]))?;
+    ci.totals.add(deploy::run()?);
     ci.simulations()?;
     ci.netns()?;
     ci.rdma()?;
