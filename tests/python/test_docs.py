@@ -87,7 +87,8 @@ class Pages(Wrong):
             self.assert_none(docs.unknown_calls(path, text, set(document["paths"])))
 
     def test_what_looks_as_if_it_were_run_is(self):
-        self.assert_none(wrong for path, text in pages() for wrong in docs.unmarked(path, text))
+        written = [(path, text) for path, text in pages() if path.startswith("docs/")]
+        self.assert_none(wrong for path, text in written for wrong in docs.unmarked(path, text))
 
     def test_the_index_names_every_page(self):
         index = {target.partition("#")[0] for _, target in docs.links(read("docs/README.md"))}
