@@ -23,7 +23,7 @@ FENCE = re.compile(r"^(`{3,})\s*(\S*)\s*$")
 RUN = re.compile(r"<!-- run by CI: ([\w -]+) -->")
 FILE = re.compile(r"<!-- file: (\S+) -->")
 #: Seconds for all blocks of one document.
-PATIENCE = 120
+PATIENCE = int(os.environ.get("DOCS_PATIENCE", "120"))
 #: Of what the blocks printed, what a failure shows.
 SHOWN_BYTES_MAX = 6000
 
@@ -281,6 +281,13 @@ def help_of(program):
     return commands, options | {"--help", "--version"}, environment
 
 
+def spans(text):
+    """``(line, code)`` for each piece of code within a sentence; it may go on in the next line."""
+    plain = prose(text)
+    for span in re.finditer(r"`([^`]+)`", plain):
+        yield plain.count("\n", 0, span.start()) + 1, span.group(1).replace("\n", " ")
+
+
 def own_code(text):
     """``(line, code)``: what the document gives as code that is the program's: its command lines, whole, and short
     pieces that begin with its name or with an option."""
@@ -292,10 +299,7 @@ def own_code(text):
             for piece in re.split(r"\||&&|;|\$\(", command):
                 if re.match(r"^[\s#$>]*(?:[A-Z_]+=\S+ )*aquifer( |$)", piece):
                     yield line, re.sub(r"\s+#.*", "", piece)
-    for number, line in enumerate(prose(text).split("\n"), 1):
-        for code in re.findall(r"`([^`]+)`", line):
-            if re.match(r"(aquifer |--)", code):
-                yield number, code
+    yield from ((line, code) for line, code in spans(text) if re.match(r"(aquifer |--)", code))
 
 
 def unknown_options(path, text, commands, options):
@@ -344,7 +348,7 @@ def alerts_without_section(rules, operate):
 
 def undocumented(names, text, what):
     """Those of ``names`` that the document never gives as code."""
-    code = set(re.findall(r"`([^`]+)`", text))
+    code = {code for _, code in spans(text)}
     words = code | {word for piece in code for word in re.split(r"[\s?]", piece)}
     yield from (f"the {what} {name} is not documented" for name in names if name not in words)
 
