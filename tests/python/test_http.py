@@ -125,6 +125,8 @@ class Http(fleet.Fleet):
         self.assertEqual([e["seq"] for e in seen], list(range(seen[0]["seq"], seen[0]["seq"] + len(seen))))
         with web.events(last=seen[0]["id"]) as events:
             self.assertEqual(next(events)[2], seen[1])
+        with web.events(count=1) as events:
+            self.assertEqual(next(events)[2], seen[-1])
 
     def test_only_who_has_the_token_makes_it_leave(self):
         self.options = ("--http-token", self.token())
