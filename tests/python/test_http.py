@@ -102,7 +102,7 @@ class Http(fleet.Fleet):
         self.assertEqual(value("served_release_sequence", channel=CHANNEL), 2)
         self.assertEqual(value("release_lag_seconds", channel=CHANNEL), 0)
         self.assertEqual(value("phase_seconds_count", channel=CHANNEL, phase="ready"), 2)
-        self.assertEqual(value("engine_pause_seconds_count", channel=CHANNEL), 1)
+        self.assertEqual(value("engine_pause_seconds_count", channel=CHANNEL, engine="engine"), 1)
         self.assertEqual(value("chunks_verified_total"), view["traffic"]["chunks_verified"])
         received = sum(metrics["aquifer_received_bytes_total"].values())
         self.assertEqual(received, view["traffic"]["bytes_in"])
