@@ -18,6 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 DEPLOY = os.path.join(ROOT, "deploy")
 PROGRAM = os.environ.get("AQUIFER_BIN", os.path.join(ROOT, "target", "release", "aquifer"))
 METRICS = os.path.join(ROOT, "docs", "metrics.md")
+OPENAPI = os.path.join(ROOT, "docs", "openapi.json")
 RUNBOOK = os.path.join(ROOT, "docs", "operate.md")
 
 #: The most exposure that `systemd-analyze security` may see, of 10.
@@ -85,10 +86,10 @@ def option_problems(deploy):
         for name in files:
             path = os.path.join(directory, name)
             with open(path) as file:
-                # What a comment names is an option too, but for the engine's own AQUIFER_ENGINE.
+                # What a comment names is an option too.
                 text = file.read()
             for variable in re.findall(r"\bAQUIFER_[A-Z_]+\b(?!\.\.\.)", text):
-                if variable not in variables | {"AQUIFER_ENGINE", "AQUIFER_", "AQUIFER_BIN"}:
+                if variable not in variables:
                     problems.append(f"{path}: {variable}: the program has no such option")
             for line in text.splitlines():
                 if re.match(r"ExecStart=/usr/bin/aquifer", line):
@@ -96,6 +97,26 @@ def option_problems(deploy):
             if name.endswith(".toml"):
                 keys = re.findall(r"^([a-z-]+) *=", text, re.MULTILINE)
                 problems += [f"{path}: {key}: no such option" for key in keys if f"--{key}" not in known]
+    return problems
+
+
+# --- the program's HTTP
+
+
+def http_problems(deploy):
+    """Paths and fields that probes and autoscalers ask for, and docs/openapi.json does not have."""
+    with open(OPENAPI) as file:
+        text = file.read()
+    paths, problems = json.loads(text)["paths"], []
+    for directory, _, files in os.walk(os.path.join(deploy, "kubernetes")):
+        for name in files:
+            path = os.path.join(directory, name)
+            with open(path) as file:
+                content = file.read()
+            asked = re.findall(r'httpGet: \{.*?path: "?(/[^",? }]*)', content) + re.findall(r":7404(/[^? \n]*)", content)
+            problems += [f"{path}: the agent has no {one}" for one in asked if one not in paths]
+            fields = re.findall(r"valueLocation: (\w+)", content)
+            problems += [f"{path}: no answer has {field}" for field in fields if f'"{field}"' not in text]
     return problems
 
 

@@ -73,6 +73,19 @@ class Options(Deploy):
         self.found(checks.option_problems(tree), "--key")
 
 
+class Http(Deploy):
+    def test_the_agent_has_what_is_asked_for(self):
+        self.clean(checks.http_problems(checks.DEPLOY))
+
+    def test_what_it_has_not_is_found(self):
+        tree = self.planted("kubernetes/base/daemonset.yaml", "{path: /healthz", "{path: /health")
+        self.found(checks.http_problems(tree), "the agent has no /health$")
+        tree = self.planted("kubernetes/overlays/keda/scaledobject.yaml", "/v1/autoscale", "/v1/scale")
+        self.found(checks.http_problems(tree), "the agent has no /v1/scale")
+        tree = self.planted("kubernetes/overlays/keda/scaledobject.yaml", "valueLocation: ready_replicas", "valueLocation: ready_nodes")
+        self.found(checks.http_problems(tree), "no answer has ready_nodes")
+
+
 @skip(checks.missing("systemd-analyze"))
 class Systemd(Deploy):
     UNIT = "systemd/aquifer.service"

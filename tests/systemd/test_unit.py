@@ -55,6 +55,7 @@ class Unit(unittest.TestCase):
         publisher, said = keygen(place, "publisher", "--json")
         public = json.loads(said)["public"]
         config = f'channel = ["{CHANNEL}"]\ntrust = ["{public}"]\npeer = ["127.0.0.1:7501"]\nhold = "all"\nmdns = false\n'
+        config += 'hook = ["cat >> /var/lib/aquifer/events"]\n'
         unit = os.path.join(guest.UNITS, "aquifer.service")
         drop_in = f"[Service]\nWatchdogSec={WATCHDOG_S}\n".encode()
         cls.guest = guest.Guest({
@@ -160,6 +161,10 @@ class Unit(unittest.TestCase):
         self.await_("the agent's end", lambda: self.shown("ActiveState")["ActiveState"] == "inactive")
         self.assertEqual(self.shown("Result", "ExecMainStatus"), {"Result": "success", "ExecMainStatus": "0"})
         self.assertEqual(self.shown("NRestarts"), before)
+        # The hook ran, confined as the agent is, and to the end.
+        events = self.guest.run("cat", "/var/lib/aquifer/events", check=True).stdout
+        self.assertIn('"event":"draining"', events)
+        self.assertIn('"event":"drained"', events)
         self.no_errors()
 
     def ask(self, path, *options):
