@@ -15,7 +15,8 @@ SOCKET = "/run/aquifer/agent.sock"
 
 def ports(machine):
     """The RDMA ports that the agent uses once it is up."""
-    machine.run("systemctl", "restart", "aquifer", check=True)
+    if machine.run("systemctl", "restart", "aquifer").returncode:
+        raise SystemExit(machine.journal("aquifer"))
     status = machine.run("aquifer", "status", "--json", "--socket", SOCKET, check=True)
     said = machine.journal("aquifer")
     if wrong := [line for line in said.splitlines() if " ERROR " in line]:
@@ -30,6 +31,10 @@ def main(program):
     with tempfile.TemporaryDirectory() as place:
         mesh = os.path.join(place, "mesh.key")
         subprocess.run([program, "keygen", "mesh", "--out", mesh], check=True, stdout=subprocess.DEVNULL)
+        publisher = [program, "keygen", "publisher", "--out", os.path.join(place, "publisher.key"), "--json"]
+        said = subprocess.run(publisher, check=True, capture_output=True, text=True).stdout
+        public = json.loads(said)["public"]
+        config = f'channel = ["systemd/rdma"]\ntrust = ["{public}"]\nmdns = false\n'
         machine = guest.Guest(
             {
                 "/usr/bin/aquifer": (program, 0o755),
@@ -37,7 +42,7 @@ def main(program):
                 DROP_IN: (example, 0o644),
                 "/usr/lib/sysusers.d/aquifer.conf": (os.path.join(guest.UNITS, "aquifer.sysusers.conf"), 0o644),
                 "/etc/aquifer/mesh.key": (mesh, 0o600),
-                "/etc/aquifer/aquifer.toml": (b'channel = ["systemd/rdma"]\nmdns = false\n', 0o644),
+                "/etc/aquifer/aquifer.toml": (config.encode(), 0o644),
             },
             own_network=False,
         )
