@@ -158,11 +158,12 @@ impl Agent {
     /// Tells the brain how fast this node sends and gets.
     pub(super) fn measure_rates(&mut self) {
         let (_, out) = self.tally.clock(Instant::now());
-        let upload = self.limits.upload_bytes_per_s.unwrap_or(self.tally.peak_out);
+        let (peak_in, peak_out) = self.tally.peaks();
+        let upload = self.limits.upload_bytes_per_s.unwrap_or(peak_out);
         self.input(Input::Rates(Rates {
             upload_bytes_per_s: upload,
             uploading_bytes_per_s: out,
-            download_bytes_per_s: self.tally.peak_in,
+            download_bytes_per_s: peak_in,
         }));
     }
 
