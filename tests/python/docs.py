@@ -23,7 +23,7 @@ FENCE = re.compile(r"^(`{3,})\s*(\S*)\s*$")
 RUN = re.compile(r"<!-- run by CI: ([\w -]+) -->")
 FILE = re.compile(r"<!-- file: (\S+) -->")
 #: Seconds for all blocks of one document.
-PATIENCE = int(os.environ.get("DOCS_PATIENCE", "120"))
+PATIENCE = 120
 #: Of what the blocks printed, what a failure shows.
 SHOWN_BYTES_MAX = 6000
 
@@ -230,9 +230,9 @@ def anchors(text):
 
 def links(text):
     """``(line, target)`` of each link; code is not looked at."""
-    for number, line in enumerate(prose(text).split("\n"), 1):
-        for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", line)):
-            yield number, target
+    plain = re.sub(r"`[^`]*`", lambda span: "\n" * span.group().count("\n"), prose(text))
+    for number, line in enumerate(plain.split("\n"), 1):
+        yield from ((number, target) for target in re.findall(r"\]\(([^)\s]+)\)", line))
 
 
 def broken_links(root, path, text):
