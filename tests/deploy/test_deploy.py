@@ -249,7 +249,7 @@ class Kubernetes(Deploy):
             ("{name: state, mountPath", "{name: stat, mountPath", "mounts stat"),
             ("secretName: aquifer-mesh", "secretName: aquifer-key", "no Secret aquifer-key"),
             ("readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "write to its root"),
-            ("add: [CHOWN]", "add: [SYS_ADMIN]", "adds the capability SYS_ADMIN"),
+            ("add: [CHOWN, DAC_READ_SEARCH]", "add: [SYS_ADMIN]", "adds the capability SYS_ADMIN"),
             ("value: host=$(NODE_NAME)", "value: host=$(NODE)", "uses NODE, which is not set"),
             ("image: aquifer\n          args", "image: aquifers\n          args", "not the placeholder"),
         ):
