@@ -302,7 +302,7 @@ class Container(Deploy):
         for old, new, pattern in (
             ("USER 10001:10001", "USER root", "not root"),
             ("COPY --from=build", "COPY --form=build", "unexpected|form"),
-            ("FROM debian:${DEBIAN}-slim", "FROM docker.io/library/debian", "DL3006"),
+            ("FROM debian:${DEBIAN}-slim", "FROM debian", "DL3006"),
             ("STOPSIGNAL SIGTERM", "STOPSIGNAL SIGKILL", "STOPSIGNAL"),
         ):
             with self.subTest(new):
