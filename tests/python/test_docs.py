@@ -83,6 +83,10 @@ class Pages(Wrong):
         self.assert_none(docs.undocumented(schemas["Kind"]["enum"], operate, "event"))
         self.assert_none(docs.undocumented(schemas["Happening"]["properties"], operate, "field of an event"))
         self.assert_none(docs.undocumented(document["paths"], operate, "call"))
+        shown = [json.loads(block.text) for block in docs.blocks(operate) if block.kind == "json"]
+        self.assertTrue(shown)
+        for event in shown:
+            self.assertEqual(set(event), set(schemas["Happening"]["properties"]))
         for path, text in pages():
             self.assert_none(docs.unknown_calls(path, text, set(document["paths"])))
 
