@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import unittest
 
 import docs
@@ -195,8 +196,6 @@ $ sudo aquifer agent --hold all
         self.assertIn("nothing_here", self.outcome(self.PAGE, unset=("python3 a.py", "echo $nothing_here")))
 
     def test_what_is_left_running_ends(self):
-        import tempfile
-
         with tempfile.TemporaryDirectory() as place:
             pid = os.path.join(place, "pid")
             self.assertEqual(self.outcome(self.PAGE, left=("python3 a.py", f"sleep 1000 & echo $! > {pid}; echo x")), "")
@@ -222,8 +221,7 @@ $ sudo aquifer agent --hold all
         here = os.path.dirname(os.path.abspath(__file__))
 
         def broken(text):
-            path = os.path.join(here, "page.md")
-            return list(docs.broken_links(here, "page.md", text)) if not os.path.exists(path) else None
+            return list(docs.broken_links(here, "page.md", text))
 
         with_anchor = os.path.relpath(os.path.join(ROOT, "README.md"), here)
         self.assertEqual(broken(f"[a](docs.py) [b]({with_anchor}#try-it) [c](https://example.test/x)"), [])
