@@ -6,7 +6,8 @@ Runs so many agents on this machine, half of them with an engine (``aquifer demo
 and by a seed: makes releases that share most chunks with the one before, drains agents and starts them anew, kills
 agents and starts them anew, kills engines, and lets short-lived nodes (``aquifer pull``) come and go. Every ten seconds
 it notes resident memory, threads and open files of every agent. At the end a line is fitted, for each agent that lives long
-enough, through what it used since it was two minutes old; the slopes are told, in a day.
+enough, through what it used since it was ``--warm-up`` minutes old: until then caches and the allocator's own arenas fill,
+and the last events and leases are remembered up to their bounds.
 
 A node's memory holds a release's chunks, and while it turns to the next also those of that one: what is asked is
 whether that stays, not that it is little. Ends with 1 if any log has a line at ERROR, if an agent ended that was
@@ -32,7 +33,6 @@ import time
 CHANNEL = "soak/model"
 PATIENCE_S = 180.0
 LOOK_S, SAMPLE_S = 0.5, 10.0
-YOUNG_S = 120.0
 TENSORS = 16
 
 
@@ -303,6 +303,7 @@ def main():
     parser.add_argument("--mib", type=int, default=16, help="of a release")
     parser.add_argument("--every", type=float, default=4.0, help="seconds between two disturbances, on average")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
+    parser.add_argument("--warm-up", type=float, default=8.0, help="minutes of an agent's life that are not looked at")
     parser.add_argument("--growth-at-most", type=float, default=0.10)
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--samples", help="where to write every sample, as JSON")
@@ -323,7 +324,7 @@ def main():
     lasting = [n.number for n in soak.nodes if n.starts == 1]
     growth = {"resident": [], "anonymous": [], "threads": [], "files": []}
     for number in lasting:
-        rows = [row for row in soak.samples if row[0] == number and row[3] > YOUNG_S]
+        rows = [row for row in soak.samples if row[0] == number and row[3] > 60 * options.warm_up]
         if len(rows) < 3:
             continue
         for key, column in (("resident", 4), ("anonymous", 7), ("threads", 5), ("files", 6)):

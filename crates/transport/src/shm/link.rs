@@ -2,6 +2,7 @@
 
 use super::Counters;
 use super::directory::reach;
+use super::pieces::{Piece, Pieces};
 use super::wire::{Header, Place, Request, SETTLE, SlotSet, receive_header};
 use crate::handshake::greet;
 use crate::limits::{SHM_PIECE_BYTES, SHM_SEALED_PIECE_BYTES, SHM_SLOTS};
@@ -27,7 +28,7 @@ pub(super) struct Link {
     /// What was asked for ahead: its answer comes next.
     asked: Option<Request>,
     /// What was copied last, until it has been hashed and put where it belongs.
-    piece: Box<[u8]>,
+    piece: Piece,
 }
 
 /// Why a connection cannot be used any more.
@@ -68,12 +69,13 @@ impl Link {
         timeout: Duration,
         watch: &impl Watch,
         known: &Arc<Known>,
+        pieces: &Arc<Pieces>,
     ) -> Result<Self, ReadError> {
         let failed = |error: io::Error| ReadError::Unreachable(format!("{}: {error}", path.display()));
         let stream = Arc::new(reach(path, timeout).map_err(failed)?);
         watch.attach(&stream)?;
         greet(&*stream, access, Instant::now() + timeout)?;
-        let piece = vec![0; SHM_PIECE_BYTES].into_boxed_slice();
+        let piece = pieces.take();
         Ok(Link { stream, slots: Default::default(), known: known.clone(), verdict_owed: false, asked: None, piece })
     }
 

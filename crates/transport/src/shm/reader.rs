@@ -5,6 +5,7 @@
 //! connection carries one read at a time, so that one that is cut concerns no other.
 
 use super::link::{Link, Loss, Watch};
+use super::pieces::Pieces;
 use super::wire::Request;
 use super::{Counters, ShmConfig};
 use crate::limits::{RETRIES_MAX, SHM_CONNECTIONS_MAX, SHM_CONNECTIONS_PER_PEER_MAX, THREAD_STACK_BYTES};
@@ -27,6 +28,7 @@ pub(super) struct Reader {
     completions: Completions,
     counters: Arc<Counters>,
     known: Arc<Known>,
+    pieces: Arc<Pieces>,
     state: Mutex<State>,
     /// Told when a thread ends.
     ended: Condvar,
@@ -80,7 +82,15 @@ const ASKED_TO: &str = "this node closed its connections to the peer";
 
 impl Reader {
     pub(super) fn new(config: ShmConfig, completions: Completions, counters: Arc<Counters>) -> Self {
-        Reader { config, completions, counters, known: Arc::default(), state: Mutex::default(), ended: Condvar::new() }
+        Reader {
+            config,
+            completions,
+            counters,
+            known: Arc::default(),
+            pieces: Arc::default(),
+            state: Mutex::default(),
+            ended: Condvar::new(),
+        }
     }
 
     pub(super) fn read(self: &Arc<Self>, op: ReadOp) {
@@ -334,7 +344,7 @@ impl Worker {
         let timeout = self.reader.config.handshake_timeout;
         let mut error = ReadError::Unreachable("the peer announced no socket on this machine".into());
         for path in op.endpoints.iter().filter_map(Endpoint::shm) {
-            error = match Link::open(path, &op.access, timeout, self, &self.reader.known) {
+            error = match Link::open(path, &op.access, timeout, self, &self.reader.known, &self.reader.pieces) {
                 Ok(link) => {
                     self.reader.counters.connected.fetch_add(1, Ordering::Relaxed);
                     if let Some(connection) = self.reader.lock().connection(self.peer, self.connection) {
