@@ -521,9 +521,10 @@ impl AgentOptions {
             }
         };
         let commands = self.hook.iter().map(|line| Ok(Hook::command(line).context("--hook")?.of(kinds())));
-        let webhooks = self.webhook.iter().map(|url| {
-            Ok(Hook::webhook(url, secret.clone()).with_context(|| format!("--webhook {url}"))?.of(kinds()))
-        });
+        let webhooks = self
+            .webhook
+            .iter()
+            .map(|url| Ok(Hook::webhook(url, secret.clone()).with_context(|| format!("--webhook {url}"))?.of(kinds())));
         commands.chain(webhooks).collect()
     }
 
@@ -548,7 +549,8 @@ impl AgentOptions {
         config.twin_gpu_bytes = size("--twin-gpu-memory", self.twin_gpu_memory.as_deref())?.unwrap_or(u64::MAX);
         config.record = self.record.clone();
         config.overrides = self.overrides()?;
-        config.drain_grace = self.drain_grace.as_deref().map_or(Ok(DRAIN_GRACE), |text| duration("--drain-grace", text))?;
+        config.drain_grace =
+            self.drain_grace.as_deref().map_or(Ok(DRAIN_GRACE), |text| duration("--drain-grace", text))?;
         config.hooks = self.hooks()?;
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));
         Ok(())

@@ -72,7 +72,9 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (given, ms) in [("25s", 25_000), ("25", 25_000), ("500 ms", 500), ("0.5", 500), ("2min", 120_000), ("1h", 3_600_000)] {
+        for (given, ms) in
+            [("25s", 25_000), ("25", 25_000), ("500 ms", 500), ("0.5", 500), ("2min", 120_000), ("1h", 3_600_000)]
+        {
             assert_eq!(parse_duration(given).unwrap(), Duration::from_millis(ms), "{given}");
         }
         assert!(["", "s", "1 parsec", "-1", "1.2.3", "1e999h"].iter().all(|text| parse_duration(text).is_err()));

@@ -2,7 +2,9 @@
 
 use super::{Agent, Ask};
 use crate::http::{Autoscale, Bucket, Hydrating, SwarmView};
-use aquifer_core::ChannelName;
+use aquifer_core::{ChannelName, ChannelStatus, NodeId};
+use aquifer_proto::forecast::Forecast;
+use std::collections::BTreeMap;
 
 impl Agent {
     pub(super) fn on_ask(&mut self, ask: Ask) {
@@ -23,7 +25,17 @@ impl Agent {
         let chunks = manifest.and_then(|m| self.node.availability(&m));
         let (count, buckets) = match chunks {
             None => (0, Vec::new()),
-            Some(chunks) => (chunks.len(), Bucket::all(chunks.len(), |chunk| chunks.of(chunk))),
+            Some(chunks) => {
+                // Who has everything asks for nothing, and is not counted by what is asked.
+                let is_whole = |c: &&ChannelStatus| Some(c.manifest) == manifest && c.chunks_have >= chunks.len();
+                let all = self.node.members().flat_map(|m| &m.status.channels);
+                let whole = u32::try_from(all.filter(is_whole).count()).unwrap_or(u32::MAX);
+                let of = |chunk| {
+                    let (have, wanted, copies) = chunks.of(chunk);
+                    (have, wanted, copies.max(whole))
+                };
+                (chunks.len(), Bucket::all(chunks.len(), of))
+            }
         };
         SwarmView {
             channel: channel.to_string(),
@@ -34,18 +46,50 @@ impl Agent {
     }
 
     fn autoscale(&self, channel: &ChannelName, nodes: u32) -> Autoscale {
-        let forecast = self.node.forecast(channel);
+        let forecast = Forecast::of(&self.node, channel, nodes);
+        let hydrating = |h: &aquifer_proto::forecast::Hydrating| Hydrating {
+            node: h.node.to_string(),
+            name: h.name.clone(),
+            fraction: h.fraction,
+            eta_seconds: self.eta_of(&h.node, channel),
+        };
         Autoscale {
             channel: channel.to_string(),
-            hydrated_replicas: forecast.hydrated as u64,
-            ready_replicas: forecast.ready as u64,
+            hydrated_replicas: forecast.hydrated_replicas.into(),
+            ready_replicas: forecast.ready_replicas.into(),
             hydrating_replicas: forecast.hydrating.len() as u64,
-            hydrating: forecast.hydrating.iter().map(|h| self.hydrating(channel, h)).collect(),
+            hydrating: forecast.hydrating.iter().map(hydrating).collect(),
             spare_upload_bytes_per_s: forecast.spare_upload_bytes_per_s,
             nodes,
-            predicted_seconds: forecast.seconds_for(nodes),
+            predicted_seconds: forecast.predicted.map(|predicted| predicted.as_secs_f64()),
         }
     }
+
+    /// Of this node it is known to the byte; of another by how its word changed from record to record.
+    fn eta_of(&self, node: &NodeId, channel: &ChannelName) -> Option<f64> {
+        if *node == self.node.id() {
+            return self.eta(channel);
+        }
+        let status = &self.node.members().find(|m| m.status.node == *node)?.status;
+        let of = status.channels.iter().find(|c| c.channel == *channel)?;
+        let missing = of.chunks_wanted.saturating_sub(of.chunks_have);
+        let eta = self.peer_etas.get(&(*node, channel.clone()))?;
+        Some(eta.estimate(self.now(), u64::from(of.chunks_have) + u64::from(missing))?.left.as_secs_f64())
+    }
+
+    /// Notes how far others are.
+    pub(super) fn watch_peers(&mut self) {
+        let now = self.now();
+        let mut seen = BTreeMap::new();
+        for member in self.node.members() {
+            let hydrating = member.status.channels.iter().filter(|c| c.chunks_have < c.chunks_wanted);
+            for of in hydrating {
+                let key = (member.status.node, of.channel.clone());
+                let mut eta = self.peer_etas.remove(&key).unwrap_or_default();
+                eta.note(now, of.chunks_have.into());
+                seen.insert(key, eta);
+            }
+        }
+        self.peer_etas = seen;
+    }
 }
-use super::shim::Soon;
-impl Agent { fn hydrating(&self, _c: &ChannelName, _h: &(aquifer_core::NodeId, f64)) -> Hydrating { Hydrating::default() } }

@@ -264,9 +264,8 @@ mod tests {
     #[test]
     fn a_release_is_told_from_heard_to_activated_once_each() {
         let (mut lifecycle, channel, start) = (Lifecycle::default(), "a/b".parse().unwrap(), Instant::now());
-        let mut at = |ms, standing: Standing| {
-            kinds(&lifecycle.observe(&channel, standing, start + Duration::from_millis(ms)))
-        };
+        let mut at =
+            |ms, standing: Standing| kinds(&lifecycle.observe(&channel, standing, start + Duration::from_millis(ms)));
         let fetching = |done| Standing { wanted: id(1), bytes: Some((done, 10)), ..Standing::default() };
         assert_eq!(at(0, Standing::default()), []);
         assert_eq!(at(0, Standing { wanted: id(1), ..Standing::default() }), [Kind::Heard]);

@@ -30,7 +30,6 @@ mod regions;
 pub(crate) mod releasing;
 mod rollouts;
 mod service;
-mod shim;
 pub(crate) mod tally;
 mod telling;
 mod transports;
@@ -47,31 +46,31 @@ use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
 use aquifer_hooks::{Hook, Hooks};
 use aquifer_memory::{DiskStore, MemoryStore, Published};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
+use aquifer_proto::forecast::Eta;
 use aquifer_proto::rollout::Override;
 use aquifer_proto::{Config, CostlyLimit, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
 use aquifer_transport::{Completion, Encryption};
 use draining::Draining;
 use engines::EngineConn;
 use grants::GrantTable;
-pub(crate) use handle::{Ask, Handle};
 use handle::Shared;
+pub(crate) use handle::{Ask, Handle};
 use jobs::JobDone;
 use landing::Read;
 use library::{Loaded, Tree};
+use lifecycle::{Happening, Kind, Lifecycle};
+use numbers::{Limits, Measured, Meters};
 use outlet::Outlet;
+use readiness::Flags;
 use recording::Recording;
 use regions::Gpus;
 use releasing::Publication;
-use lifecycle::{Happening, Kind, Lifecycle};
-use numbers::{Limits, Measured, Meters};
-use readiness::Flags;
 use service::Service;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use shim::Eta;
 use tally::Tally;
 use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) use transports::RdmaOptions;
@@ -276,8 +275,10 @@ struct Agent {
     traffic: Traffic,
     tally: Tally,
     limits: Limits,
-    /// How fast each channel's release comes, while it does.
-    etas: BTreeMap<ChannelName, Eta>,
+    /// How fast each channel's release comes while it does, and how much it is.
+    etas: BTreeMap<ChannelName, (Eta, u64)>,
+    /// The same of others, in chunks.
+    peer_etas: BTreeMap<(NodeId, ChannelName), Eta>,
     measured: BTreeMap<ChannelName, Measured>,
     meters: Meters,
     lifecycle: Lifecycle,
@@ -450,6 +451,7 @@ impl Agent {
                 store_bytes: config.store_bytes,
             },
             etas: BTreeMap::new(),
+            peer_etas: BTreeMap::new(),
             measured: BTreeMap::new(),
             meters,
             lifecycle: Lifecycle::default(),
@@ -482,8 +484,7 @@ impl Agent {
         while self.ended.is_none() {
             self.drain()?;
             self.record();
-            self.events_waiting =
-                ((received.len() + mesh_events.len()) as u64, mesh_events.max_capacity() as u64);
+            self.events_waiting = ((received.len() + mesh_events.len()) as u64, mesh_events.max_capacity() as u64);
             let timeout = self.node.poll_timeout().map(|(at, _)| self.origin + at.since(Time::ZERO));
             let event = tokio::select! {
                 Some(event) = received.recv() => event,

@@ -5,6 +5,7 @@ use super::lifecycle::{Happening, Kind, Standing};
 use crate::state::unix_ms;
 use aquifer_core::ChannelName;
 use aquifer_core::report::Phase;
+use aquifer_proto::forecast::Eta;
 use std::time::{Duration, Instant};
 
 /// What is left to deliver is given so long at the end; the rest is kept for the next start, if there is a state directory.
@@ -16,19 +17,17 @@ impl Agent {
         let flushed = tokio::task::spawn_blocking(move || hooks.flush(Instant::now() + FLUSH_TIME));
         match flushed.await {
             Ok(0) => {}
-            Ok(left) => tracing::warn!("{left} events were not delivered to hooks; they are kept in the state directory"),
+            Ok(left) => {
+                tracing::warn!("{left} events were not delivered to hooks; they are kept in the state directory")
+            }
             Err(error) => tracing::debug!("hooks: {error}"),
         }
     }
 
     /// Numbers an event and hands it to everybody who listens.
     pub(super) fn tell(&mut self, event: Happening) {
-        let event = Happening {
-            time_unix_ms: unix_ms(),
-            node: self.node.id().to_string(),
-            name: self.name.clone(),
-            ..event
-        };
+        let event =
+            Happening { time_unix_ms: unix_ms(), node: self.node.id().to_string(), name: self.name.clone(), ..event };
         let event = self.shared.events.push(event);
         tracing::debug!("event {}: {}", event.id, event.event.name());
         self.shared.hooks.send(for_hooks(&event));
@@ -110,7 +109,9 @@ impl Agent {
         let (now, progress) = (self.now(), self.progress_of(channel));
         match progress {
             Some((done, total)) if done < total => {
-                self.etas.entry(channel.clone()).or_default().reach(now, done, total);
+                let (eta, known) = self.etas.entry(channel.clone()).or_insert_with(|| (Eta::default(), total));
+                eta.note(now, done);
+                *known = total;
             }
             Some(_) | None => drop(self.etas.remove(channel)),
         }
@@ -118,7 +119,8 @@ impl Agent {
 
     /// Seconds until this node has what it needs of the channel's release.
     pub(super) fn eta(&self, channel: &ChannelName) -> Option<f64> {
-        Some(self.etas.get(channel)?.left()?.as_secs_f64())
+        let (eta, total) = self.etas.get(channel)?;
+        Some(eta.estimate(self.now(), *total)?.left.as_secs_f64())
     }
 }
 

@@ -10,8 +10,9 @@ impl Agent {
     pub(super) fn renew_view(&mut self) -> Result<()> {
         self.publish_when_ready()?;
         self.publication.iter_mut().for_each(|publication| publication.may_decide = true);
-        self.tally.clock(std::time::Instant::now());
+        self.measure_rates();
         self.measure();
+        self.watch_peers();
         self.look_on_draining();
         self.tell_news();
         self.service.lives(&self.shared.readiness.borrow());
@@ -161,6 +162,7 @@ impl Agent {
                 engines: status.engines,
                 engines_ready: status.engines_ready,
                 avoided,
+                draining: status.draining,
                 corrupt_chunks,
                 bytes_from: self.tally.from(&status.node).map(|(_, bytes)| bytes).sum(),
                 bytes_by: self.tally.from(&status.node).map(|(way, bytes)| (way.name().to_string(), bytes)).collect(),

@@ -1,12 +1,13 @@
 //! The figures behind `/metrics`: what is counted as it happens, and what is looked at when somebody asks.
 
+use super::Agent;
 use super::lifecycle::Kind;
 use super::tally::Lane;
-use super::Agent;
 use aquifer_core::report::Phase;
 use aquifer_core::{ChannelName, ReleaseId, Report};
 use aquifer_engine::ConnId;
-use super::shim::{Counters, Soon};
+use aquifer_proto::forecast::Forecast;
+use aquifer_proto::{Counters, Input, Rates};
 use prometheus::core::Collector;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts};
 use std::collections::BTreeMap;
@@ -154,6 +155,17 @@ impl Agent {
         }
     }
 
+    /// Tells the brain how fast this node sends and gets.
+    pub(super) fn measure_rates(&mut self) {
+        let (_, out) = self.tally.clock(Instant::now());
+        let upload = self.limits.upload_bytes_per_s.unwrap_or(self.tally.peak_out);
+        self.input(Input::Rates(Rates {
+            upload_bytes_per_s: upload,
+            uploading_bytes_per_s: out,
+            download_bytes_per_s: self.tally.peak_in,
+        }));
+    }
+
     /// Looks how long phases took. Cheap where nothing is new.
     pub(super) fn measure(&mut self) {
         let channels: Vec<ChannelName> = self.channels.keys().cloned().collect();
@@ -191,10 +203,12 @@ impl Agent {
     }
 
     pub(super) fn numbers(&self) -> Numbers {
-        let of = |channel: &ChannelName| {
+        let mut spare = 0;
+        let mut of = |channel: &ChannelName| {
             let measured = self.measured.get(channel);
             let (held_bytes, wanted_bytes) = self.progress_of(channel).unwrap_or_default();
-            let forecast = self.node.forecast(channel);
+            let forecast = Forecast::of(&self.node, channel, 0);
+            spare = spare.max(forecast.spare_upload_bytes_per_s.unwrap_or(0));
             ChannelNumbers {
                 seq: self.current_release(channel).map_or(0, |id| id.seq),
                 served_seq: measured.map_or(0, |m| m.served_seq),
@@ -202,11 +216,12 @@ impl Agent {
                 wanted_bytes,
                 held_bytes,
                 eta_seconds: self.eta(channel),
-                replicas_hydrated: forecast.hydrated as u64,
+                replicas_hydrated: forecast.hydrated_replicas.into(),
                 replicas_hydrating: forecast.hydrating.len() as u64,
-                replicas_ready: forecast.ready as u64,
+                replicas_ready: forecast.ready_replicas.into(),
             }
         };
+        let channels = self.channels.keys().map(|channel| (channel.to_string(), of(channel))).collect();
         Numbers {
             counters: self.node.counters(),
             received: self.tally.received.clone(),
@@ -214,10 +229,13 @@ impl Agent {
             leased_bytes_limit: self.limits.upload_bytes,
             memory_limit_bytes: self.limits.memory_bytes,
             disk_limit_bytes: self.limits.store_bytes,
-            channels: self.channels.keys().map(|channel| (channel.to_string(), of(channel))).collect(),
-            queues: BTreeMap::from([("jobs", (self.running_jobs as u64, crate::BLOCKING_THREADS as u64)), ("events", self.events_waiting)]),
+            channels,
+            queues: BTreeMap::from([
+                ("jobs", (self.running_jobs as u64, crate::BLOCKING_THREADS as u64)),
+                ("events", self.events_waiting),
+            ]),
             peers_draining: self.node.members().filter(|m| m.status.draining).count() as u64,
-            spare_upload_bytes_per_s: self.node.spare_upload(),
+            spare_upload_bytes_per_s: spare,
         }
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct ChannelReadiness {
     /// Number and manifest of the release that is for this node; 0 and empty: none is known.
     pub(crate) seq: u64,
     pub(crate) manifest: String,
+    /// What all of its engines here serve; empty: they differ, or serve nothing yet, or there are none.
+    pub(crate) serving: String,
     /// Null: no engine here follows it, and the node is not to hold it.
     pub(crate) ready: Option<bool>,
     pub(crate) reason: String,
@@ -59,9 +61,8 @@ impl Readiness {
             return self;
         }
         self.channels.retain(|c| channel.is_none_or(|name| c.channel == name));
-        self.engines.retain(|e| {
-            channel.is_none_or(|name| e.channel == name) && engine.is_none_or(|name| e.engine == name)
-        });
+        self.engines
+            .retain(|e| channel.is_none_or(|name| e.channel == name) && engine.is_none_or(|name| e.engine == name));
         let verdict = match (engine, channel) {
             (Some(name), _) => match self.engines.as_slice() {
                 [] => Err(format!("no engine called '{name}' has registered")),
@@ -159,6 +160,8 @@ impl Agent {
             None if self.hold == Hold::All => Some(self.holds_all(channel)),
             None => None,
         };
+        let report = self.node.rollout(channel).and_then(|rollout| rollout.report());
+        let serving = report.and_then(|report| report.served).map(|m| m.to_string()).unwrap_or_default();
         let engine = here.find(|e| !e.ready).map(|e| e.reason.clone());
         let problem = || self.channels.get(channel).and_then(|c| c.problem.clone());
         let waits = || match (release, self.progress_of(channel)) {
@@ -178,6 +181,7 @@ impl Agent {
             channel: channel.to_string(),
             seq: release.map_or(0, |release| release.seq),
             manifest: release.map(|release| release.manifest.to_string()).unwrap_or_default(),
+            serving,
             ready,
             reason,
             eta_seconds: self.eta(channel),

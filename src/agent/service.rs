@@ -34,7 +34,9 @@ impl Service {
         let status = match (readiness.ready, readiness.eta_seconds) {
             (true, _) => "ready".to_string(),
             (false, None) => format!("not ready: {}", readiness.reason),
-            (false, Some(seconds)) => format!("not ready: {} ({} left)", readiness.reason, crate::units::seconds(seconds)),
+            (false, Some(seconds)) => {
+                format!("not ready: {} ({} left)", readiness.reason, crate::units::seconds(seconds))
+            }
         };
         if status != self.status {
             notify(&[NotifyState::Status(&status)]);

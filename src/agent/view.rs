@@ -161,6 +161,9 @@ pub(crate) struct PeerView {
     pub(crate) engines_ready: u32,
     /// Not asked for chunks now, because of how earlier reads went.
     pub(crate) avoided: bool,
+    /// It hands over what nobody else has, and leaves.
+    #[serde(default)]
+    pub(crate) draining: bool,
     pub(crate) corrupt_chunks: u32,
     pub(crate) bytes_from: u64,
     /// The same by the transports they came by; those that brought none are left out.

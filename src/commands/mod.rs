@@ -68,7 +68,11 @@ enum Stop {
 
 impl StopSignal {
     fn new() -> Result<Self> {
-        Ok(StopSignal { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, drains: false })
+        Ok(StopSignal {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            drains: false,
+        })
     }
 
     async fn wait(&mut self) {

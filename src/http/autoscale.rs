@@ -12,8 +12,8 @@ pub(crate) struct Autoscale {
     pub(crate) ready_replicas: u64,
     pub(crate) hydrating_replicas: u64,
     pub(crate) hydrating: Vec<Hydrating>,
-    /// What nodes that hold the release could send more, in a second.
-    pub(crate) spare_upload_bytes_per_s: u64,
+    /// What nodes that hold the release could send more, in a second; null while no node's upload is known.
+    pub(crate) spare_upload_bytes_per_s: Option<u64>,
     /// For so many nodes more that start now with nothing, `predicted_seconds` until the last has everything; null while no
     /// rate is known. A lower bound: it counts bytes and bandwidth, not starting processes.
     pub(crate) nodes: u32,

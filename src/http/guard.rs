@@ -45,7 +45,8 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
     }
     let reads = [Method::GET, Method::HEAD].contains(request.method());
     if !reads {
-        let bearer = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
+        let bearer =
+            request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()?.strip_prefix("Bearer "));
         match (&guard.token, bearer) {
             (Some(token), Some(given)) if same(token.as_bytes(), given.trim().as_bytes()) => {}
             (Some(_), _) => {

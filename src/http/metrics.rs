@@ -68,7 +68,12 @@ const METRICS: &[Metric] = &[
         "Chunk bytes that went to other nodes, with the same labels; chunks that were cut off count as far as they came.",
     ),
     metric(Kind::Counter, "aquifer_chunks_verified_total", &[], "Chunks that were fetched and hash to their name."),
-    metric(Kind::Counter, "aquifer_chunks_refused_total", &[], "Chunks that were fetched and do not hash to their name."),
+    metric(
+        Kind::Counter,
+        "aquifer_chunks_refused_total",
+        &[],
+        "Chunks that were fetched and do not hash to their name.",
+    ),
     metric(
         Kind::Counter,
         "aquifer_chunks_refetched_total",
@@ -157,7 +162,12 @@ const METRICS: &[Metric] = &[
         CHANNEL,
         "1 while something that a person must mend keeps a release from completing; /v1/channels says what.",
     ),
-    metric(Kind::Gauge, "aquifer_store_bytes", &["store"], "Chunk bytes kept, in memory beside engines' own and on disk."),
+    metric(
+        Kind::Gauge,
+        "aquifer_store_bytes",
+        &["store"],
+        "Chunk bytes kept, in memory beside engines' own and on disk.",
+    ),
     metric(Kind::Gauge, "aquifer_store_limit_bytes", &["store"], "Most of those; absent: the disk is the limit."),
     metric(
         Kind::Gauge,

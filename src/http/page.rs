@@ -25,7 +25,7 @@ fn policy() -> &'static str {
     POLICY.get_or_init(|| {
         let hash = |tag| base64(digest(&SHA256, inside(PAGE, tag).as_bytes()).as_ref());
         format!(
-            "default-src 'none'; connect-src 'self'; img-src 'self' data:; script-src 'sha256-{}'; \
+            "default-src 'none'; connect-src 'self'; script-src 'sha256-{}'; \
              style-src 'sha256-{}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
             hash("script"),
             hash("style")

@@ -111,7 +111,9 @@ pub(super) async fn healthz(State(agent): State<Handle>) -> Response {
     let age = agent.age();
     let (status, text) = match age < STALE {
         true => (StatusCode::OK, "ok".to_string()),
-        false => (StatusCode::SERVICE_UNAVAILABLE, format!("the agent's task has not come round for {} s", age.as_secs())),
+        false => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("the agent's task has not come round for {} s", age.as_secs()))
+        }
     };
     (status, [(header::CACHE_CONTROL, "no-store")], Json(Health { status: text })).into_response()
 }
@@ -206,7 +208,8 @@ fn channel_of(agent: &Handle, asked: Option<String>) -> Result<aquifer_core::Cha
         (None, _) => None,
     };
     named.and_then(|name| name.parse().ok()).ok_or_else(|| {
-        let asked = asked.as_deref().map_or("name one with ?channel=".to_string(), |a| format!("'{a}' is not followed"));
+        let asked =
+            asked.as_deref().map_or("name one with ?channel=".to_string(), |a| format!("'{a}' is not followed"));
         refusal(StatusCode::NOT_FOUND, format!("{asked}; this agent follows: {}", known.join(", ")))
     })
 }

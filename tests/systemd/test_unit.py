@@ -5,6 +5,7 @@
 
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -54,6 +55,7 @@ class Unit(unittest.TestCase):
         publisher, said = keygen(place, "publisher", "--json")
         public = json.loads(said)["public"]
         config = f'channel = ["{CHANNEL}"]\ntrust = ["{public}"]\npeer = ["127.0.0.1:7501"]\nhold = "all"\nmdns = false\n'
+        config += 'hook = ["cat >> /var/lib/aquifer/events"]\n'
         unit = os.path.join(guest.UNITS, "aquifer.service")
         drop_in = f"[Service]\nWatchdogSec={WATCHDOG_S}\n".encode()
         cls.guest = guest.Guest({
@@ -151,6 +153,64 @@ class Unit(unittest.TestCase):
             process.stdin.close()
         stranger = self.guest.run("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *engine)
         self.assertIn("Permission denied", stranger.stderr)
+        self.no_errors()
+
+    def test_a_drain_that_was_asked_for_is_not_undone(self):
+        before = self.shown("NRestarts")
+        self.guest.run("aquifer", "drain", "--socket", SOCKET, "--grace", "5s", check=True)
+        self.await_("the agent's end", lambda: self.shown("ActiveState")["ActiveState"] == "inactive")
+        self.assertEqual(self.shown("Result", "ExecMainStatus"), {"Result": "success", "ExecMainStatus": "0"})
+        self.assertEqual(self.shown("NRestarts"), before)
+        # The hook ran, confined as the agent is, and to the end.
+        events = self.guest.run("cat", "/var/lib/aquifer/events", check=True).stdout
+        self.assertIn('"event":"draining"', events)
+        self.assertIn('"event":"drained"', events)
+        self.no_errors()
+
+    def ask(self, path, *options):
+        """Status and body of the agent's HTTP, from inside."""
+        script = (
+            "import sys, urllib.request as u, urllib.error as e\n"
+            "r = u.Request(sys.argv[1], method=sys.argv[2], headers=dict([sys.argv[3].split(': ')] if sys.argv[3:] else []))\n"
+            "try: a = u.urlopen(r, timeout=20)\n"
+            "except e.HTTPError as error: a = error\n"
+            "print(a.status); print(a.read().decode())"
+        )
+        said = self.guest.run("/usr/bin/python3", "-c", script, f"http://127.0.0.1:7404{path}", *(options or ("GET",)), check=True)
+        status, body = said.stdout.split("\n", 1)
+        return int(status), body
+
+    def test_its_http_answers(self):
+        status, body = self.ask("/healthz")
+        self.assertEqual((status, json.loads(body)), (200, {"status": "ok"}))
+        status, body = self.ask("/metrics")
+        self.assertIn("aquifer_build_info", body)
+        if shutil.which("promtool"):
+            checked = subprocess.run(["promtool", "check", "metrics"], input=body, capture_output=True, text=True)
+            self.assertEqual((checked.returncode, checked.stderr), (0, ""))
+        # No token was given to it, so nobody can have it drain.
+        status, _ = self.ask("/v1/drain", "POST")
+        self.assertIn(status, (401, 403))
+
+    def test_with_a_token_it_drains_over_http(self):
+        example = os.path.join(guest.UNITS, "aquifer.service.d", "http-token.conf.example")
+        shutil.copy(example, os.path.join(self.guest.shared, "http-token.conf"))
+        drop_in = "/etc/systemd/system/aquifer.service.d/http-token.conf"
+        self.guest.run("bash", "-c", f"umask 077; echo tip-top-secret-token-of-tests > /etc/aquifer/http.token; cp /outside/http-token.conf {drop_in}", check=True)
+        self.guest.run("systemctl", "daemon-reload", check=True)
+
+        def undo():
+            self.guest.run("rm", drop_in, check=True)
+            self.guest.run("systemctl", "daemon-reload", check=True)
+
+        self.addCleanup(undo)
+        self.guest.run("systemctl", "restart", "aquifer", check=True)
+        status, _ = self.ask("/v1/drain", "POST", "Authorization: Bearer another")
+        self.assertIn(status, (401, 403))
+        status, _ = self.ask("/v1/drain", "POST", "Authorization: Bearer tip-top-secret-token-of-tests")
+        self.assertEqual(status, 202)
+        self.await_("the agent's end", lambda: self.shown("ActiveState")["ActiveState"] == "inactive")
+        self.assertEqual(self.shown("Result")["Result"], "success")
         self.no_errors()
 
     def test_it_runs_confined(self):

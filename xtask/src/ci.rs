@@ -2,7 +2,7 @@
 
 use crate::fixtures::{self, Fixtures};
 use crate::run::{Totals, cargo, count_cargo, count_unittest, program, root, show};
-use crate::{crates, netns, ptx, rdma_vm};
+use crate::{crates, deploy, netns, ptx, rdma_vm};
 use anyhow::Result;
 use std::process::Command;
 
@@ -18,6 +18,7 @@ pub(crate) fn run() -> Result<bool> {
     ci.step("docs", docs.env("RUSTDOCFLAGS", "-D warnings"))?;
     ci.tests(&["test", "--workspace", "--locked", "--no-fail-fast"])?;
     ci.step("release build", &mut cargo(&["build", "--release", "--locked"]))?;
+    ci.totals.add(deploy::run()?);
     ci.simulations()?;
     ci.netns()?;
     ci.rdma()?;
@@ -128,7 +129,7 @@ impl Ci {
         if !fixtures.has_torch {
             println!("PyTorch is not here: the tests that need it are skipped");
         }
-        for dir in ["python/tests", "tests/python"] {
+        for dir in ["python/tests", "tests/python", "tests/page"] {
             if !root().join(dir).is_dir() {
                 continue;
             }

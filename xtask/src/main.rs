@@ -5,6 +5,7 @@
 
 mod ci;
 mod crates;
+mod deploy;
 mod fixtures;
 mod netns;
 mod ptx;
@@ -17,6 +18,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   ci        everything CI runs; ends with the totals
   crates    the table of crates and whom each may know, as in ARCHITECTURE.md
+  deploy    check what is in deploy/, and run the program under its systemd unit; wants a release build
   fixtures  fetch what the tests need: a real model, Python packages
   netns     how long a release takes over shaped links, in network namespaces; needs root.
             Options, such as --nodes 8 --mbit 50 --mib 64 --runs 5 --kill 2, go to
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
     let result = match std::env::args().nth(1).as_deref() {
         Some("ci") => ci::run(),
         Some("crates") => crates::table().map(|t| println!("{t}")).map(|()| true),
+        Some("deploy") => deploy::run().map(|totals| totals.failed == 0),
         Some("fixtures") => fixtures::prepare().map(|f| println!("{f:#?}")).map(|()| true),
         Some("netns") => netns::run(std::env::args().skip(2)),
         Some("ptx") => ptx::generate().map(|()| true),

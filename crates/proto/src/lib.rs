@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod engine;
+pub mod forecast;
 mod io;
 pub mod limits;
 mod manifests;
@@ -24,7 +25,7 @@ mod trust;
 pub use engine::{Asked, EngineInput, EngineOutput, EngineSession, Target, Tell};
 pub use io::{Input, LocalStatus, Notice, OpId, Output, Rates, ReadOutcome, Verdict};
 pub use members::Member;
-pub use node::{Availability, Config, DrainProgress, Node, SwarmProgress};
+pub use node::{Availability, Config, Counters, DrainProgress, Node, SwarmProgress};
 pub use plan::Plan;
 pub use record::Recorded;
 pub use releases::{Rejection, RejectionCounts};

@@ -263,5 +263,10 @@ pub const ENGINE_ANSWER_GRACE: Duration = Duration::from_secs(5);
 /// The longest that it may ask for. Guess: who waits for longer waits for ever.
 pub const ENGINE_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// A hydration's speed is that of the last so many seconds, of samples so far apart. Guesses: short enough that a new
+/// holder shows, and long enough that a slow link's chunks do not jump.
+pub const ETA_WINDOW: Duration = Duration::from_secs(5);
+pub const ETA_SPACING: Duration = Duration::from_millis(100);
+
 /// Selectors that a node looks on for. Guess: an operator rolls back a few sides of a comparison.
 pub const ONLOOKERS_MAX: usize = 16;

@@ -1,6 +1,7 @@
 //! The machine: routes inputs to the parts, drains them in its own step, keeps the time.
 
 pub(crate) mod audit;
+mod counters;
 mod drain;
 mod reading;
 mod review;
@@ -25,9 +26,10 @@ use aquifer_core::{
 use drain::Drain;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
+pub use counters::Counters;
 pub use drain::DrainProgress;
 
 #[derive(Clone, Debug)]
@@ -77,6 +79,9 @@ pub struct Node {
     budget: Budget,
     ops: BTreeMap<OpId, Op>,
     next_op: OpId,
+    /// Chunks whose last read brought nothing of use.
+    spoiled: BTreeSet<(ManifestHash, u32)>,
+    counters: Counters,
     /// This node is about to leave.
     drain: Option<Drain>,
     local: LocalStatus,
@@ -168,6 +173,8 @@ impl Node {
                 .with_costly(config.costly, now),
             ops: BTreeMap::new(),
             next_op: 1,
+            spoiled: BTreeSet::new(),
+            counters: Counters::default(),
             drain: None,
             local: LocalStatus::default(),
             rates: Rates::default(),
@@ -282,6 +289,7 @@ impl Node {
             self.grants_due |= swarm.serving.next_timeout().is_some_and(|at| at <= now);
             swarm.pulling.on_timeout(*manifest, &swarm.stock, now, &mut self.out);
             for (reader, lease, chunk) in swarm.serving.on_timeout(&swarm.stock, &mut self.budget, now) {
+                self.counters.leases_expired += 1;
                 self.out.push_back(Output::LeaseClosed { lease, chunk });
                 let message = PeerMessage::Revoke { manifest: *manifest, lease };
                 self.out.push_back(Output::Send { to: reader, message });
@@ -360,6 +368,11 @@ impl Node {
     /// if the manifest is not loaded.
     pub fn availability(&self, manifest: &ManifestHash) -> Option<Availability<'_>> {
         self.swarms.get(manifest).map(Availability)
+    }
+
+    /// What it has done so far.
+    pub fn counters(&self) -> Counters {
+        self.counters
     }
 
     /// Bytes under lease to readers now.

@@ -1,12 +1,12 @@
 //! Reading: what was granted becomes reads, and each read's end becomes a word to its holder.
 
-use super::{Node, Op};
+use super::{Counters, Node, Op};
 use crate::io::{Notice, OpId, Output, ReadOutcome};
 use crate::limits::GRANT_CHUNKS_MAX;
 use crate::swarm::{self, Landed};
 use aquifer_core::message::{Outcome, Returned};
 use aquifer_core::{ChunkSet, ManifestHash, NodeId, Time};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Node {
     pub(super) fn on_grant(
@@ -25,8 +25,8 @@ impl Node {
             return self.send_returned(from, manifest, returned);
         };
         let welcome = !self.trust.is_avoided(&from, now);
-        let (ops, next_op) = (&mut self.ops, &mut self.next_op);
-        let take_op = |chunk, holder, lease| take_op(ops, next_op, Op { manifest, chunk, holder, lease });
+        let mut reads = Reads::of(&mut self.ops, &mut self.next_op, (&mut self.spoiled, &mut self.counters));
+        let take_op = |chunk, holder, lease| reads.take_op(Op { manifest, chunk, holder, lease });
         let offer = swarm::Offer { from, lease, chunks, welcome };
         swarm.pulling.on_grant(manifest, &swarm.stock, now, offer, take_op, &mut self.out);
     }
@@ -47,6 +47,12 @@ impl Node {
         };
         let gave_up = landed.late && outcome == ReadOutcome::Declined;
         let outcome = if gave_up { ReadOutcome::Failed } else { outcome };
+        match outcome {
+            ReadOutcome::Corrupt | ReadOutcome::Revoked | ReadOutcome::Failed => {
+                self.spoiled.insert((manifest, chunk));
+            }
+            ReadOutcome::Verified | ReadOutcome::Declined => {}
+        }
         let told = self.judge(now, read, outcome, &landed);
         self.hand_over(now, manifest, chunk, &landed);
         self.give_back(now, read, told);
@@ -112,7 +118,8 @@ impl Node {
         let Some(swarm) = self.swarms.get_mut(&manifest) else { return };
         let next = Op { manifest, chunk, holder, lease };
         if swarm.stock.is_missing(chunk) {
-            let op = take_op(&mut self.ops, &mut self.next_op, next);
+            let mut reads = Reads::of(&mut self.ops, &mut self.next_op, (&mut self.spoiled, &mut self.counters));
+            let op = reads.take_op(next);
             swarm.pulling.begin(manifest, &swarm.stock, now, (op, chunk), (holder, lease), &mut self.out);
         } else {
             self.give_back(now, next, Outcome::Declined);
@@ -131,9 +138,28 @@ impl Node {
     }
 }
 
-fn take_op(ops: &mut BTreeMap<OpId, Op>, next: &mut OpId, op: Op) -> OpId {
-    let id = *next;
-    *next += 1;
-    ops.insert(id, op);
-    id
+/// What starting a read changes, beside the swarm.
+struct Reads<'a> {
+    ops: &'a mut BTreeMap<OpId, Op>,
+    next: &'a mut OpId,
+    spoiled: &'a mut BTreeSet<(ManifestHash, u32)>,
+    counters: &'a mut Counters,
+}
+
+impl<'a> Reads<'a> {
+    fn of(
+        ops: &'a mut BTreeMap<OpId, Op>,
+        next: &'a mut OpId,
+        (spoiled, counters): (&'a mut BTreeSet<(ManifestHash, u32)>, &'a mut Counters),
+    ) -> Self {
+        Reads { ops, next, spoiled, counters }
+    }
+
+    fn take_op(&mut self, op: Op) -> OpId {
+        self.counters.chunks_refetched += u64::from(self.spoiled.remove(&(op.manifest, op.chunk)));
+        let id = *self.next;
+        *self.next += 1;
+        self.ops.insert(id, op);
+        id
+    }
 }

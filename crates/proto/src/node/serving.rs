@@ -14,6 +14,8 @@ impl Node {
         if ask.wanted.is_empty() {
             // It may be leaving too.
             self.count_holders_soon();
+        } else {
+            self.counters.asks_received += 1;
         }
         if let Some(swarm) = self.swarms.get_mut(&manifest) {
             let (is_new, looking) = (!swarm.serving.is_asked_by(&from), swarm.pulling.is_looking(&swarm.stock, now));
@@ -73,6 +75,8 @@ impl Node {
                 let grant = swarm.serving.grant(&swarm.stock, &mut self.budget, now, &mut self.rng);
                 if let Some(g) = grant {
                     granted = true;
+                    self.counters.grants += 1;
+                    self.counters.leases_granted += g.chunks.len() as u64;
                     let ttl = LEASE_TTL;
                     self.out.push_back(Output::Grant {
                         to: g.to,
@@ -87,6 +91,7 @@ impl Node {
     }
 
     pub(super) fn refuse(&mut self, to: NodeId, manifest: ManifestHash, refusal: Refusal) {
+        self.counters.refusals_sent += 1;
         self.send(to, PeerMessage::Refuse { manifest, refusal });
     }
 }

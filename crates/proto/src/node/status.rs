@@ -52,7 +52,12 @@ impl Node {
 
     pub(super) fn sign_status(&mut self, leaving: bool) -> SignedStatus {
         self.status_seq += 1;
-        let status = Status {
+        SignedStatus::sign(&self.own_status(leaving), &self.config.identity)
+    }
+
+    /// How it is now, as the next record would say.
+    pub(crate) fn own_status(&self, leaving: bool) -> Status {
+        Status {
             node: self.me,
             incarnation: self.config.incarnation,
             seq: self.status_seq,
@@ -72,8 +77,15 @@ impl Node {
             uploading_bytes_per_s: self.rates.uploading_bytes_per_s,
             download_bytes_per_s: self.rates.download_bytes_per_s,
             version: self.config.version.clone(),
-        };
-        SignedStatus::sign(&status, &self.config.identity)
+        }
+    }
+
+    /// What a node like this one fetches of the channel's release; the whole, if this one wants nothing of it.
+    pub(crate) fn bytes_to_hydrate(&self, channel: &ChannelName) -> Option<u64> {
+        let release = self.rollouts.get(channel).and_then(Rollout::wanted).or(self.releases.newest(channel))?;
+        let stock = &self.swarms.get(&release.manifest)?.stock;
+        let (wanted, _) = stock.progress_bytes();
+        Some(if wanted > 0 { wanted } else { stock.bytes() })
     }
 
     fn channel_statuses(&self) -> Vec<ChannelStatus> {

@@ -46,6 +46,7 @@ impl Node {
         swarm.told_hydrated &= swarm.stock.is_complete();
         for chunk in lost {
             for (reader, lease) in swarm.serving.on_lost(&swarm.stock, &mut self.budget, chunk) {
+                self.counters.leases_revoked += 1;
                 self.out.push_back(Output::LeaseClosed { lease, chunk });
                 let message = PeerMessage::Revoke { manifest, lease };
                 self.out.push_back(Output::Send { to: reader, message });
@@ -61,6 +62,7 @@ impl Node {
     pub(super) fn on_forget(&mut self, manifest: ManifestHash) {
         self.grants_due = true;
         self.manifests.forget(&manifest);
+        self.spoiled.retain(|(of, _)| *of != manifest);
         let early: Vec<NodeId> = self.early_asks.take(&manifest).into_keys().collect();
         early.into_iter().for_each(|node| self.refuse(node, manifest, Refusal::Nothing));
         let Some(mut swarm) = self.swarms.remove(&manifest) else { return };

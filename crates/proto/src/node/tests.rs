@@ -213,3 +213,35 @@ fn who_drains_says_so_asks_nobody_and_is_done_once() {
     }
     assert_eq!(done, [Time::ZERO + DRAIN_SETTLE]);
 }
+
+#[test]
+fn what_it_did_is_counted() {
+    let mut node = node();
+    node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes: vec![9; 4] });
+    node.handle(Time::ZERO, Input::Wanted { manifest: manifest(), chunks: ChunkSet::full(4) });
+    node.handle(Time::ZERO, Input::Held { manifest: manifest(), chunks: ChunkSet::from_indices(4, [0, 1]) });
+    ask(&mut node, Time::ZERO);
+    let Counters { grants, leases_granted, asks_received, .. } = node.counters();
+    assert_eq!((grants, leases_granted, asks_received), (1, 2, 1), "small chunks go together");
+    node.handle(Time::ZERO, Input::Lost { manifest: manifest(), chunks: ChunkSet::from_indices(4, [0]) });
+    let later = Time::ZERO + crate::limits::LEASE_TTL;
+    node.handle_timeout(later);
+    assert_eq!((node.counters().leases_revoked, node.counters().leases_expired), (1, 1));
+    for (n, outcome) in [ReadOutcome::Failed, ReadOutcome::Declined, ReadOutcome::Revoked].into_iter().enumerate() {
+        let access = Access { ticket: 0, secret: [0; 32] };
+        let now = later + Duration::from_secs(10 * (n as u64 + 1));
+        let status = aquifer_core::Status { seq: n as u64 + 2, ..bare_status(peer()) };
+        let message = GossipMessage::Status(SignedStatus::sign(&status, &NodeSecret::from_seed([2; 32])));
+        node.handle(now, Input::Gossip { via: peer(), token: 0, message });
+        node.handle_timeout(now);
+        let grant = PeerMessage::Grant { manifest: manifest(), lease: 1, ttl_ms: 30_000, chunks: vec![2], access };
+        node.handle(now, Input::Message { from: peer(), message: grant });
+        let read = |o| if let Output::Read { op, .. } = o { Some(op) } else { None };
+        let op = std::iter::from_fn(|| node.poll_output()).find_map(read).expect("it is read");
+        node.handle(now, Input::ReadDone { op, outcome });
+    }
+    assert_eq!(node.counters().chunks_refetched, 1, "who declined had no bad read");
+    assert_eq!(node.counters().refusals_sent, 0);
+    node.handle(later, Input::Forget { manifest: manifest() });
+    assert!(node.spoiled.is_empty() && node.counters().refusals_sent == 1);
+}

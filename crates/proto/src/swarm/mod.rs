@@ -58,6 +58,11 @@ impl Stock {
         self.chunk_bytes.get(chunk as usize).copied().unwrap_or(0).into()
     }
 
+    /// Of all of the manifest.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.chunk_bytes.iter().map(|b| u64::from(*b)).sum()
+    }
+
     /// Length of the longest chunk: what windows are counted in.
     pub(crate) fn unit_bytes(&self) -> u64 {
         self.unit_bytes
