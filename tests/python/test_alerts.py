@@ -126,11 +126,13 @@ class Alerts(MeshTest):
 
     @tells("AquiferAgentDown", "AquiferNotReady", "AquiferHookBacklog", "AquiferReleaseRejected")
     def test_a_healthy_mesh_is_silent_and_what_breaks_in_it_is_told(self):
-        receiver = Receiver()
+        receiver, answers = Receiver(), {"status": 204}
+        leaving = Receiver(lambda number, event: answers["status"])
+        self.addCleanup(leaving.close)
         publisher = self.publisher(1)
         serving = self.agent("serving", "--webhook", receiver.url, peers=[publisher.address])
         peers = [publisher.address, serving.address]
-        also = self.agent("also-serving", peers=peers)
+        also = self.agent("also-serving", "--webhook", leaving.url, peers=peers)
         storing = self.storing("storing", peers=peers)
         engine = self.engine(serving, "engine")
         self.engine(also, "engine-also")
@@ -138,14 +140,17 @@ class Alerts(MeshTest):
         self.healthy()
         self.prometheus.wait_silent(QUIET_SECONDS)
 
+        # One receiver is away, the other wants no more.
         receiver.close()
+        answers["status"] = 410
         storing.kill()
         engine.kill()
         with self.stranger([also.address]):
             self.fires("AquiferReleaseRejected", also, reason="untrusted")
         self.fires("AquiferAgentDown", storing)
-        hook = self.fires("AquiferHookBacklog", serving)["hook"]
-        self.assertTrue(hook.startswith(receiver.url.removesuffix("hook")), hook)
+        for agent, end in ((also, leaving), (serving, receiver)):
+            hook = self.fires("AquiferHookBacklog", agent)["hook"]
+            self.assertTrue(hook.startswith(end.url.removesuffix("hook")), hook)
         self.fires("AquiferNotReady", serving)
         self.assert_silent_about("AquiferNotReady", also)
 
