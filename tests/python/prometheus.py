@@ -19,7 +19,7 @@ FACTOR = 60
 #: Seconds. The shortest ``for`` is three of them: one scrape that comes late on a busy machine raises no alert.
 SCRAPE = 1.0
 #: Comparisons with a number of seconds, which a duration's unit does not give away.
-SECONDS = ["aquifer_release_lag_seconds > 900", "aquifer_hook_oldest_seconds > 600"]
+SECONDS = ["aquifer_release_lag_seconds > 900", "aquifer_hook_oldest_seconds > 600", "aquifer_uptime_seconds < 900"]
 
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _ports = itertools.count(7404)
@@ -45,14 +45,8 @@ def shorten(text):
         times += 1
         return f"{match[1]}{int(match[2]) * _UNIT_MS[match[3]] // FACTOR}ms{match[4]}"
 
-    lines = []
-    for line in text.splitlines(keepends=True):
-        if re.match(r"\s*for:", line):
-            line = re.sub(r"(for: )(\d+)([smhd])($)", faster, line)
-        elif re.match(r"\s*expr:", line):
-            line = re.sub(r"(\[)(\d+)([smhd])(\])", faster, line)
-        lines.append(line)
-    text, thresholds = "".join(lines), 0
+    text = re.sub(r"(\n +for: )(\d+)([smhd])(?=\n)()", faster, text)
+    text, thresholds = re.sub(r"([\w}]\[)(\d+)([smhd])(\])", faster, text), 0
     for seconds in SECONDS:
         before, _, number = seconds.rpartition(" ")
         thresholds += text.count(seconds)
@@ -99,6 +93,10 @@ class Prometheus(Process):
         self._named.update(addresses)
         self._write_targets()
 
+    def unwatch(self, name):
+        del self._named[name]
+        self._write_targets()
+
     def get(self, path, **parameters):
         """The ``data`` of an answer of the API."""
         query = urllib.parse.urlencode(parameters)
@@ -126,7 +124,7 @@ class Prometheus(Process):
             health = {t["labels"]["instance"]: t["health"] for t in self.get("targets")["activeTargets"]}
             counts = self.get("query", query='count_over_time(up{job="aquifer"}[1m]) > 1')["result"]
             twice = {result["metric"]["instance"] for result in counts}
-            return set(health.values()) == {"up"} and set(health) == set(self._named) == twice
+            return set(health.values()) == {"up"} and set(health) == set(self._named) <= twice
 
         self._wait("all are up", scraped)
 
