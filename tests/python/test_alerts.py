@@ -134,6 +134,8 @@ class Alerts(MeshTest):
         peers = [publisher.address, serving.address]
         also = self.agent("also-serving", "--webhook", leaving.url, peers=peers)
         storing = self.storing("storing", peers=peers)
+        # No engine comes here, and so it is to hold nothing.
+        idle = self.agent("idle", peers=peers)
         engine = self.engine(serving, "engine")
         self.engine(also, "engine-also")
         storing.wait_holds(publisher.manifest)
@@ -152,7 +154,9 @@ class Alerts(MeshTest):
             hook = self.fires("AquiferHookBacklog", agent)["hook"]
             self.assertTrue(hook.startswith(end.url.removesuffix("hook")), hook)
         self.fires("AquiferNotReady", serving)
-        self.assert_silent_about("AquiferNotReady", also)
+        for alert in ("AquiferNotReady", "AquiferReleaseLag"):
+            self.assert_silent_about(alert, also)
+            self.assert_silent_about(alert, idle)
 
         back = Receiver(port=receiver.port)
         self.addCleanup(back.close)
