@@ -337,6 +337,7 @@ impl Agent {
         let Some(channel) = entry.channel else { return };
         tracing::info!("engine {} (pid {}), for {channel}, is gone", entry.name, entry.pid);
         self.tell_of_engine(Kind::EngineLeft, &entry.name, &channel);
+        self.forget_pauses(&channel, &entry.name);
         self.spoiled.retain(|(id, _)| *id != conn);
         if entry.told.is_some() {
             self.input(Input::EngineGone { channel, engine: conn.0 });

@@ -230,11 +230,15 @@ impl EventLog {
     }
 
     /// What came after the event of that id, as far as it is kept, and what is to come. An id of an earlier life of
-    /// this node, or none that was ever given, gets all that is kept; None gets nothing old.
-    pub(crate) fn listen(&self, after: Option<&str>) -> (Vec<Arc<Happening>>, broadcast::Receiver<Arc<Happening>>) {
+    /// this node, or none that was ever given, gets all that is kept; None gets the last `count`.
+    pub(crate) fn listen(
+        &self,
+        after: Option<&str>,
+        count: usize,
+    ) -> (Vec<Arc<Happening>>, broadcast::Receiver<Arc<Happening>>) {
         let last = self.lock();
         let missed = match after {
-            None => Vec::new(),
+            None => last.iter().skip(last.len().saturating_sub(count)).cloned().collect(),
             Some(id) => {
                 let seen = last.iter().position(|e| e.id == id).map_or(0, |at| at + 1);
                 last.iter().skip(seen).cloned().collect()
@@ -307,11 +311,12 @@ mod tests {
         for _ in 0..LOG_MAX + 10 {
             log.push(Happening::default());
         }
-        let (missed, _) = log.listen(Some("0707070707070707-3-1030"));
+        let (missed, _) = log.listen(Some("0707070707070707-3-1030"), 0);
         assert_eq!(missed.iter().map(|e| e.seq).collect::<Vec<_>>(), [1031, 1032, 1033, 1034]);
-        assert_eq!(log.listen(Some("0707070707070707-2-5")).0.len(), LOG_MAX, "of an earlier life");
-        assert!(log.listen(None).0.is_empty());
-        let (_, mut next) = log.listen(None);
+        assert_eq!(log.listen(Some("0707070707070707-2-5"), 0).0.len(), LOG_MAX, "of an earlier life");
+        assert!(log.listen(None, 0).0.is_empty());
+        let (two, mut next) = log.listen(None, 2);
+        assert_eq!(two.iter().map(|e| e.seq).collect::<Vec<_>>(), [1033, 1034]);
         assert_eq!(next.try_recv().ok(), None);
         log.push(Happening::default());
         assert_eq!(next.try_recv().map(|e| e.seq), Ok(1035));

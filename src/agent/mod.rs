@@ -7,11 +7,13 @@
 
 mod asked;
 mod channels;
+mod config;
 mod draining;
 mod endpoints;
 mod engines;
 mod grants;
 mod handle;
+mod heard;
 pub(crate) mod history;
 mod jobs;
 mod keeping;
@@ -38,18 +40,15 @@ pub(crate) mod view;
 
 use crate::state::StateDir;
 use anyhow::{Context, Result};
-use aquifer_core::{
-    ChannelName, ChunkHash, ManifestHash, NodeId, NodeSecret, PeerMessage, Policy, PublisherKey, PublisherSecret, Time,
-};
-use aquifer_cuda::DeviceUuid;
+use aquifer_core::{ChannelName, ChunkHash, ManifestHash, NodeId, Time};
 use aquifer_engine::{ConnId, EngineEvent, EngineServer, Engines};
-use aquifer_hooks::{Hook, Hooks};
-use aquifer_memory::{DiskStore, MemoryStore, Published};
-use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent, MeshKey};
+use aquifer_hooks::Hooks;
+use aquifer_memory::{DiskStore, MemoryStore};
+use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent};
 use aquifer_proto::forecast::Eta;
-use aquifer_proto::rollout::Override;
-use aquifer_proto::{Config, CostlyLimit, Input, LocalStatus, Notice, OpId, Output, Recorded, Verdict};
+use aquifer_proto::{Config, CostlyLimit, Input, LocalStatus, OpId, Output, Recorded};
 use aquifer_transport::{Completion, Encryption};
+pub(crate) use config::{AgentConfig, Hold, Publish, Pull, PullWhat};
 use draining::Draining;
 use engines::EngineConn;
 use grants::GrantTable;
@@ -67,7 +66,7 @@ use regions::Gpus;
 use releasing::Publication;
 use service::Service;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -84,86 +83,6 @@ const VIEW_INTERVAL: Duration = Duration::from_millis(200);
 const TOLD_MAX: usize = 4096;
 /// Goodbye is given this long to reach the neighbours.
 const LEAVE_TIME: Duration = Duration::from_secs(2);
-
-/// Which chunks a node keeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hold {
-    /// Every chunk of every followed channel's release.
-    All,
-    /// What its engines need.
-    Engines,
-    /// Only what it published or was told to pull.
-    Own,
-}
-
-/// Whatever one node is told to be.
-#[derive(Debug)]
-pub(crate) struct AgentConfig {
-    pub(crate) name: String,
-    pub(crate) identity: NodeSecret,
-    pub(crate) incarnation: u64,
-    pub(crate) mesh_key: MeshKey,
-    pub(crate) listen: Vec<String>,
-    pub(crate) external: Vec<String>,
-    pub(crate) peers: Vec<String>,
-    pub(crate) mdns: bool,
-    pub(crate) data_listen: SocketAddr,
-    pub(crate) data_advertise: Option<String>,
-    pub(crate) data_encryption: Encryption,
-    pub(crate) labels: Vec<(String, String)>,
-    pub(crate) channels: Vec<(ChannelName, Vec<PublisherKey>)>,
-    /// Channels of which this node stays with one manifest, whatever is released.
-    pub(crate) overrides: Vec<(ChannelName, Override)>,
-    pub(crate) hold: Hold,
-    /// Whether updates of GPU memory wait on the GPU, where there is room.
-    pub(crate) shadow: bool,
-    pub(crate) twin_gpus: Vec<DeviceUuid>,
-    pub(crate) twin_gpu_bytes: u64,
-    /// What is copied out of GPUs for others, in a second; zero: nothing is.
-    pub(crate) gpu_upload_bytes_per_s: u64,
-    pub(crate) store: Option<PathBuf>,
-    pub(crate) store_bytes: Option<u64>,
-    pub(crate) memory_bytes: u64,
-    pub(crate) upload_bytes: u64,
-    pub(crate) upload_bytes_per_s: Option<u64>,
-    /// See [`aquifer_transport::TcpConfig::congestion`].
-    pub(crate) tcp_congestion: Option<String>,
-    /// Where agents of one machine meet; None: they send over TCP.
-    pub(crate) shm_dir: Option<PathBuf>,
-    /// None where it is off.
-    pub(crate) rdma: Option<RdmaOptions>,
-    pub(crate) socket: Option<PathBuf>,
-    pub(crate) state: Option<StateDir>,
-    pub(crate) publish: Option<Publish>,
-    pub(crate) pull: Option<Pull>,
-    pub(crate) record: Option<PathBuf>,
-    pub(crate) drain_grace: Duration,
-    /// Where it answers over HTTP, to be told.
-    pub(crate) http: Option<String>,
-    pub(crate) hooks: Vec<Hook>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Publish {
-    pub(crate) channel: ChannelName,
-    pub(crate) secret: PublisherSecret,
-    pub(crate) note: String,
-    /// Without its roster.
-    pub(crate) policy: Policy,
-    pub(crate) source: Arc<Published>,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct Pull {
-    pub(crate) what: PullWhat,
-    pub(crate) dir: PathBuf,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum PullWhat {
-    Channel(ChannelName),
-    Manifest(ManifestHash),
-}
 
 /// A started agent, seen from outside.
 #[derive(Debug)]
@@ -612,107 +531,6 @@ impl Agent {
             Output::Notice(notice) => self.on_notice(notice),
         }
         Ok(())
-    }
-
-    fn on_mesh(&mut self, event: MeshEvent) {
-        match event {
-            MeshEvent::Listening { address } => {
-                tracing::info!("mesh: listening on {address}");
-                if !self.local.addresses.contains(&address) {
-                    self.local.addresses.push(address);
-                }
-                self.local.data_endpoints =
-                    self.transports.endpoints().into_iter().chain([self.data_endpoint.clone()]).collect();
-                self.input(Input::Local(self.local.clone()));
-            }
-            MeshEvent::ListeningEnded { address } => {
-                self.local.addresses.retain(|a| *a != address);
-                self.input(Input::Local(self.local.clone()));
-            }
-            MeshEvent::Connected { node, address } => {
-                if let Some(address) = address {
-                    self.addresses.insert(node, address);
-                }
-                self.input(Input::Connected { node });
-                if !std::mem::replace(&mut self.lifecycle.joined, true) {
-                    self.tell_of_peer(Kind::Joined, &node, "");
-                }
-            }
-            MeshEvent::Disconnected { node } => {
-                self.grants.forget(&node);
-                self.access.remove(&node);
-                self.input(Input::Disconnected { node });
-            }
-            MeshEvent::Message { from, message } => {
-                if let PeerMessage::Grant { access, .. } = &message {
-                    self.access.insert(from, access.clone());
-                }
-                if matches!(message, PeerMessage::Snapshot { .. })
-                    && let Some(publication) = &mut self.publication
-                {
-                    (publication.heard_the_mesh, publication.may_decide) = (true, true);
-                }
-                self.input(Input::Message { from, message });
-            }
-            MeshEvent::Gossip { via, id, message } => {
-                self.publication.iter_mut().for_each(|publication| publication.may_decide = true);
-                self.next_token += 1;
-                let token = self.next_token;
-                self.tokens.insert(token, id);
-                self.input(Input::Gossip { via, token, message });
-            }
-            MeshEvent::Malformed { from, reason } => {
-                self.tell_once(format!("malformed {from}"), || {
-                    tracing::warn!("peer {from} sent what cannot be read: {reason}");
-                });
-            }
-            MeshEvent::Unreachable { target, reason } => tracing::debug!("mesh: {target}: {reason}"),
-        }
-    }
-
-    fn on_notice(&mut self, notice: Notice) {
-        match notice {
-            Notice::MemberJoined { node, name } => {
-                tracing::info!("{name} ({}) is in the mesh", node.short());
-                self.tell_of_peer(Kind::PeerJoined, &node, &name);
-            }
-            Notice::MemberLeft { node, name, said_goodbye } => {
-                let how = if said_goodbye { "goodbye" } else { "silence" };
-                match said_goodbye {
-                    true => tracing::info!("{name} ({}) left", node.short()),
-                    false => tracing::info!("{name} ({}) is not heard of any more", node.short()),
-                }
-                self.meters.members_left.with_label_values(&[how]).inc();
-                self.tell_of_peer(Kind::PeerLeft, &node, &format!("{name}: {how}"));
-                self.tally.forget(&node);
-            }
-            Notice::ReleaseRejected { via, rejection, detail } => {
-                tracing::warn!("a release brought by {} is refused ({rejection:?}): {detail}", via.short());
-            }
-            Notice::StatusRejected { via, detail } => {
-                self.tell_once(format!("status {via}"), || {
-                    tracing::warn!("a status record brought by {} is refused: {detail}", via.short());
-                });
-            }
-            Notice::PeerBlamed { node, manifest, chunk, avoid } => tracing::warn!(
-                "{} sent wrong bytes for chunk {chunk} of {}; it is not asked again for {avoid:?}",
-                node.short(),
-                manifest.short()
-            ),
-            Notice::PeerFailing { node, avoid } => {
-                tracing::info!("reading from {} failed; trying others for {avoid:?}", node.short());
-            }
-        }
-    }
-
-    fn verdict(&mut self, token: u64, verdict: Verdict) {
-        let Some(id) = self.tokens.remove(&token) else { return };
-        let verdict = match verdict {
-            Verdict::Accept => aquifer_mesh::Verdict::Accept,
-            Verdict::Ignore => aquifer_mesh::Verdict::Ignore,
-            Verdict::Reject => aquifer_mesh::Verdict::Reject,
-        };
-        self.mesh.verdict(id, verdict);
     }
 
     /// Runs `tell` the first time it is called with this `key`.

@@ -38,7 +38,7 @@ impl Meters {
         };
         Ok(Meters {
             phases: histogram("aquifer_phase_seconds", &["channel", "phase"], &PHASE_BUCKETS)?,
-            pauses: histogram("aquifer_engine_pause_seconds", &["channel"], &PAUSE_BUCKETS)?,
+            pauses: histogram("aquifer_engine_pause_seconds", &["channel", "engine"], &PAUSE_BUCKETS)?,
             check_failures: IntCounterVec::new(opts("aquifer_check_failures_total"), &["channel"])?,
             rollbacks: IntCounterVec::new(opts("aquifer_rollbacks_total"), &["channel"])?,
             members_left: IntCounterVec::new(opts("aquifer_members_left_total"), &["how"])?,
@@ -151,18 +151,26 @@ impl Agent {
     pub(super) fn measure_pause(&mut self, conn: ConnId) {
         let Some(entry) = self.sessions.get_mut(&conn) else { return };
         if let (Some(since), Some(channel)) = (entry.paused_at.take(), &entry.channel) {
-            self.meters.pauses.with_label_values(&[channel.as_str()]).observe(since.elapsed().as_secs_f64());
+            let pauses = self.meters.pauses.with_label_values(&[channel.as_str(), &entry.name]);
+            pauses.observe(since.elapsed().as_secs_f64());
         }
+    }
+
+    /// Engines come and go for months, each by a name of its own, perhaps.
+    pub(super) fn forget_pauses(&self, channel: &ChannelName, engine: &str) {
+        // One that never paused has none.
+        let _ = self.meters.pauses.remove_label_values(&[channel.as_str(), engine]);
     }
 
     /// Tells the brain how fast this node sends and gets.
     pub(super) fn measure_rates(&mut self) {
         let (_, out) = self.tally.clock(Instant::now());
-        let upload = self.limits.upload_bytes_per_s.unwrap_or(self.tally.peak_out);
+        let (peak_in, peak_out) = self.tally.peaks();
+        let upload = self.limits.upload_bytes_per_s.unwrap_or(peak_out);
         self.input(Input::Rates(Rates {
             upload_bytes_per_s: upload,
             uploading_bytes_per_s: out,
-            download_bytes_per_s: self.tally.peak_in,
+            download_bytes_per_s: peak_in,
         }));
     }
 

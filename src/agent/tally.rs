@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// A rate is that of so long. Long enough to be steady with chunks of 4 MiB, short enough to follow.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
+/// What a node can do shows in so long: a small release is over after that.
+const PEAK_WINDOW: Duration = Duration::from_secs(1);
 /// Most points kept of a window: one in each view.
 const POINTS_MAX: usize = 64;
 
@@ -33,9 +35,6 @@ pub(super) struct Tally {
     sources_gone: u64,
     rate_in: Rate,
     rate_out: Rate,
-    /// The most that was seen in a window.
-    pub(super) peak_in: u64,
-    pub(super) peak_out: u64,
 }
 
 impl Tally {
@@ -68,11 +67,14 @@ impl Tally {
 
     /// Takes the time, for the rates; and says what they are.
     pub(super) fn clock(&mut self, now: Instant) -> (u64, u64) {
-        let rate_in = self.rate_in.reach(now, self.received.values().sum());
-        let rate_out = self.rate_out.reach(now, self.sent.values().sum());
-        self.peak_in = self.peak_in.max(rate_in);
-        self.peak_out = self.peak_out.max(rate_out);
-        (rate_in, rate_out)
+        self.rate_in.reach(now, self.received.values().sum());
+        self.rate_out.reach(now, self.sent.values().sum());
+        self.rates()
+    }
+
+    /// The most that came, and went, within a second.
+    pub(super) fn peaks(&self) -> (u64, u64) {
+        (self.rate_in.peak, self.rate_out.peak)
     }
 
     pub(super) fn rates(&self) -> (u64, u64) {
@@ -90,26 +92,35 @@ impl Tally {
 struct Rate {
     points: VecDeque<(Instant, u64)>,
     bytes_per_s: u64,
+    /// The most in any [`PEAK_WINDOW`].
+    peak: u64,
 }
 
 impl Rate {
-    fn reach(&mut self, now: Instant, total: u64) -> u64 {
+    fn reach(&mut self, now: Instant, total: u64) {
         self.points.push_back((now, total));
         let old = |at: &Instant| now.duration_since(*at) > RATE_WINDOW;
         while self.points.len() > POINTS_MAX || (self.points.len() > 2 && self.points.get(1).is_some_and(|p| old(&p.0)))
         {
             self.points.pop_front();
         }
-        if let Some((at, before)) = self.points.front() {
-            let seconds = now.duration_since(*at).as_secs_f64();
-            // Of less time it would be a guess.
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
-            if seconds >= 0.5 {
-                self.bytes_per_s = (total.saturating_sub(*before) as f64 / seconds) as u64;
-            }
+        // Of less time it would be a guess.
+        let since = |(at, before): &(Instant, u64), least: Duration| {
+            let time = now.duration_since(*at);
+            (time >= least).then(|| per_second(total.saturating_sub(*before), time))
+        };
+        if let Some(rate) = self.points.front().and_then(|point| since(point, PEAK_WINDOW / 2)) {
+            self.bytes_per_s = rate;
         }
-        self.bytes_per_s
+        if let Some(rate) = self.points.iter().rev().find_map(|point| since(point, PEAK_WINDOW)) {
+            self.peak = self.peak.max(rate);
+        }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+fn per_second(bytes: u64, time: Duration) -> u64 {
+    (bytes as f64 / time.as_secs_f64()) as u64
 }
 
 #[cfg(test)]
@@ -127,7 +138,7 @@ mod tests {
         for step in 100..200 {
             rate.reach(at(step * 200), 19_800);
         }
-        assert_eq!(rate.bytes_per_s, 0);
+        assert_eq!((rate.bytes_per_s, rate.peak), (0, 1000));
         assert!(rate.points.len() <= POINTS_MAX);
     }
 

@@ -96,8 +96,8 @@ const METRICS: &[Metric] = &[
     metric(
         Kind::Histogram,
         "aquifer_engine_pause_seconds",
-        CHANNEL,
-        "From when an engine said that it has paused until it said that it serves again.",
+        &["channel", "engine"],
+        "From when an engine said that it has paused until it said that it serves again. Gone when the engine is.",
     ),
     metric(Kind::Counter, "aquifer_grants_total", &[], "Grants given to readers; each is of one chunk or more."),
     metric(Kind::Counter, "aquifer_leases_granted_total", &[], "Chunks lent to readers."),

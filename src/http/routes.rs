@@ -151,7 +151,7 @@ pub(super) async fn channels(State(agent): State<Handle>) -> Response {
 pub(super) async fn releases(State(agent): State<Handle>, Query(query): Query<ChannelQuery>) -> Response {
     match channel_of(&agent, query.channel) {
         Ok(channel) => answer(&agent, |reply| Ask::Releases { channel, reply }).await,
-        Err(refusal) => refusal,
+        Err(problem) => refusal(StatusCode::NOT_FOUND, problem),
     }
 }
 
@@ -161,7 +161,7 @@ pub(super) async fn releases(State(agent): State<Handle>, Query(query): Query<Ch
 pub(super) async fn swarm(State(agent): State<Handle>, Query(query): Query<ChannelQuery>) -> Response {
     match channel_of(&agent, query.channel) {
         Ok(channel) => answer(&agent, |reply| Ask::Swarm { channel, reply }).await,
-        Err(refusal) => refusal,
+        Err(problem) => refusal(StatusCode::NOT_FOUND, problem),
     }
 }
 
@@ -172,7 +172,7 @@ pub(super) async fn autoscale(State(agent): State<Handle>, Query(query): Query<A
     let nodes = query.nodes.unwrap_or(1).min(NODES_MAX);
     match channel_of(&agent, query.channel) {
         Ok(channel) => answer(&agent, |reply| Ask::Autoscale { channel, nodes, reply }).await,
-        Err(refusal) => refusal,
+        Err(problem) => refusal(StatusCode::NOT_FOUND, problem),
     }
 }
 
@@ -199,7 +199,7 @@ pub(super) async fn drain(State(agent): State<Handle>, body: axum::body::Bytes) 
 }
 
 /// The channel that is asked about: the one named, or the only one.
-fn channel_of(agent: &Handle, asked: Option<String>) -> Result<aquifer_core::ChannelName, Response> {
+fn channel_of(agent: &Handle, asked: Option<String>) -> Result<aquifer_core::ChannelName, String> {
     let view = agent.view.borrow();
     let known: Vec<&str> = view.channels.iter().map(|c| c.channel.as_str()).collect();
     let named = match (asked.as_deref(), known.as_slice()) {
@@ -210,7 +210,7 @@ fn channel_of(agent: &Handle, asked: Option<String>) -> Result<aquifer_core::Cha
     named.and_then(|name| name.parse().ok()).ok_or_else(|| {
         let asked =
             asked.as_deref().map_or("name one with ?channel=".to_string(), |a| format!("'{a}' is not followed"));
-        refusal(StatusCode::NOT_FOUND, format!("{asked}; this agent follows: {}", known.join(", ")))
+        format!("{asked}; this agent follows: {}", known.join(", "))
     })
 }
 

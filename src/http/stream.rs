@@ -2,10 +2,11 @@
 
 use crate::agent::Handle;
 use crate::agent::lifecycle::Happening;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -14,17 +15,28 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use utoipa::IntoParams;
 
 /// Proxies close what is silent for a minute.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct EventsQuery {
+    /// Begin with the last so many events; not used with `Last-Event-ID`.
+    last: Option<usize>,
+}
+
 /// Every event of this node from now on, one JSON object each; with `Last-Event-ID` also what came after that one, of
-/// the last 1,024. A listener that is too slow for what happens misses events, and sees it by `seq`.
-#[utoipa::path(get, path = "/v1/events",
+/// the last 1,024, and with `last` so many of those that were. A listener that is too slow for what happens misses events, and sees it by `seq`.
+#[utoipa::path(get, path = "/v1/events", params(EventsQuery),
     responses((status = 200, content_type = "text/event-stream", body = Happening)))]
-pub(super) async fn events(State(agent): State<Handle>, headers: HeaderMap) -> Response {
+pub(super) async fn events(
+    State(agent): State<Handle>,
+    Query(query): Query<EventsQuery>,
+    headers: HeaderMap,
+) -> Response {
     let after = headers.get("last-event-id").and_then(|id| id.to_str().ok());
-    let (missed, next) = agent.events.listen(after);
+    let (missed, next) = agent.events.listen(after, query.last.unwrap_or(0));
     let stream = Listening::new(missed.into(), next);
     Sse::new(stream).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }

@@ -33,11 +33,15 @@ LABELS_OF_PROMETHEUS = {"job", "instance", "le", "node", "namespace"}
 #: Seconds of --drain-grace.
 DRAIN_GRACE_S = 25
 #: Keys that Grafana reads and its SDK does not know.
-UNKNOWN_TO_SDK = re.compile(r"^/(annotations/list/\d+/(builtIn|titleFormat|textFormat|step)|templating/list/\d+/definition)$")
+UNKNOWN_TO_SDK = re.compile(
+    r"^/(annotations/list/\d+/(builtIn|titleFormat|textFormat|step)|templating/list/\d+/definition)$"
+)
 
 
 def run(command, **more):
-    return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more
+    )
 
 
 def missing(*programs):
@@ -57,7 +61,9 @@ def schema_problems(schema, value, what):
 
 
 def yaml_problems(deploy):
-    done = run([sys.executable, "-m", "yamllint", "-s", "-f", "parsable", "-c", os.path.join(HERE, "yamllint.yaml"), deploy])
+    done = run(
+        [sys.executable, "-m", "yamllint", "-s", "-f", "parsable", "-c", os.path.join(HERE, "yamllint.yaml"), deploy]
+    )
     return done.stdout.splitlines() if done.returncode else []
 
 
@@ -93,7 +99,11 @@ def option_problems(deploy):
                     problems.append(f"{path}: {variable}: the program has no such option")
             for line in text.splitlines():
                 if re.match(r"ExecStart=/usr/bin/aquifer", line):
-                    problems += [f"{path}: {flag}: no such option" for flag in re.findall(r"--[a-z-]+", line) if flag not in known]
+                    problems += [
+                        f"{path}: {flag}: no such option"
+                        for flag in re.findall(r"--[a-z-]+", line)
+                        if flag not in known
+                    ]
             if name.endswith(".toml"):
                 keys = re.findall(r"^([a-z-]+) *=", text, re.MULTILINE)
                 problems += [f"{path}: {key}: no such option" for key in keys if f"--{key}" not in known]
@@ -113,7 +123,9 @@ def http_problems(deploy):
             path = os.path.join(directory, name)
             with open(path) as file:
                 content = file.read()
-            asked = re.findall(r'httpGet: \{.*?path: "?(/[^",? }]*)', content) + re.findall(r":7404(/[^? \n]*)", content)
+            asked = re.findall(r'httpGet: \{.*?path: "?(/[^",? }]*)', content) + re.findall(
+                r":7404(/[^? \n]*)", content
+            )
             problems += [f"{path}: the agent has no {one}" for one in asked if one not in paths]
             fields = re.findall(r"valueLocation: (\w+)", content)
             problems += [f"{path}: no answer has {field}" for field in fields if f'"{field}"' not in text]
@@ -177,8 +189,11 @@ def prometheus_problems(deploy):
         rest = os.path.join(place, "prometheus.yml")
         with open(rest, "w") as out:
             yaml.safe_dump(config, out)
-        for command in (["check", "config", rest], ["check", "rules", "--lint=all", "--lint-fatal", os.path.join(source, "rules.yml")],
-                        ["test", "rules", os.path.join(source, "rules.test.yml")]):
+        for command in (
+            ["check", "config", rest],
+            ["check", "rules", "--lint=all", "--lint-fatal", os.path.join(source, "rules.yml")],
+            ["test", "rules", os.path.join(source, "rules.test.yml")],
+        ):
             done = run(["promtool", *command])
             if done.returncode:
                 problems.append(f"promtool {' '.join(command[:2])}: {done.stdout[-1500:]}")
@@ -186,14 +201,21 @@ def prometheus_problems(deploy):
 
 
 KUBERNETES_SD = {
-    "type": "object", "required": ["role"], "additionalProperties": False,
+    "type": "object",
+    "required": ["role"],
+    "additionalProperties": False,
     "properties": {
         "role": {"enum": ["pod", "node", "service", "endpoints", "endpointslice", "ingress"]},
         "namespaces": {"type": "object"},
-        "selectors": {"type": "array", "items": {
-            "type": "object", "required": ["role"], "additionalProperties": False,
-            "properties": {"role": {"type": "string"}, "label": {"type": "string"}, "field": {"type": "string"}},
-        }},
+        "selectors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["role"],
+                "additionalProperties": False,
+                "properties": {"role": {"type": "string"}, "label": {"type": "string"}, "field": {"type": "string"}},
+            },
+        },
     },
 }
 
@@ -212,7 +234,9 @@ def alert_problems(deploy):
 
     with open(os.path.join(deploy, "prometheus", "rules.test.yml")) as file:
         tests = yaml.safe_load(file)["tests"]
-    tried = [(case["alertname"], bool(case.get("exp_alerts"))) for test in tests for case in test.get("alert_rule_test", [])]
+    tried = [
+        (case["alertname"], bool(case.get("exp_alerts"))) for test in tests for case in test.get("alert_rule_test", [])
+    ]
     problems = []
     for name, rule in alerts(deploy).items():
         if rule.get("labels", {}).get("severity") not in ("warning", "critical"):
@@ -225,7 +249,11 @@ def alert_problems(deploy):
             with open(RUNBOOK) as file:
                 if not re.search(rf"^#+ {name}$", file.read(), re.MULTILINE):
                     problems.append(f"{name}: docs/operate.md has no heading of that name")
-        problems += [f"{name}: never shown to {'fire' if fires else 'be silent'}" for fires in (True, False) if (name, fires) not in tried]
+        problems += [
+            f"{name}: never shown to {'fire' if fires else 'be silent'}"
+            for fires in (True, False)
+            if (name, fires) not in tried
+        ]
     return problems
 
 
@@ -287,7 +315,9 @@ def metric_problems(deploy):
         by = {label.strip() for labels_ in grouped for label in labels_.split(",")} - {""}
         # vLLM's own metrics may have what labels they like.
         if named and "vllm" not in expr:
-            problems += [f"{where}: nothing there has the label {label}" for label in sorted(by - labels - LABELS_OF_PROMETHEUS)]
+            problems += [
+                f"{where}: nothing there has the label {label}" for label in sorted(by - labels - LABELS_OF_PROMETHEUS)
+            ]
     return problems
 
 
@@ -399,7 +429,9 @@ def kubernetes_problems(deploy, overlay):
     names = {(one["kind"], one["metadata"]["name"]) for one in objects}
     for workload in (one for one in objects if one["kind"] in ("DaemonSet", "Deployment")):
         problems += [f"{overlay}: {workload['metadata']['name']}: {p}" for p in workload_problems(workload, names)]
-    labels = [one["spec"]["template"]["metadata"]["labels"] for one in objects if one["kind"] in ("DaemonSet", "Deployment")]
+    labels = [
+        one["spec"]["template"]["metadata"]["labels"] for one in objects if one["kind"] in ("DaemonSet", "Deployment")
+    ]
     for one in objects:
         selector = {
             "Service": lambda spec: spec["selector"],
@@ -436,7 +468,10 @@ def formula_problems(scaled, what):
     if formula is None:
         return []
     words = set(re.findall(r"[a-z]\w*", formula)) - {"min", "max"}
-    return [f"{what}: the formula names {word}, which is no trigger" for word in sorted(words - {t.get("name") for t in scaled["spec"]["triggers"]})]
+    return [
+        f"{what}: the formula names {word}, which is no trigger"
+        for word in sorted(words - {t.get("name") for t in scaled["spec"]["triggers"]})
+    ]
 
 
 def workload_problems(workload, names):
@@ -512,7 +547,7 @@ def container_file_problems(deploy):
     problems = done.stdout.splitlines() if done.returncode else []
     with open(path) as file:
         text = file.read()
-    last = text[text.rindex("\nFROM "):]
+    last = text[text.rindex("\nFROM ") :]
     if not re.search(r"^USER [1-9][0-9]*:[1-9][0-9]*$", last, re.MULTILINE):
         problems.append("the image does not run as a user that is not root, by number")
     for line in ("STOPSIGNAL SIGTERM", 'ENTRYPOINT ["/usr/bin/aquifer"]'):

@@ -1,6 +1,6 @@
 """deploy/ as it is has nothing wrong with it, and each check finds the mistake that it is for.
 
-    python3 -m unittest discover -v -s tests/deploy -t tests/deploy
+python3 -m unittest discover -v -s tests/deploy -t tests/deploy
 """
 
 import os
@@ -55,7 +55,9 @@ class Yaml(Deploy):
         self.clean(checks.yaml_problems(checks.DEPLOY))
 
     def test_a_key_that_is_there_twice_is_found(self):
-        tree = self.planted("kubernetes/base/service.yaml", "  clusterIP: None\n", "  clusterIP: None\n  clusterIP: None\n")
+        tree = self.planted(
+            "kubernetes/base/service.yaml", "  clusterIP: None\n", "  clusterIP: None\n  clusterIP: None\n"
+        )
         self.found(checks.yaml_problems(tree), "duplication")
 
 
@@ -82,7 +84,9 @@ class Http(Deploy):
         self.found(checks.http_problems(tree), "the agent has no /health$")
         tree = self.planted("kubernetes/overlays/keda/scaledobject.yaml", "/v1/autoscale", "/v1/scale")
         self.found(checks.http_problems(tree), "the agent has no /v1/scale")
-        tree = self.planted("kubernetes/overlays/keda/scaledobject.yaml", "valueLocation: ready_replicas", "valueLocation: ready_nodes")
+        tree = self.planted(
+            "kubernetes/overlays/keda/scaledobject.yaml", "valueLocation: ready_replicas", "valueLocation: ready_nodes"
+        )
         self.found(checks.http_problems(tree), "no answer has ready_nodes")
 
 
@@ -131,13 +135,15 @@ class Prometheus(Deploy):
         self.found(checks.prometheus_problems(tree), "AquiferNotReady")
 
     def test_a_query_that_is_none_is_found(self):
-        tree = self.planted(self.RULES, "up{job=\"aquifer\"} == 0", "up{job=\"aquifer\" == 0")
+        tree = self.planted(self.RULES, 'up{job="aquifer"} == 0', 'up{job="aquifer" == 0')
         self.found(checks.prometheus_problems(tree), "promtool")
 
     def test_a_field_that_is_none_is_found(self):
         tree = self.planted("prometheus/scrape.yml", "refresh_interval", "refresh_every")
         self.found(checks.prometheus_problems(tree), "refresh_every")
-        tree = self.planted("prometheus/scrape.yml", "- role: pod\n        selectors", "- roles: pod\n        selectors")
+        tree = self.planted(
+            "prometheus/scrape.yml", "- role: pod\n        selectors", "- roles: pod\n        selectors"
+        )
         self.found(checks.prometheus_problems(tree), "roles")
 
     def test_an_alert_without_words_or_test_is_found(self):
@@ -148,8 +154,10 @@ class Prometheus(Deploy):
 
     def test_the_contract_is_kept(self):
         """Those that docs and runbooks speak of."""
-        names = ("AgentDown NotReady ReleaseLag HydrationStalled CorruptChunks ReleaseRejected CheckFailed NoPeers"
-                 " HookBacklog StoreFull ChannelProblem DrainStuck")
+        names = (
+            "AgentDown NotReady ReleaseLag HydrationStalled CorruptChunks ReleaseRejected CheckFailed NoPeers"
+            " HookBacklog StoreFull ChannelProblem DrainStuck"
+        )
         self.assertEqual(set(checks.alerts(checks.DEPLOY)), {f"Aquifer{name}" for name in names.split()})
 
 
@@ -249,13 +257,27 @@ class Kubernetes(Deploy):
                 self.found_in("base", self.DAEMONSET, old, new, pattern)
 
     def test_a_service_that_selects_nobody_is_found(self):
-        self.found_in("base", "kubernetes/base/service.yaml", "    app.kubernetes.io/name: aquifer\n  ports", "    app: aquifer\n  ports", "selects no pod")
+        self.found_in(
+            "base",
+            "kubernetes/base/service.yaml",
+            "    app.kubernetes.io/name: aquifer\n  ports",
+            "    app: aquifer\n  ports",
+            "selects no pod",
+        )
 
     def test_a_capability_that_would_not_be_had_is_found(self):
-        self.found_in("overlays/rdma", "kubernetes/overlays/rdma/daemonset.yaml", "runAsUser: 0\n", "runAsUser: 10001\n", "who does not get them")
+        self.found_in(
+            "overlays/rdma",
+            "kubernetes/overlays/rdma/daemonset.yaml",
+            "runAsUser: 0\n",
+            "runAsUser: 10001\n",
+            "who does not get them",
+        )
 
     def test_a_sidecar_that_is_none_is_found(self):
-        self.found_in("overlays/sidecar", self.SIDECAR, "restartPolicy: Always", "restartPolicy: Sometimes", "neither a sidecar")
+        self.found_in(
+            "overlays/sidecar", self.SIDECAR, "restartPolicy: Always", "restartPolicy: Sometimes", "neither a sidecar"
+        )
 
     def test_what_keda_would_refuse_is_found(self):
         scaled = "kubernetes/overlays/keda/scaledobject.yaml"

@@ -102,7 +102,7 @@ class Http(fleet.Fleet):
         self.assertEqual(value("served_release_sequence", channel=CHANNEL), 2)
         self.assertEqual(value("release_lag_seconds", channel=CHANNEL), 0)
         self.assertEqual(value("phase_seconds_count", channel=CHANNEL, phase="ready"), 2)
-        self.assertEqual(value("engine_pause_seconds_count", channel=CHANNEL), 1)
+        self.assertEqual(value("engine_pause_seconds_count", channel=CHANNEL, engine="engine"), 1)
         self.assertEqual(value("chunks_verified_total"), view["traffic"]["chunks_verified"])
         received = sum(metrics["aquifer_received_bytes_total"].values())
         self.assertEqual(received, view["traffic"]["bytes_in"])
@@ -125,6 +125,8 @@ class Http(fleet.Fleet):
         self.assertEqual([e["seq"] for e in seen], list(range(seen[0]["seq"], seen[0]["seq"] + len(seen))))
         with web.events(last=seen[0]["id"]) as events:
             self.assertEqual(next(events)[2], seen[1])
+        with web.events(count=1) as events:
+            self.assertEqual(next(events)[2], seen[-1])
 
     def test_only_who_has_the_token_makes_it_leave(self):
         self.options = ("--http-token", self.token())

@@ -59,10 +59,10 @@ class Web:
         return found
 
     @contextlib.contextmanager
-    def events(self, last=None):
+    def events(self, last=None, count=0):
         """An open ``/v1/events``: an iterator over events as ``(kind, id, data)``."""
         connection = http.client.HTTPConnection(self.address, timeout=PATIENCE)
-        connection.request("GET", "/v1/events", headers={"Last-Event-ID": last} if last else {})
+        connection.request("GET", f"/v1/events?last={count}", headers={"Last-Event-ID": last} if last else {})
         answer = connection.getresponse()
         if answer.status != 200:
             raise Failure(f"/v1/events: {answer.status}")

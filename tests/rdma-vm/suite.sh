@@ -66,6 +66,9 @@ doctor() {
   said=$("$PROGRAM" doctor) && echo "$said" && grep -q '10.77.0.1 (RoCE v2)   <- used' <<<"$said"
 }
 
+# Under a real systemd, with its devices allowed by name and memory to lock without a limit.
+unit() { python3 "$(dirname "$0")/../systemd/rdma.py" "$PROGRAM"; }
+
 # A test program of cargo's, and what of it to run.
 tests() {
   echo "== ${1##*/}"
@@ -86,6 +89,7 @@ done
 check "the demo's mesh over RDMA" demo
 check "too little memory may be locked: over TCP, and said" memlock
 check "the doctor sees the devices" doctor
+check "the systemd unit has devices by its drop-in, and none without" unit
 # Soft-RoCE that waits in vain for what was not given back warns of it.
 if dmesg | grep -E 'WARNING: .*rxe|BUG:'; then echo "the kernel complained"; failed=1; fi
 exit $failed

@@ -28,7 +28,7 @@ set -e
 mount --make-rprivate /
 mkdir "$1/cgroup"; mount -t cgroup2 cgroup2 "$1/cgroup"
 mkdir "$1/cgroup/$2"; echo $$ > "$1/cgroup/$2/cgroup.procs"
-exec unshare --fork --kill-child --pid --mount --uts --ipc --net --cgroup bash -c "$3" inner "$1" "$4"
+exec unshare --fork --kill-child --pid --mount --uts --ipc --cgroup ${5-} bash -c "$3" inner "$1" "$4"
 """
 
 INNER = r"""
@@ -43,6 +43,7 @@ mount -t tmpfs -o mode=755 tmpfs run; mount -t tmpfs -o mode=1777 tmpfs tmp; mou
 for node in null zero full random urandom tty; do touch dev/$node; mount --bind /dev/$node dev/$node; done
 mkdir dev/shm dev/pts; mount -t tmpfs -o mode=1777 tmpfs dev/shm
 mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts; ln -s pts/ptmx dev/ptmx; ln -s /proc/self/fd dev/fd
+[ ! -d /dev/infiniband ] || cp -a /dev/infiniband dev/
 ip link set lo up
 hostname aquifer-guest
 # Nothing of this machine's own services: the agent's unit, and what every unit stands on.
@@ -80,9 +81,10 @@ def missing():
 
 
 class Guest:
-    """`files` are copied in before it boots: path inside -> (path here or text as bytes, mode)."""
+    """`files` are copied in before it boots: path inside -> (path here or text as bytes, mode). RDMA devices work in
+    their own network alone, so who wants them has the guest share this machine's."""
 
-    def __init__(self, files):
+    def __init__(self, files, own_network=True):
         self.directory = tempfile.mkdtemp(prefix="aquifer-systemd.")
         self.shared = os.path.join(self.directory, "shared")
         self.group = os.path.basename(self.directory)
@@ -100,8 +102,12 @@ class Guest:
             os.chmod(place, mode)
         with open(os.path.join(self.directory, "errors"), "wb") as errors:
             self.process = subprocess.Popen(
-                ["unshare", "--mount", "bash", "-c", OUTER, "outer", self.directory, self.group, INNER, SYSTEMD],
-                stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, preexec_fn=end_with_parent,
+                ["unshare", "--mount", "bash", "-c", OUTER, "outer", self.directory, self.group, INNER, SYSTEMD]
+                + (["--net"] if own_network else []),
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                preexec_fn=end_with_parent,
             )
         try:
             self._boot()
@@ -116,7 +122,10 @@ class Guest:
                 raise RuntimeError(f"the guest ended: {self.errors()}")
             self.init = self._init()
             # It answers as soon as it can be asked, and then waits for the end of the boot.
-            if self.init and self.run("systemctl", "is-system-running", "--wait").stdout.strip() in ("running", "degraded"):
+            if self.init and self.run("systemctl", "is-system-running", "--wait").stdout.strip() in (
+                "running",
+                "degraded",
+            ):
                 return
             time.sleep(POLL_S)
         raise RuntimeError(f"the guest did not boot in {BOOT_S} s: {self.errors()}")
@@ -136,7 +145,11 @@ class Guest:
 
     def run(self, *command, check=False, timeout=COMMAND_S):
         done = subprocess.run(
-            self.command(*command), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
+            self.command(*command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         if check and done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
@@ -168,6 +181,11 @@ class Guest:
         )
         place = os.path.join(self.directory, "cgroup")
         os.makedirs(place, exist_ok=True)
-        subprocess.run(["unshare", "--mount", "bash", "-c", remove, "remove", place, self.group], check=False,
-                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            ["unshare", "--mount", "bash", "-c", remove, "remove", place, self.group],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         shutil.rmtree(self.directory, ignore_errors=True)

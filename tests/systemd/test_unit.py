@@ -1,6 +1,6 @@
 """The agent under deploy/systemd/aquifer.service, as a real systemd runs it.
 
-    AQUIFER_BIN=target/release/aquifer python3 -m unittest discover -v -s tests/systemd -t tests/systemd
+AQUIFER_BIN=target/release/aquifer python3 -m unittest discover -v -s tests/systemd -t tests/systemd
 """
 
 import json
@@ -23,6 +23,7 @@ PATIENCE_S = 60
 POLL_S = 0.05
 #: In place of the unit's 30 s, so that nobody has to wait for that long.
 WATCHDOG_S = 5
+TOKEN = "tip-top-secret-token-of-tests"
 #: The publisher's ports in the guest; the agent has the usual ones.
 PUBLISHER = ("--listen", "127.0.0.1:7501", "--data-listen", "127.0.0.1:7502", "--rdma", "off", "--mdns", "false")
 WHY_NOT = guest.missing() or (None if os.path.exists(PROGRAM) else f"{PROGRAM} is not built")
@@ -54,19 +55,23 @@ class Unit(unittest.TestCase):
         mesh, _ = keygen(place, "mesh")
         publisher, said = keygen(place, "publisher", "--json")
         public = json.loads(said)["public"]
-        config = f'channel = ["{CHANNEL}"]\ntrust = ["{public}"]\npeer = ["127.0.0.1:7501"]\nhold = "all"\nmdns = false\n'
+        config = (
+            f'channel = ["{CHANNEL}"]\ntrust = ["{public}"]\npeer = ["127.0.0.1:7501"]\nhold = "all"\nmdns = false\n'
+        )
         config += 'hook = ["cat >> /var/lib/aquifer/events"]\n'
         unit = os.path.join(guest.UNITS, "aquifer.service")
         drop_in = f"[Service]\nWatchdogSec={WATCHDOG_S}\n".encode()
-        cls.guest = guest.Guest({
-            "/usr/bin/aquifer": (PROGRAM, 0o755),
-            "/etc/systemd/system/aquifer.service": (unit, 0o644),
-            "/etc/systemd/system/aquifer.service.d/test.conf": (drop_in, 0o644),
-            "/etc/systemd/system/silent.service": (silent(unit), 0o644),
-            "/usr/lib/sysusers.d/aquifer.conf": (os.path.join(guest.UNITS, "aquifer.sysusers.conf"), 0o644),
-            "/etc/aquifer/mesh.key": (mesh, 0o600),
-            "/etc/aquifer/aquifer.toml": (config.encode(), 0o644),
-        })
+        cls.guest = guest.Guest(
+            {
+                "/usr/bin/aquifer": (PROGRAM, 0o755),
+                "/etc/systemd/system/aquifer.service": (unit, 0o644),
+                "/etc/systemd/system/aquifer.service.d/test.conf": (drop_in, 0o644),
+                "/etc/systemd/system/silent.service": (silent(unit), 0o644),
+                "/usr/lib/sysusers.d/aquifer.conf": (os.path.join(guest.UNITS, "aquifer.sysusers.conf"), 0o644),
+                "/etc/aquifer/mesh.key": (mesh, 0o600),
+                "/etc/aquifer/aquifer.toml": (config.encode(), 0o644),
+            }
+        )
         cls.addClassCleanup(cls.guest.close)
         os.rename(publisher, os.path.join(cls.guest.shared, "publisher.key"))
         checkpoint(os.path.join(cls.guest.shared, "model.safetensors"))
@@ -130,9 +135,19 @@ class Unit(unittest.TestCase):
 
     def test_weights_come_and_engines_of_its_user_get_them(self):
         publish = self.guest.start(
-            "aquifer", "publish", "--channel", CHANNEL, "--publisher-key", "/outside/publisher.key",
-            "--mesh-key", "/etc/aquifer/mesh.key", *PUBLISHER, "/outside/model.safetensors",
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            "aquifer",
+            "publish",
+            "--channel",
+            CHANNEL,
+            "--publisher-key",
+            "/outside/publisher.key",
+            "--mesh-key",
+            "/etc/aquifer/mesh.key",
+            *PUBLISHER,
+            "/outside/model.safetensors",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         self.addCleanup(end, publish)
 
@@ -142,10 +157,27 @@ class Unit(unittest.TestCase):
             return channel["bytes_have"] == channel["bytes_wanted"] > 0 and channel["checkpoint_bytes"] >= 8 << 20
 
         self.await_("the release", whole)
-        engine = ("timeout", str(PATIENCE_S), "aquifer", "demo-engine", "--socket", SOCKET, "--channel", CHANNEL, "--name", "e")
+        engine = (
+            "timeout",
+            str(PATIENCE_S),
+            "aquifer",
+            "demo-engine",
+            "--socket",
+            SOCKET,
+            "--channel",
+            CHANNEL,
+            "--name",
+            "e",
+        )
         with self.guest.start(
-            "setpriv", "--reuid=aquifer", "--regid=aquifer", "--clear-groups", *engine,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            "setpriv",
+            "--reuid=aquifer",
+            "--regid=aquifer",
+            "--clear-groups",
+            *engine,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         ) as process:
             self.addCleanup(end, process)
             events = (json.loads(line)["event"] for line in process.stdout)
@@ -171,12 +203,15 @@ class Unit(unittest.TestCase):
         """Status and body of the agent's HTTP, from inside."""
         script = (
             "import sys, urllib.request as u, urllib.error as e\n"
-            "r = u.Request(sys.argv[1], method=sys.argv[2], headers=dict([sys.argv[3].split(': ')] if sys.argv[3:] else []))\n"
+            "headers = dict(h.split(': ') for h in sys.argv[3:])\n"
+            "r = u.Request(sys.argv[1], method=sys.argv[2], headers=headers)\n"
             "try: a = u.urlopen(r, timeout=20)\n"
             "except e.HTTPError as error: a = error\n"
             "print(a.status); print(a.read().decode())"
         )
-        said = self.guest.run("/usr/bin/python3", "-c", script, f"http://127.0.0.1:7404{path}", *(options or ("GET",)), check=True)
+        said = self.guest.run(
+            "/usr/bin/python3", "-c", script, f"http://127.0.0.1:7404{path}", *(options or ("GET",)), check=True
+        )
         status, body = said.stdout.split("\n", 1)
         return int(status), body
 
@@ -196,7 +231,12 @@ class Unit(unittest.TestCase):
         example = os.path.join(guest.UNITS, "aquifer.service.d", "http-token.conf.example")
         shutil.copy(example, os.path.join(self.guest.shared, "http-token.conf"))
         drop_in = "/etc/systemd/system/aquifer.service.d/http-token.conf"
-        self.guest.run("bash", "-c", f"umask 077; echo tip-top-secret-token-of-tests > /etc/aquifer/http.token; cp /outside/http-token.conf {drop_in}", check=True)
+        self.guest.run(
+            "bash",
+            "-c",
+            f"umask 077; echo {TOKEN} > /etc/aquifer/http.token; cp /outside/http-token.conf {drop_in}",
+            check=True,
+        )
         self.guest.run("systemctl", "daemon-reload", check=True)
 
         def undo():
@@ -207,7 +247,7 @@ class Unit(unittest.TestCase):
         self.guest.run("systemctl", "restart", "aquifer", check=True)
         status, _ = self.ask("/v1/drain", "POST", "Authorization: Bearer another")
         self.assertIn(status, (401, 403))
-        status, _ = self.ask("/v1/drain", "POST", "Authorization: Bearer tip-top-secret-token-of-tests")
+        status, _ = self.ask("/v1/drain", "POST", f"Authorization: Bearer {TOKEN}")
         self.assertEqual(status, 202)
         self.await_("the agent's end", lambda: self.shown("ActiveState")["ActiveState"] == "inactive")
         self.assertEqual(self.shown("Result")["Result"], "success")
@@ -215,7 +255,10 @@ class Unit(unittest.TestCase):
 
     def test_it_runs_confined(self):
         pid = self.shown("MainPID")["MainPID"]
-        status = dict(line.split(":\t", 1) for line in self.guest.run("cat", f"/proc/{pid}/status", check=True).stdout.splitlines())
+        status = dict(
+            line.split(":\t", 1)
+            for line in self.guest.run("cat", f"/proc/{pid}/status", check=True).stdout.splitlines()
+        )
         self.assertEqual((status["NoNewPrivs"], status["Seccomp"]), ("1", "2"))
         self.assertEqual({int(status[kind], 16) for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}, {0})
         uid = self.guest.run("id", "-u", "aquifer", check=True).stdout.strip()

@@ -92,6 +92,8 @@ impl Ci {
         }
         let args = ["--nodes", "5", "--mbit", "50", "--mib", "16", "--runs", "1", "--kill", "1"];
         self.step("a swarm over shaped links", &mut netns::command(args.map(str::to_string)))?;
+        let args = ["--ready", "2", "--storm", "4", "--mbit", "50", "--mib", "8", "--runs", "1"];
+        self.step("new nodes that know a DNS name", &mut netns::storm(args.map(str::to_string)))?;
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! What is in `deploy/`: units, manifests, rules, the dashboard, the image. Checked with the programs that will read
 //! them, and the unit by a real systemd that runs the program.
 
+use crate::apt;
 use crate::run::{Totals, count_unittest, program, root, show, target};
 use anyhow::Result;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A program that the checks run, and the Debian package that brings it.
@@ -12,7 +13,7 @@ const PROGRAMS: [(&str, &str); 3] =
 
 /// Installs what it lacks and runs the tests; those that need what cannot be had are skipped, and say so.
 pub(crate) fn run() -> Result<Totals> {
-    programs()?;
+    apt::programs(&PROGRAMS)?;
     let packages = packages()?;
     let mut totals = Totals::default();
     for dir in ["tests/deploy", "tests/systemd"] {
@@ -25,28 +26,6 @@ pub(crate) fn run() -> Result<Totals> {
         totals.add(Totals { failed: counted.failed + unsaid, ..counted });
     }
     Ok(totals)
-}
-
-/// With apt, where the machine lets us.
-fn programs() -> Result<()> {
-    let here = |program: &str| Command::new("which").arg(program).output().is_ok_and(|o| o.status.success());
-    let lacking: Vec<&str> = PROGRAMS.iter().filter(|(name, _)| !here(name)).map(|(_, package)| *package).collect();
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    if !crate::netns::is_root() || !Path::new("/usr/bin/apt-get").exists() {
-        println!("not installing {lacking:?}: that needs root and apt");
-        return Ok(());
-    }
-    for words in [&["update", "-qq"][..], &["install", "-y", "-qq", "--no-install-recommends"]] {
-        let mut apt = Command::new("apt-get");
-        apt.args(words).env("DEBIAN_FRONTEND", "noninteractive");
-        if words.contains(&"install") {
-            apt.args(&lacking);
-        }
-        show(&format!("apt-get {}", words.join(" ")), &mut apt)?;
-    }
-    Ok(())
 }
 
 /// The directory of the Python packages that the checks import; made once for each list of them.

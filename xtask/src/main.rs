@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "a command for people")]
 
+mod apt;
 mod ci;
 mod crates;
 mod deploy;

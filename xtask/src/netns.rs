@@ -15,8 +15,17 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result<bool> {
 
 /// Runs `tests/netns/swarm.py` on the program as it was built last.
 pub(crate) fn command(args: impl IntoIterator<Item = String>) -> Command {
+    script("tests/netns/swarm.py", args)
+}
+
+/// The same of `tests/netns/storm.py`.
+pub(crate) fn storm(args: impl IntoIterator<Item = String>) -> Command {
+    script("tests/netns/storm.py", args)
+}
+
+fn script(path: &str, args: impl IntoIterator<Item = String>) -> Command {
     let mut command = Command::new("python3");
-    command.arg(root().join("tests/netns/swarm.py")).arg("--program").arg(program()).args(args);
+    command.arg(root().join(path)).arg("--program").arg(program()).args(args);
     command
 }
 

@@ -10,7 +10,11 @@ const COLUMNS: usize = 80;
 
 pub(super) fn of(view: &View) -> String {
     let mut picture = Picture::default();
-    let ready = if view.is_ready() { "ready" } else { "not ready" };
+    let ready = match (view.draining, view.is_ready()) {
+        (true, _) => "draining",
+        (false, true) => "ready",
+        (false, false) => "not ready",
+    };
     picture.row(
         0,
         [
@@ -20,6 +24,13 @@ pub(super) fn of(view: &View) -> String {
             ready.into(),
         ],
     );
+    if !view.is_ready() && !view.readiness.reason.is_empty() {
+        let left = view.readiness.eta_seconds.map(|seconds| format!("about {} left", units::seconds(seconds)));
+        picture.row(2, [plain(&view.readiness.reason)].into_iter().chain(left));
+    }
+    if let Some(address) = &view.http {
+        picture.row(2, [format!("http://{}", plain(address))]);
+    }
     for channel in &view.channels {
         picture.gap();
         picture.channel(channel);

@@ -28,7 +28,7 @@ impl Node {
             }
             return;
         }
-        if self.drain.is_some() {
+        if self.drain.is_some() && !ask.wanted.is_empty() {
             return self.refuse(from, manifest, Refusal::Draining);
         }
         if let Some(refusal) = self.early_asks.on_ask(now, from, manifest, ask) {

@@ -190,14 +190,12 @@ fn who_drains_says_so_asks_nobody_and_is_done_once() {
     assert!(!refused(&mut node), "nobody else has the first");
     assert_eq!(node.drain_progress().map(|p| p.leased_bytes), Some(9), "it was granted at once");
     let other = ManifestHash::of(b"other");
-    let message = PeerMessage::Ask {
-        manifest: other,
-        wanted: ChunkSet::full(4),
-        have: ChunkSet::empty(4),
-        terms: Terms::default(),
-    };
-    node.handle(Time::ZERO, Input::Message { from: peer(), message });
-    assert!(refused(&mut node), "what is not here does not come");
+    for (wanted, is_refused) in [(ChunkSet::full(4), true), (ChunkSet::empty(4), false)] {
+        let (have, terms) = (ChunkSet::empty(4), Terms::default());
+        let message = PeerMessage::Ask { manifest: other, wanted, have, terms };
+        node.handle(Time::ZERO, Input::Message { from: peer(), message });
+        assert_eq!(refused(&mut node), is_refused, "what is not here does not come");
+    }
     node.handle(Time::ZERO, Input::Disconnected { node: peer() });
     let (mut now, mut done) = (Time::ZERO, vec![]);
     while now < Time::ZERO + DRAIN_SETTLE * 3 {

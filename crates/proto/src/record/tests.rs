@@ -120,7 +120,7 @@ impl Life {
         let set = |rng: &mut SmallRng| ChunkSet::from_indices(CHUNKS, (0..CHUNKS).filter(|_| rng.random()));
         let chunk = self.rng.random_range(0..CHUNKS);
         let message = |message| Input::Message { from, message };
-        let input = match self.rng.random_range(0..13) {
+        let input = match self.rng.random_range(0..14) {
             0 => Input::Connected { node: from },
             1 if self.rng.random_range(0..4) == 0 => Input::Disconnected { node: from },
             2 => Input::Gossip {
@@ -158,7 +158,9 @@ impl Life {
                 Input::Message { from: to, message }
             }
             10 => message(PeerMessage::Refuse { manifest, refusal: Refusal::Full }),
-            11 => Input::Rates(Rates { uploading_bytes_per_s: self.rng.random(), ..Rates::default() }),
+            // Most lives end before.
+            11 if self.rng.random_range(0..40) == 0 => Input::Drain,
+            12 => Input::Rates(Rates { uploading_bytes_per_s: self.rng.random(), ..Rates::default() }),
             _ => {
                 self.node.handle_timeout(self.now);
                 return self.drain();
