@@ -16,8 +16,8 @@ RULES = os.path.join(ROOT, "deploy", "prometheus", "rules.yml")
 
 #: So much shorter is every time in the rules: 10 minutes are 10 seconds.
 FACTOR = 60
-#: Seconds. The shortest ``for`` is three of them: one scrape that comes late on a busy machine raises no alert.
-SCRAPE = 1.0
+#: The shortest ``for`` is three of them: one scrape that comes late on a busy machine raises no alert.
+SCRAPE = "1s"
 #: Comparisons with a number of seconds, which a duration's unit does not give away.
 SECONDS = ["aquifer_release_lag_seconds > 900", "aquifer_hook_oldest_seconds > 600", "aquifer_uptime_seconds < 900"]
 
@@ -75,7 +75,7 @@ class Prometheus(Process):
             file.write(rules.text)
         # JSON is YAML.
         config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "500ms"},
+            "global": {"scrape_interval": SCRAPE, "scrape_timeout": SCRAPE, "evaluation_interval": "500ms"},
             "rule_files": [site.path("rules.yml")],
             "scrape_configs": [
                 {"job_name": "aquifer", "file_sd_configs": [{"files": [self._targets], "refresh_interval": "1s"}]}

@@ -19,9 +19,7 @@ from web import Receiver, Web
 
 DASHBOARD = os.path.join(ROOT, "deploy", "grafana", "aquifer.json")
 METRICS = os.path.join(ROOT, "docs", "metrics.md")
-#: Chunks of 64 KiB: a release has many.
-RELEASE_BYTES = 8 << 20
-#: A second: one copy of a release takes two minutes.
+#: A second: one copy of a release, which is of 8 MiB, takes two minutes.
 SLOW = "64KiB"
 #: Less than a release, by far.
 SMALL = "2MiB"
@@ -33,7 +31,7 @@ TELLS = {}
 
 
 def tells(*alerts):
-    """For a test that sees these alerts fire, and no others that it does not name."""
+    """For a test that sees exactly these alerts fire."""
 
     def of(test):
         TELLS.update(dict.fromkeys(alerts, test.__name__))
