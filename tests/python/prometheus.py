@@ -22,7 +22,7 @@ SCRAPE = "1s"
 SECONDS = ["aquifer_release_lag_seconds > 900", "aquifer_hook_oldest_seconds > 600", "aquifer_uptime_seconds < 900"]
 
 _UNIT_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_ports = itertools.count(7404)
+_ports = itertools.count(17404)
 
 Shortened = collections.namedtuple("Shortened", "text times thresholds")
 
@@ -56,7 +56,7 @@ def shorten(text):
 
 def free_address():
     """A place to listen at that is nobody else's, and stays so while its owner is down: all of 127/8 is this machine,
-    and the address is made of this process's id."""
+    the address is made of this process's id, and nobody listens at these ports everywhere."""
     high, middle, low = (os.getpid() >> 16) & 0x7F, (os.getpid() >> 8) & 0xFF, os.getpid() & 0xFF
     return f"127.{high | 0x80}.{middle}.{low}:{next(_ports)}"
 
