@@ -5,7 +5,7 @@ use aquifer_core::{NodeSecret, PublisherKey, PublisherSecret};
 use aquifer_mesh::MeshKey;
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 const PUBLISHER_PREFIX: &str = "aquifer-publisher-key-v1:";
@@ -81,11 +81,30 @@ fn read_seed(path: &Path, prefix: &str, what: &str, make: &str) -> Result<[u8; 3
     }
 }
 
+/// Whether others may read or change it. Root may show a file to a group, as Kubernetes does with its secrets: the process
+/// then reads it as a member of that group, and cannot mend its mode.
+fn is_open(mode: u32, owner: u32) -> bool {
+    mode & 0o027 != 0 || (mode & 0o040 != 0 && owner != 0)
+}
+
 fn read_secret(path: &Path, what: &str) -> Result<String> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read the {what} {}", path.display()))?;
-    let mode = fs::metadata(path).map(|m| m.permissions().mode()).unwrap_or(0);
-    if mode & 0o077 != 0 {
+    let (mode, owner) = fs::metadata(path).map(|m| (m.permissions().mode(), m.uid())).unwrap_or((0, 0));
+    if is_open(mode, owner) {
         tracing::warn!("{} can be read by others (mode {:o}): chmod 600 it", path.display(), mode & 0o777);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_see_a_key() {
+        let open = [(0o644, 0), (0o604, 7), (0o660, 0), (0o640, 7)];
+        assert!(open.into_iter().all(|(mode, owner)| is_open(mode, owner)));
+        let closed = [(0o600, 7), (0o400, 0), (0o440, 0), (0o640, 0)];
+        assert!(closed.into_iter().all(|(mode, owner)| !is_open(mode, owner)));
+    }
 }

@@ -4,12 +4,12 @@ use super::transports::Way;
 use aquifer_core::{Access, ChannelName, NodeId};
 use aquifer_memory::Span;
 use aquifer_transport::{Grants, Refusal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Leases whose channel is remembered, the latest of them: bytes are counted when they are sent, and a lease may be
 /// returned before that. Guess: many times those that are open at once.
-const CHANNELS_OF_LEASES_MAX: usize = 16_384;
+const CHANNELS_OF_LEASES_MAX: usize = 4096;
 
 /// Bytes handed to a node, by the way they went and for which channel; None: a manifest of no channel.
 pub(crate) type Sent = BTreeMap<(NodeId, Way, Option<Arc<ChannelName>>), u64>;
@@ -24,6 +24,8 @@ struct Table {
     by_node: BTreeMap<NodeId, u64>,
     leases: BTreeMap<(u64, u32), (NodeId, Span)>,
     channels: BTreeMap<u64, Arc<ChannelName>>,
+    /// Each name once.
+    names: BTreeSet<Arc<ChannelName>>,
     /// Since it was taken last.
     sent: Sent,
     next_ticket: u64,
@@ -66,10 +68,12 @@ impl GrantTable {
 
     /// For which channel a lease is.
     pub(crate) fn count_for(&self, lease: u64, channel: ChannelName) {
-        let channels = &mut self.lock().channels;
-        channels.insert(lease, Arc::new(channel));
-        while channels.len() > CHANNELS_OF_LEASES_MAX {
-            channels.pop_first();
+        let table = &mut *self.lock();
+        let name = table.names.get(&channel).cloned().unwrap_or_else(|| Arc::new(channel));
+        table.names.insert(name.clone());
+        table.channels.insert(lease, name);
+        while table.channels.len() > CHANNELS_OF_LEASES_MAX {
+            table.channels.pop_first();
         }
     }
 

@@ -34,6 +34,7 @@ impl Agent {
             MeshEvent::Disconnected { node } => {
                 self.grants.forget(&node);
                 self.access.remove(&node);
+                self.addresses.remove(&node);
                 self.input(Input::Disconnected { node });
             }
             MeshEvent::Message { from, message } => {

@@ -225,6 +225,8 @@ fn scrape(agent: &Handle) -> Result<Vec<u8>, prometheus::Error> {
     }
     let mut values = Values::default();
     values.of_view(&agent.view.borrow());
+    // As a probe is answered at this moment.
+    values.count("aquifer_ready", &[], agent.readiness.borrow().ready.into());
     values.of_numbers(&agent.numbers.borrow());
     values.of_hooks(agent);
     values.register(&registry)?;
@@ -250,7 +252,6 @@ impl Values {
     fn of_view(&mut self, view: &View) {
         self.put("aquifer_build_info", &[&view.version], 1.0);
         self.put("aquifer_uptime_seconds", &[], view.uptime_seconds);
-        self.count("aquifer_ready", &[], view.readiness.ready.into());
         self.count("aquifer_draining", &[], view.draining.into());
         for channel in &view.channels {
             let engines = || view.engines.iter().filter(|e| e.channel == channel.channel);

@@ -68,6 +68,7 @@ pub(super) struct Health {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ReadyQuery {
     /// Only this channel.
     channel: Option<String>,
@@ -76,12 +77,14 @@ pub(super) struct ReadyQuery {
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct ChannelQuery {
     /// The channel; may be left out where the agent follows one.
     channel: Option<String>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct AutoscaleQuery {
     /// The channel; may be left out where the agent follows one.
     channel: Option<String>,
@@ -130,7 +133,10 @@ pub(super) async fn readyz(State(agent): State<Handle>, Query(query): Query<Read
 /// This node as it sees itself and the mesh; `aquifer status --json` prints the same.
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = View)))]
 pub(super) async fn status(State(agent): State<Handle>) -> Response {
-    fresh(&*agent.view.borrow())
+    let mut view = agent.view.borrow().clone();
+    // The view is a moment old; a probe that was answered just now is to be agreed with.
+    view.readiness = agent.readiness.borrow().clone();
+    fresh(view)
 }
 
 /// The other nodes that this one knows.

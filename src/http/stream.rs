@@ -21,6 +21,7 @@ use utoipa::IntoParams;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
     /// Begin with the last so many events; not used with `Last-Event-ID`.
     last: Option<usize>,

@@ -501,7 +501,7 @@ def containers(pod):
 
 
 #: What a container may add to no capabilities at all: its name and the capability, and why is said in the manifest.
-CAPABILITIES = {("directories", "CHOWN"), ("agent", "IPC_LOCK")}
+CAPABILITIES = {("directories", "CHOWN"), ("directories", "DAC_READ_SEARCH"), ("agent", "IPC_LOCK")}
 
 
 def container_problems(container, pod, volumes, ports):

@@ -249,7 +249,7 @@ class Kubernetes(Deploy):
             ("{name: state, mountPath", "{name: stat, mountPath", "mounts stat"),
             ("secretName: aquifer-mesh", "secretName: aquifer-key", "no Secret aquifer-key"),
             ("readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "write to its root"),
-            ("add: [CHOWN]", "add: [SYS_ADMIN]", "adds the capability SYS_ADMIN"),
+            ("add: [CHOWN, DAC_READ_SEARCH]", "add: [SYS_ADMIN]", "adds the capability SYS_ADMIN"),
             ("value: host=$(NODE_NAME)", "value: host=$(NODE)", "uses NODE, which is not set"),
             ("image: aquifer\n          args", "image: aquifers\n          args", "not the placeholder"),
         ):
@@ -302,7 +302,7 @@ class Container(Deploy):
         for old, new, pattern in (
             ("USER 10001:10001", "USER root", "not root"),
             ("COPY --from=build", "COPY --form=build", "unexpected|form"),
-            ("FROM docker.io/library/debian:${DEBIAN}-slim", "FROM docker.io/library/debian", "DL3006"),
+            ("FROM debian:${DEBIAN}-slim", "FROM debian", "DL3006"),
             ("STOPSIGNAL SIGTERM", "STOPSIGNAL SIGKILL", "STOPSIGNAL"),
         ):
             with self.subTest(new):

@@ -21,6 +21,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import statistics
 import struct
 import subprocess
@@ -58,12 +59,17 @@ class Node:
             self.start_engine()
 
     def start_engine(self):
+        # An agent that was killed left its socket's file behind: somebody must answer there.
         end = time.monotonic() + PATIENCE_S
-        while not os.path.exists(self.socket) and time.monotonic() < end:
+        while not self.listens() and time.monotonic() < end:
             time.sleep(0.01)
         self.engine = self.soak.spawn(
             self.log, "demo-engine", "--socket", self.socket, "--channel", CHANNEL, "--name", f"engine-{self.number}"
         )
+
+    def listens(self):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+            return caller.connect_ex(self.socket) == 0
 
     def port(self):
         return 21_000 + self.number
@@ -299,6 +305,7 @@ def main():
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--growth-at-most", type=float, default=0.10)
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--samples", help="where to write every sample, as JSON")
     options = parser.parse_args()
     options.program = os.path.abspath(options.program)
     work = tempfile.mkdtemp(prefix="aquifer-soak-")
@@ -310,6 +317,9 @@ def main():
     finally:
         soak.close()
     print(f"releases {soak.releases}, {', '.join(f'{k} {v}' for k, v in sorted(soak.counts.items()))}")
+    if options.samples:
+        with open(options.samples, "w", encoding="ascii") as file:
+            json.dump(soak.samples, file)
     lasting = [n.number for n in soak.nodes if n.starts == 1]
     growth = {"resident": [], "anonymous": [], "threads": [], "files": []}
     for number in lasting:

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// A program that the checks run, and the Debian package that brings it.
-const PROGRAMS: [(&str, &str); 3] =
-    [("promtool", "prometheus"), ("systemd-analyze", "systemd"), ("nsenter", "util-linux")];
+const PROGRAMS: [(&str, &str); 4] =
+    [("promtool", "prometheus"), ("systemd-analyze", "systemd"), ("nsenter", "util-linux"), ("ip", "iproute2")];
 
 /// Installs what it lacks and runs the tests; those that need what cannot be had are skipped, and say so.
 pub(crate) fn run() -> Result<Totals> {

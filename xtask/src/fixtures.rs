@@ -15,9 +15,14 @@ const PYTHON: &str = "/usr/bin/python3";
 /// Modules that tests import, and what brings them.
 const PYTHON_PACKAGES: [(&str, &str); 3] =
     [("numpy", "python3-numpy"), ("torch", "python3-torch"), ("jsonschema", "python3-jsonschema")];
-/// Programs that tests run beside ours: a browser for the page, and what reads metrics.
-const PROGRAMS: [(&str, &str); 3] =
-    [("chromium", "chromium"), ("chromedriver", "chromium-driver"), ("prometheus", "prometheus")];
+/// Programs that tests run beside ours: a browser for the page, what reads metrics, and what the documentation uses.
+const PROGRAMS: [(&str, &str); 5] = [
+    ("chromium", "chromium"),
+    ("chromedriver", "chromium-driver"),
+    ("prometheus", "prometheus"),
+    ("curl", "curl"),
+    ("ip", "iproute2"),
+];
 
 #[derive(Clone, Debug)]
 pub(crate) struct Fixtures {
