@@ -1,8 +1,8 @@
 //! The figures behind `/metrics`: what is counted as it happens, and what is looked at when somebody asks.
 
-use super::Agent;
 use super::lifecycle::Kind;
 use super::tally::Lane;
+use super::{Agent, Hold};
 use aquifer_core::report::Phase;
 use aquifer_core::{ChannelName, ReleaseId, Report};
 use aquifer_engine::ConnId;
@@ -191,6 +191,7 @@ impl Agent {
                 Some(report) => report.served,
                 None => newest.map(|id| id.manifest).filter(|_| self.is_whole(&channel)),
             };
+            let newest = newest.filter(|_| self.has_use_for(&channel));
             let measured = self.measured.entry(channel).or_default();
             match newest {
                 Some(id) if served == Some(id.manifest) => {
@@ -204,6 +205,11 @@ impl Agent {
 
     fn current_release(&self, channel: &ChannelName) -> Option<ReleaseId> {
         Some(self.channels.get(channel)?.release.as_ref()?.0.id())
+    }
+
+    /// Whether the channel's releases are wanted here: a node that only waits for an engine is behind nothing.
+    fn has_use_for(&self, channel: &ChannelName) -> bool {
+        self.hold != Hold::Engines || self.sessions.values().any(|c| c.channel.as_ref() == Some(channel))
     }
 
     fn is_whole(&self, channel: &ChannelName) -> bool {

@@ -128,7 +128,7 @@ const METRICS: &[Metric] = &[
         Kind::Gauge,
         "aquifer_release_lag_seconds",
         CHANNEL,
-        "Since when there is a release that is not served here, or held whole; 0: there is none.",
+        "Since when there is a release that is not served here, or held whole; 0: there is none, or nothing here is to have it.",
     ),
     metric(Kind::Gauge, "aquifer_wanted_bytes", CHANNEL, "What this node needs of the release; 0: not known yet."),
     metric(Kind::Gauge, "aquifer_held_bytes", CHANNEL, "Of that, what is here and verified."),
