@@ -25,17 +25,23 @@ pub(crate) async fn run(
     let drain = Drain { grace_ms: grace.map(|g| u64::try_from(g.as_millis()).unwrap_or(u64::MAX)) };
     let most = grace.unwrap_or(GRACE_MAX).min(GRACE_MAX) + GOODBYE;
     let asked = tokio::task::spawn_blocking(move || aquifer_engine::request_drain(&socket, &drain, most));
-    let (whole, sole_chunks) = match asked.await?? {
-        Some(drained) => (drained.whole, drained.sole_chunks),
-        None => (false, 0),
+    let drained = asked.await??;
+    let whole = drained.as_ref().is_some_and(|drained| drained.whole);
+    let sole_chunks = drained.as_ref().map(|drained| drained.sole_chunks);
+    let text = match sole_chunks {
+        _ if json => {
+            return print_json(&json!({"event": "drained", "whole": whole, "sole_chunks": sole_chunks}))
+                .map(|_| ExitCode::SUCCESS);
+        }
+        _ if whole => "drained: others have all that they want of this node".to_string(),
+        Some(sole) => format!(
+            "left before all was handed over: {sole} chunks that others want have no other copy that is known. \
+             Nothing is lost if the publisher or another holder comes back"
+        ),
+        None => {
+            "the agent ended before it had drained, without a word: was it killed, or asked to leave at once?".into()
+        }
     };
-    match (json, whole) {
-        (true, _) => print_json(&json!({"event": "drained", "whole": whole, "sole_chunks": sole_chunks}))?,
-        (false, true) => print_line("drained: others have all that they want of this node")?,
-        (false, false) => print_line(&format!(
-            "left before all was handed over: {sole_chunks} chunks that others want have no other copy that is known. \
-             Nothing is lost while the publisher or another holder comes back"
-        ))?,
-    };
+    print_line(&text)?;
     Ok(ExitCode::SUCCESS)
 }
