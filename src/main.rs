@@ -24,6 +24,7 @@ use std::process::ExitCode;
 pub(crate) const BLOCKING_THREADS: usize = 16;
 
 fn main() -> ExitCode {
+    aquifer_memory::allocator::share_arenas();
     let cli = cli::Cli::from_arguments();
     cli::init_logging(cli.log.as_deref());
     raise_open_files();

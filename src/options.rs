@@ -1,6 +1,7 @@
 //! The options of a node: one table, from flags, environment and a TOML file, in that order.
 
-use crate::agent::{AgentConfig, Hold, RdmaOptions, lifecycle};
+use crate::agent::lifecycle::Kind;
+use crate::agent::{AgentConfig, Hold, RdmaOptions};
 use crate::state::StateDir;
 use crate::{http, keys, units};
 use anyhow::{Context, Result, anyhow, bail};
@@ -160,12 +161,13 @@ pub(crate) struct AgentOptions {
     #[arg(long, env = "AQUIFER_HOOK", value_name = "COMMAND", help_heading = "Operation")]
     pub(crate) hook: Vec<String>,
     /// Post each event to this address. May be repeated
-    #[arg(long, env = "AQUIFER_WEBHOOK", value_name = "URL", value_delimiter = ',', help_heading = "Operation")]
+    #[arg(long, env = "AQUIFER_WEBHOOK", value_name = "URL", help_heading = "Operation")]
     pub(crate) webhook: Vec<String>,
     /// File with the secret that webhooks are signed with, as standardwebhooks.com has it
     #[arg(long, env = "AQUIFER_WEBHOOK_SECRET", value_name = "FILE", help_heading = "Operation")]
     pub(crate) webhook_secret: Option<PathBuf>,
-    /// Tell hooks and webhooks of these events, such as activated. May be repeated [default: all but hydrating]
+    /// Tell hooks and webhooks of these events, such as activated. May be repeated [default: all but hydrating,
+    /// peer-joined and peer-left]
     #[arg(long, env = "AQUIFER_HOOK_EVENT", value_name = "KIND", value_delimiter = ',', help_heading = "Operation")]
     pub(crate) hook_event: Vec<String>,
     /// When asked to leave, hand over what nobody else has for so long at most [default: 25s]
@@ -261,6 +263,13 @@ fn list(first: Vec<String>, second: Vec<String>) -> Vec<String> {
         let words = list.iter().map(|word| word.trim()).filter(|word| !word.is_empty());
         words.map(str::to_string).collect::<Vec<_>>()
     };
+    let first = said(first);
+    if first.is_empty() { said(second) } else { first }
+}
+
+/// The same of what may have commas and spaces in it.
+fn lines(first: Vec<String>, second: Vec<String>) -> Vec<String> {
+    let said = |list: Vec<String>| list.into_iter().filter(|line| !line.trim().is_empty()).collect::<Vec<_>>();
     let first = said(first);
     if first.is_empty() { said(second) } else { first }
 }
@@ -461,8 +470,8 @@ impl AgentOptions {
             record: self.record.or(file.record),
             http: self.http.or(file.http),
             http_token: self.http_token.or(file.http_token),
-            hook: if self.hook.is_empty() { file.hook } else { self.hook },
-            webhook: list(self.webhook, file.webhook),
+            hook: lines(self.hook, file.hook),
+            webhook: lines(self.webhook, file.webhook),
             webhook_secret: self.webhook_secret.or(file.webhook_secret),
             hook_event: list(self.hook_event, file.hook_event),
             drain_grace: self.drain_grace.or(file.drain_grace),
@@ -505,12 +514,15 @@ impl AgentOptions {
     }
 
     fn hooks(&self) -> Result<Vec<Hook>> {
-        let known = lifecycle::Kind::ALL.map(lifecycle::Kind::name);
+        let known = Kind::ALL.map(Kind::name);
         if let Some(kind) = self.hook_event.iter().find(|kind| !known.contains(&kind.as_str())) {
             bail!("--hook-event '{kind}': events are {}", known.join(", "));
         }
         let kinds = || match self.hook_event.as_slice() {
-            [] => Kinds::AllBut([lifecycle::Kind::Hydrating.name().to_string()].into()),
+            // Of every node that comes, all others tell.
+            [] => {
+                Kinds::AllBut([Kind::Hydrating, Kind::PeerJoined, Kind::PeerLeft].map(|k| k.name().to_string()).into())
+            }
             kinds => Kinds::Only(kinds.iter().cloned().collect()),
         };
         let secret = match &self.webhook_secret {
@@ -521,10 +533,8 @@ impl AgentOptions {
             }
         };
         let commands = self.hook.iter().map(|line| Ok(Hook::command(line).context("--hook")?.of(kinds())));
-        let webhooks = self
-            .webhook
-            .iter()
-            .map(|url| Ok(Hook::webhook(url, secret.clone()).with_context(|| format!("--webhook {url}"))?.of(kinds())));
+        let webhooks =
+            self.webhook.iter().map(|url| Ok(Hook::webhook(url, secret.clone()).context("--webhook")?.of(kinds())));
         commands.chain(webhooks).collect()
     }
 

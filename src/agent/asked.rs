@@ -70,7 +70,7 @@ impl Agent {
         if *node == self.node.id() {
             return self.eta(channel);
         }
-        let status = &self.node.members().find(|m| m.status.node == *node)?.status;
+        let status = &self.node.member(node)?.status;
         let of = status.channels.iter().find(|c| c.channel == *channel)?;
         let missing = of.chunks_wanted.saturating_sub(of.chunks_have);
         let eta = self.peer_etas.get(&(*node, channel.clone()))?;

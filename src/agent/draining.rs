@@ -8,6 +8,9 @@ use aquifer_proto::Input;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
+/// Nobody waits for longer.
+pub(crate) const GRACE_MAX: Duration = Duration::from_secs(24 * 3600);
+
 #[derive(Debug)]
 pub(super) struct Draining {
     /// It leaves then, done or not.
@@ -19,7 +22,7 @@ pub(super) struct Draining {
 impl Agent {
     /// Begins to leave, within `grace`; None: as long as the agent was told. Asked again, the nearer end counts.
     pub(super) fn drain_within(&mut self, grace: Option<Duration>) {
-        let grace = grace.unwrap_or(self.drain_grace);
+        let grace = grace.unwrap_or(self.drain_grace).min(GRACE_MAX);
         let deadline = Instant::now() + grace;
         if let Some(draining) = &mut self.draining {
             draining.deadline = draining.deadline.min(deadline);
@@ -50,6 +53,9 @@ impl Agent {
             return;
         }
         let left = self.node.drain_progress().unwrap_or_default();
+        if left.sole_chunks == 0 && left.leased_bytes == 0 {
+            return self.on_drained();
+        }
         let reason = format!(
             "the time to drain is over: {} chunks that others want have no other copy that is known, {} are being read",
             left.sole_chunks,

@@ -7,12 +7,16 @@ use aquifer_transport::{Grants, Refusal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Leases whose channel is remembered, the latest of them: bytes are counted when they are sent, and a lease may be
+/// Leases of which it is remembered what they are for, the latest of them: bytes are counted when they are sent, and a lease may be
 /// returned before that. Guess: many times those that are open at once.
-const CHANNELS_OF_LEASES_MAX: usize = 4096;
+const PURPOSES_MAX: usize = 4096;
 
-/// Bytes handed to a node, by the way they went and for which channel; None: a manifest of no channel.
-pub(crate) type Sent = BTreeMap<(NodeId, Way, Option<Arc<ChannelName>>), u64>;
+/// What a lease's bytes are counted for: the channel, None if it is a manifest of none; and the outermost boundary that they cross.
+/// Both are remembered with the lease, since its reader may be gone by the time its bytes are counted.
+pub(crate) type Purpose = (Option<Arc<ChannelName>>, &'static str);
+
+/// Bytes handed to a node, by the way they went and what for.
+pub(crate) type Sent = BTreeMap<(NodeId, Way, Purpose), u64>;
 
 /// The agent writes it, the transport's threads read it.
 #[derive(Debug, Default)]
@@ -23,7 +27,7 @@ struct Table {
     tickets: BTreeMap<u64, (NodeId, [u8; 32])>,
     by_node: BTreeMap<NodeId, u64>,
     leases: BTreeMap<(u64, u32), (NodeId, Span)>,
-    channels: BTreeMap<u64, Arc<ChannelName>>,
+    purposes: BTreeMap<u64, Purpose>,
     /// Each name once.
     names: BTreeSet<Arc<ChannelName>>,
     /// Since it was taken last.
@@ -66,14 +70,14 @@ impl GrantTable {
         self.lock().leases.insert((lease, chunk), (to, span));
     }
 
-    /// For which channel a lease is.
-    pub(crate) fn count_for(&self, lease: u64, channel: ChannelName) {
+    /// What a lease is for. See [`Purpose`].
+    pub(crate) fn count_for(&self, lease: u64, channel: Option<ChannelName>, boundary: &'static str) {
         let table = &mut *self.lock();
-        let name = table.names.get(&channel).cloned().unwrap_or_else(|| Arc::new(channel));
-        table.names.insert(name.clone());
-        table.channels.insert(lease, name);
-        while table.channels.len() > CHANNELS_OF_LEASES_MAX {
-            table.channels.pop_first();
+        let name = channel.map(|channel| table.names.get(&channel).cloned().unwrap_or_else(|| Arc::new(channel)));
+        table.names.extend(name.clone());
+        table.purposes.insert(lease, (name, boundary));
+        while table.purposes.len() > PURPOSES_MAX {
+            table.purposes.pop_first();
         }
     }
 
@@ -140,8 +144,8 @@ impl Grants for ByWay {
 
     fn sent(&self, peer: NodeId, lease: u64, bytes: u64) {
         let mut table = self.table.lock();
-        let channel = table.channels.get(&lease).cloned();
-        *table.sent.entry((peer, self.way, channel)).or_default() += bytes;
+        let purpose = table.purposes.get(&lease).cloned().unwrap_or((None, "none"));
+        *table.sent.entry((peer, self.way, purpose)).or_default() += bytes;
     }
 }
 
@@ -171,14 +175,14 @@ mod tests {
     fn bytes_are_counted_by_way_and_channel_once() {
         let (table, reader) = (Arc::new(GrantTable::default()), NodeId([1; 32]));
         let channel: ChannelName = "a/b".parse().unwrap();
-        table.count_for(7, channel.clone());
+        table.count_for(7, Some(channel.clone()), "rack");
         let by = |way| ByWay { table: table.clone(), way };
         by(Way::Tcp).sent(reader, 7, 10);
         by(Way::Tcp).sent(reader, 7, 5);
         by(Way::Shm).sent(reader, 8, 1);
         let sent = table.take_sent();
-        assert_eq!(sent.get(&(reader, Way::Tcp, Some(Arc::new(channel)))), Some(&15));
-        assert_eq!(sent.get(&(reader, Way::Shm, None)), Some(&1));
+        assert_eq!(sent.get(&(reader, Way::Tcp, (Some(Arc::new(channel)), "rack"))), Some(&15));
+        assert_eq!(sent.get(&(reader, Way::Shm, (None, "none"))), Some(&1));
         assert!(table.take_sent().is_empty());
     }
 }

@@ -122,7 +122,7 @@ impl Agent {
         if *node == self.node.id() {
             return (self.name.clone(), self.node.rollout(channel).and_then(|rollout| rollout.report()));
         }
-        let Some(member) = self.node.members().find(|m| m.status.node == *node) else { return (node.short(), None) };
+        let Some(member) = self.node.member(node) else { return (node.short(), None) };
         let of = member.status.channels.iter().find(|c| c.channel == *channel);
         (member.status.name.clone(), of.and_then(|c| c.report.as_ref()))
     }

@@ -147,7 +147,8 @@ impl Agent {
         self.traffic.bytes_in += bytes;
         if let Some(way) = self.reads.get(&op).and_then(|read| read.way) {
             let (boundary, channel) = (self.node.boundary_to(&peer), self.channel_of(&manifest));
-            self.tally.receive(peer, Lane { way, boundary, channel }, bytes);
+            let is_member = self.node.member(&peer).is_some();
+            self.tally.receive(peer, is_member, Lane { way, boundary, channel }, bytes);
         }
         self.clear_problem(&manifest);
         self.end_read(op, ReadOutcome::Verified);
@@ -226,7 +227,7 @@ impl Agent {
     /// Where the peer's data plane listens. A missing host is one the peer is known by: where its
     /// connection comes from, and, since that need not be where it listens, those it names itself.
     fn endpoints(&self, peer: &NodeId) -> Vec<Endpoint> {
-        let Some(member) = self.node.members().find(|m| m.status.node == *peer) else { return Vec::new() };
+        let Some(member) = self.node.member(peer) else { return Vec::new() };
         let named = member.status.addresses.iter().filter_map(|a| host_of(a));
         let mut hosts: Vec<IpAddr> = self.addresses.get(peer).copied().into_iter().chain(named).collect();
         let mut seen = BTreeSet::new();

@@ -314,9 +314,7 @@ impl Agent {
         ttl: Duration,
         chunks: Vec<u32>,
     ) -> Result<()> {
-        if let Some(channel) = self.channel_of(&manifest) {
-            self.grants.count_for(lease, channel);
-        }
+        self.grants.count_for(lease, self.channel_of(&manifest), self.node.boundary_to(&to));
         let (mut there, mut gone) = (Vec::with_capacity(chunks.len()), Vec::new());
         for chunk in chunks {
             match self.span_of(&manifest, chunk) {

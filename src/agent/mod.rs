@@ -8,7 +8,7 @@
 mod asked;
 mod channels;
 mod config;
-mod draining;
+pub(crate) mod draining;
 mod endpoints;
 mod engines;
 mod grants;
@@ -46,7 +46,7 @@ use aquifer_hooks::Hooks;
 use aquifer_memory::{DiskStore, MemoryStore};
 use aquifer_mesh::{GossipId, Mesh, MeshConfig, MeshEvent};
 use aquifer_proto::forecast::Eta;
-use aquifer_proto::{Config, CostlyLimit, Input, LocalStatus, OpId, Output, Recorded};
+use aquifer_proto::{Config, CostlyLimit, Input, LocalStatus, OpId, Output, Rates, Recorded};
 use aquifer_transport::{Completion, Encryption};
 pub(crate) use config::{AgentConfig, Hold, Publish, Pull, PullWhat};
 use draining::Draining;
@@ -207,6 +207,8 @@ struct Agent {
     service: Service,
     drain_grace: Duration,
     draining: Option<Draining>,
+    /// What the brain was told of them last.
+    told_rates: Rates,
     /// Jobs that were started and have not ended.
     running_jobs: usize,
     /// How many events wait for this task, and how many may.
@@ -379,6 +381,7 @@ impl Agent {
             service: Service::new(),
             drain_grace: config.drain_grace,
             draining: None,
+            told_rates: Rates::default(),
             running_jobs: 0,
             events_waiting: (0, 0),
             told: BTreeSet::new(),

@@ -36,7 +36,7 @@ impl Agent {
     /// What the transports sent since this was done last.
     pub(super) fn count_sent(&mut self) {
         let sent = self.grants.take_sent();
-        self.tally.send(sent, |node| self.node.boundary_to(node));
+        self.tally.send(sent, |node| self.node.member(node).is_some());
         self.tally.fill(&mut self.traffic);
     }
 

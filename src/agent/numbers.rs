@@ -158,8 +158,11 @@ impl Agent {
 
     /// Engines come and go for months, each by a name of its own, perhaps.
     pub(super) fn forget_pauses(&self, channel: &ChannelName, engine: &str) {
-        // One that never paused has none.
-        let _ = self.meters.pauses.remove_label_values(&[channel.as_str(), engine]);
+        let has_it = |c: &super::EngineConn| c.name == engine && c.channel.as_ref() == Some(channel);
+        if !self.sessions.values().any(has_it) {
+            // One that never paused has none.
+            let _ = self.meters.pauses.remove_label_values(&[channel.as_str(), engine]);
+        }
     }
 
     /// Tells the brain how fast this node sends and gets.
@@ -167,11 +170,11 @@ impl Agent {
         let (_, out) = self.tally.clock(Instant::now());
         let (peak_in, peak_out) = self.tally.peaks();
         let upload = self.limits.upload_bytes_per_s.unwrap_or(peak_out);
-        self.input(Input::Rates(Rates {
-            upload_bytes_per_s: upload,
-            uploading_bytes_per_s: out,
-            download_bytes_per_s: peak_in,
-        }));
+        let rates = Rates { upload_bytes_per_s: upload, uploading_bytes_per_s: out, download_bytes_per_s: peak_in };
+        if self.told_rates != rates {
+            self.told_rates = rates;
+            self.input(Input::Rates(rates));
+        }
     }
 
     /// Looks how long phases took. Cheap where nothing is new.
@@ -179,7 +182,9 @@ impl Agent {
         let channels: Vec<ChannelName> = self.channels.keys().cloned().collect();
         for channel in channels {
             let newest = self.current_release(&channel);
-            let report = self.node.rollout(&channel).and_then(|rollout| rollout.report());
+            // A report outlives the engines that it is of.
+            let has_engines = self.sessions.values().any(|c| c.channel.as_ref() == Some(&channel));
+            let report = self.node.rollout(&channel).and_then(|rollout| rollout.report()).filter(|_| has_engines);
             let measured = self.measured.entry(channel.clone()).or_default();
             if let Some(report) = report {
                 for (phase, took) in measured.reached(report) {
@@ -192,14 +197,16 @@ impl Agent {
                 None => newest.map(|id| id.manifest).filter(|_| self.is_whole(&channel)),
             };
             let newest = newest.filter(|_| self.has_use_for(&channel));
+            let of_served =
+                self.node.releases(&channel).filter(|(_, r)| Some(r.manifest) == served).map(|(_, r)| r.seq);
+            let served_seq = of_served.last();
             let measured = self.measured.entry(channel).or_default();
             match newest {
-                Some(id) if served == Some(id.manifest) => {
-                    (measured.behind, measured.served_seq) = (None, id.seq);
-                }
+                Some(id) if served == Some(id.manifest) => measured.behind = None,
                 Some(_) => drop(measured.behind.get_or_insert_with(Instant::now)),
                 None => measured.behind = None,
             }
+            measured.served_seq = served_seq.unwrap_or(measured.served_seq);
         }
     }
 

@@ -134,14 +134,13 @@ impl Agent {
         let reason = match (ready, conn.session.refusal(), report) {
             (true, _, _) => String::new(),
             (false, Some((_, reason)), _) => reason.clone(),
-            (false, None, Some(report)) if !report.reason.is_empty() => report.reason.clone(),
-            (false, None, _) => {
-                let (done, total) = conn.session.progress();
-                match total {
-                    0 => format!("engine {} is {}", conn.name, conn.session.phase()),
-                    _ => format!("engine {} is {}: {done} of {total} chunks", conn.name, conn.session.phase()),
+            (false, None, report) => match (conn.session.progress(), report) {
+                ((done, total), _) if done < total => {
+                    format!("engine {} is {}: {done} of {total} chunks", conn.name, conn.session.phase())
                 }
-            }
+                (_, Some(report)) if !report.reason.is_empty() => report.reason.clone(),
+                (_, _) => format!("engine {} is {}", conn.name, conn.session.phase()),
+            },
         };
         EngineReadiness {
             engine: conn.name.clone(),

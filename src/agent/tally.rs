@@ -38,16 +38,21 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn receive(&mut self, from: NodeId, lane: Lane, bytes: u64) {
-        *self.from.entry(from).or_default().entry(lane.way).or_default() += bytes;
+    /// `is_member`: it is still there. Of those that left, nothing is kept.
+    pub(super) fn receive(&mut self, from: NodeId, is_member: bool, lane: Lane, bytes: u64) {
+        if is_member {
+            *self.from.entry(from).or_default().entry(lane.way).or_default() += bytes;
+        }
         *self.received.entry(lane).or_default() += bytes;
     }
 
-    pub(super) fn send(&mut self, sent: Sent, boundary: impl Fn(&NodeId) -> &'static str) {
-        for ((node, way, channel), bytes) in sent {
-            let lane = Lane { way, boundary: boundary(&node), channel: channel.map(|c| (*c).clone()) };
+    pub(super) fn send(&mut self, sent: Sent, is_member: impl Fn(&NodeId) -> bool) {
+        for ((node, way, (channel, boundary)), bytes) in sent {
+            let lane = Lane { way, boundary, channel: channel.map(|c| (*c).clone()) };
             *self.sent.entry(lane).or_default() += bytes;
-            *self.to.entry(node).or_default() += bytes;
+            if is_member(&node) {
+                *self.to.entry(node).or_default() += bytes;
+            }
         }
     }
 
@@ -146,9 +151,11 @@ mod tests {
     fn who_left_still_counts_in_the_sums() {
         let mut tally = Tally::default();
         let lane = Lane { way: Way::Tcp, boundary: "rack", channel: None };
-        tally.receive(NodeId([1; 32]), lane.clone(), 10);
-        tally.send(Sent::from([((NodeId([1; 32]), Way::Tcp, None), 4)]), |_| "rack");
+        tally.receive(NodeId([1; 32]), true, lane.clone(), 8);
+        tally.send(Sent::from([((NodeId([1; 32]), Way::Tcp, (None, "rack")), 3)]), |_| true);
         tally.forget(&NodeId([1; 32]));
+        tally.receive(NodeId([1; 32]), false, lane.clone(), 2);
+        tally.send(Sent::from([((NodeId([1; 32]), Way::Tcp, (None, "rack")), 1)]), |_| false);
         let mut traffic = Traffic::default();
         tally.fill(&mut traffic);
         assert_eq!((traffic.sources, traffic.bytes_out), (1, 4));

@@ -24,7 +24,7 @@ pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOp
         bail!("nobody is trusted to publish {channel}: give the publisher's public key with --trust");
     }
     let http = match options.http()? {
-        Some(at) => Some(Bound::new(at, options.http_token.as_deref()).await?),
+        Some(at) => Some(Bound::new(at, options.http_token.as_deref())?),
         None => None,
     };
     config.http = http.as_ref().map(|bound| bound.address.to_string());
@@ -32,7 +32,7 @@ pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOp
     let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
     if let Some(http) = http {
-        http.serve(running.handle.clone());
+        http.serve(running.handle.clone())?;
     }
     tokio::select! {
         () = leaving(&mut stop, &running) => {

@@ -1,5 +1,6 @@
 //! `aquifer drain`: this machine's agent hands over and leaves.
 
+use crate::agent::draining::GRACE_MAX;
 use crate::output::{print_json, print_line};
 use crate::units;
 use anyhow::{Context, Result};
@@ -11,9 +12,6 @@ use std::time::Duration;
 
 /// Beyond its grace an agent takes some seconds to say goodbye. Guess: long enough for a busy machine.
 const GOODBYE: Duration = Duration::from_secs(30);
-/// What an agent may have been told at its start. Nobody drains for longer.
-const GRACE_MAX: Duration = Duration::from_secs(24 * 3600);
-
 pub(crate) async fn run(
     config: Option<&Path>,
     grace: Option<&str>,

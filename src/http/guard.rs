@@ -75,11 +75,13 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 fn is_own_name(headers: &HeaderMap) -> bool {
     let Some(host) = headers.get(header::HOST) else { return true };
     let Ok(host) = host.to_str() else { return false };
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').unwrap_or((rest, "?")),
+        None => host.find(':').map_or((host, ""), |at| host.split_at(at)),
     };
-    name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    let is_port = |text: &str| text.strip_prefix(':').is_some_and(|digits| digits.parse::<u16>().is_ok());
+    let is_name = name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok();
+    is_name && (port.is_empty() || is_port(port))
 }
 
 #[cfg(test)]
@@ -94,7 +96,11 @@ mod tests {
             is_own_name(&headers)
         };
         assert!(["localhost", "localhost:7404", "127.0.0.1:7404", "[::1]:7404", "10.0.0.1"].into_iter().all(is_own));
-        assert!(["evil.example", "evil.example:7404", "localhost.evil.example:1"].into_iter().all(|h| !is_own(h)));
+        assert!(
+            ["evil.example", "evil.example:7404", "localhost.evil.example:1", "[::1]evil.example", "::1:x"]
+                .into_iter()
+                .all(|h| !is_own(h))
+        );
     }
 
     #[test]

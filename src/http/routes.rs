@@ -142,13 +142,15 @@ pub(super) async fn status(State(agent): State<Handle>) -> Response {
 /// The other nodes that this one knows.
 #[utoipa::path(get, path = "/v1/peers", responses((status = 200, body = Peers)))]
 pub(super) async fn peers(State(agent): State<Handle>) -> Response {
-    fresh(Peers { peers: agent.view.borrow().peers.clone() })
+    let peers = agent.view.borrow().peers.clone();
+    fresh(Peers { peers })
 }
 
 /// The channels that this node follows.
 #[utoipa::path(get, path = "/v1/channels", responses((status = 200, body = Channels)))]
 pub(super) async fn channels(State(agent): State<Handle>) -> Response {
-    fresh(Channels { channels: agent.view.borrow().channels.clone() })
+    let channels = agent.view.borrow().channels.clone();
+    fresh(Channels { channels })
 }
 
 /// A channel's releases, newest first, and how each node fared; `aquifer releases --json` prints the same.
@@ -196,11 +198,9 @@ pub(super) async fn drain(State(agent): State<Handle>, body: axum::body::Bytes) 
         Ok(Err(error)) => return refusal(StatusCode::BAD_REQUEST, format!("grace_seconds: {error}")),
         Err(error) => return refusal(StatusCode::BAD_REQUEST, format!("this is not a body for /v1/drain: {error}")),
     };
-    let (reply, answer) = oneshot::channel();
-    let asked = agent.ask(Ask::Drain { grace, reply }).await;
-    match (asked, answer.await) {
-        (Ok(()), Ok(())) => (StatusCode::ACCEPTED, Json(agent.readiness.borrow().clone())).into_response(),
-        (Err(()), _) | (_, Err(_)) => gone(),
+    match reply_of(&agent, |reply| Ask::Drain { grace, reply }).await {
+        Ok(()) => (StatusCode::ACCEPTED, Json(agent.readiness.borrow().clone())).into_response(),
+        Err(refusal) => *refusal,
     }
 }
 
@@ -221,14 +221,25 @@ fn channel_of(agent: &Handle, asked: Option<String>) -> Result<aquifer_core::Cha
 }
 
 async fn answer<T: Serialize>(agent: &Handle, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Response {
-    let (reply, answer) = oneshot::channel();
-    if agent.ask(ask(reply)).await.is_err() {
-        return gone();
+    match reply_of(agent, ask).await {
+        Ok(body) => fresh(body),
+        Err(refusal) => *refusal,
     }
-    match tokio::time::timeout(ANSWER_WAIT, answer).await {
-        Ok(Ok(body)) => fresh(body),
-        Ok(Err(_)) => gone(),
-        Err(_) => refusal(StatusCode::GATEWAY_TIMEOUT, "the agent's task does not come round; see /healthz"),
+}
+
+async fn reply_of<T>(agent: &Handle, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Box<Response>> {
+    let (reply, answer) = oneshot::channel();
+    let asked = async {
+        agent.ask(ask(reply)).await?;
+        answer.await.map_err(drop)
+    };
+    match tokio::time::timeout(ANSWER_WAIT, asked).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(())) => Err(Box::new(gone())),
+        Err(_) => {
+            let hangs = "the agent's task does not come round; see /healthz";
+            Err(Box::new(refusal(StatusCode::GATEWAY_TIMEOUT, hangs)))
+        }
     }
 }
 

@@ -2,11 +2,12 @@
 
 import json
 import os
+import socket
 import sys
 import unittest
 
 import fleet
-from mesh import CHANNEL, ROOT, needs_program
+from mesh import CHANNEL, PATIENCE, ROOT, needs_program
 from web import Web, kinds
 
 try:
@@ -109,6 +110,32 @@ class Http(fleet.Fleet):
         self.assertTrue(all(dict(labels)["channel"] == CHANNEL for labels in metrics["aquifer_received_bytes_total"]))
         self.assertEqual(value("check_failures_total", channel=CHANNEL), 0)
 
+    def test_a_holder_whose_engine_is_gone_is_not_behind(self):
+        engine, _ = self.engine(options=("--hold", "all"))
+        web = Web(self.node)
+        engine.kill()
+        second = self.publish(2)
+        self.node.wait_holds(second)
+        web.wait("/readyz", "it holds all", lambda status, body: status == 200)
+        served = f'aquifer_served_release_sequence{{channel="{CHANNEL}"}} 2'
+        lags = f'aquifer_release_lag_seconds{{channel="{CHANNEL}"}} 0\n'
+        web.wait("/metrics", "it is behind nothing", lambda _, body: served in body and lags in body)
+
+    def test_a_crowd_that_never_finishes_asking_keeps_nobody_out(self):
+        self.publish(1)
+        web = Web(self.node)
+        host, port = web.address.split(":")
+        crowd = [socket.create_connection((host, int(port))) for _ in range(100)]
+        for half in crowd:
+            half.sendall(b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\n")
+        self.assertEqual(web.get("/healthz"), {"status": "ok"})
+        for half in crowd:
+            half.settimeout(PATIENCE)
+            # Turned away, or closed without a word.
+            while half.recv(4096):
+                pass
+            half.close()
+
     def test_events_tell_a_release_from_heard_to_activated(self):
         engine, first = self.engine()
         web = Web(self.node)
@@ -138,7 +165,9 @@ class Http(fleet.Fleet):
         self.node.process.check_alive()
         status, body = web.ask("/v1/drain", "POST", authorization="Bearer " + TOKEN, body='{"grace_seconds": "x"}')
         self.assertEqual(status, 400, body)
-        status, body = web.ask("/v1/drain", "POST", authorization="Bearer " + TOKEN)
+        # However long it is given, it leaves when nothing is left to do.
+        long = '{"grace_seconds": 1e19}'
+        status, body = web.ask("/v1/drain", "POST", authorization="Bearer " + TOKEN, body=long)
         self.assertEqual((status, body["draining"], body["ready"]), (202, True, False))
         self.assertEqual(self.node.process.wait(), 0)
 

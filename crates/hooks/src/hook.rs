@@ -81,14 +81,11 @@ impl Hook {
     }
 
     /// What a person and a metric know it by, the same after a restart and different from any other hook's.
-    /// The path of an address is not in it, since it is often as good as a password.
+    /// Neither a command's arguments nor an address's path are in it: they are often as good as a password.
     pub fn name(&self) -> String {
         let digest = &self.digest()[..8];
         match &self.target {
-            Target::Command(line) => match first_line(line, NAME_CHARS_MAX) {
-                whole if whole == *line => whole,
-                cut => format!("{cut} #{digest}"),
-            },
+            Target::Command(line) => format!("{}#{digest}", program(line)),
             Target::Webhook { url, .. } => {
                 let port = url.port_u16().map(|p| format!(":{p}")).unwrap_or_default();
                 let (scheme, host) = (url.scheme_str().unwrap_or_default(), url.host().unwrap_or_default());
@@ -116,6 +113,14 @@ impl fmt::Debug for Target {
             }
         }
     }
+}
+
+/// The name of the program that a line of a shell begins with, if that is plain to see.
+fn program(line: &str) -> String {
+    let word = line.split_whitespace().next().unwrap_or_default();
+    let name = word.rsplit('/').next().unwrap_or_default();
+    let is_plain = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "._+-".contains(c));
+    if is_plain { first_line(name, NAME_CHARS_MAX) } else { "command".to_string() }
 }
 
 /// An address without name, password and query, for messages.
@@ -172,7 +177,9 @@ mod tests {
         let long = ["x".repeat(200), format!("{}y", "x".repeat(199))].map(|line| Hook::command(&line).unwrap().name());
         assert_ne!(long[0], long[1]);
         assert!(long[0].chars().count() < 80);
-        assert_eq!(Hook::command("notify --now").unwrap().name(), "notify --now");
+        let name = |line: &str| Hook::command(line).unwrap().name();
+        assert!(name("/usr/bin/notify --token s3cr3t").starts_with("notify#"));
+        assert!(name("TOKEN=s3cr3t notify").starts_with("command#") && name("'a b' c").starts_with("command#"));
         let paths = ["/a", "/b"].map(|p| Hook::webhook(&format!("http://h{p}"), None).unwrap().name());
         assert_ne!(paths[0], paths[1]);
     }

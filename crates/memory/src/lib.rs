@@ -4,6 +4,7 @@
 //! Nothing here knows a peer, a socket or a release. All bounds are checked on every access, so
 //! that the crates above need no `unsafe` to move a byte.
 
+pub mod allocator;
 pub mod checkpoint;
 pub mod disk;
 pub mod error;

@@ -330,6 +330,10 @@ impl Node {
         self.members.iter().map(|(_, m)| m)
     }
 
+    pub fn member(&self, node: &NodeId) -> Option<&Member> {
+        self.members.member(node)
+    }
+
     pub fn is_connected(&self, node: &NodeId) -> bool {
         self.members.is_connected(node)
     }
@@ -420,6 +424,8 @@ impl Node {
                 self.review_manifests(now);
             }
             PeerMessage::ManifestAsk { manifest, offset } => {
+                // Whoever fetches the manifest asks for chunks next.
+                self.busy_while_draining();
                 self.out.push_back(Output::ManifestAsked { to: from, manifest, offset });
             }
             PeerMessage::ManifestPiece { manifest, offset, total, bytes } => {

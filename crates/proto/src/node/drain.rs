@@ -85,6 +85,13 @@ impl Node {
         }
     }
 
+    /// Somebody is on the way to ask.
+    pub(super) fn busy_while_draining(&mut self) {
+        if let Some(drain) = &mut self.drain {
+            drain.quiet_since = None;
+        }
+    }
+
     /// After each step: whether it is needed no more.
     pub(super) fn note_quiet(&mut self, now: Time) {
         let Some(drain) = self.drain.as_mut().filter(|d| !d.told) else { return };
