@@ -130,7 +130,7 @@ class Alerts(MeshTest):
         publisher = self.publisher(1)
         serving = self.agent("serving", "--webhook", receiver.url, peers=[publisher.address])
         peers = [publisher.address, serving.address]
-        also = self.agent("also-serving", "--webhook", leaving.url, peers=peers)
+        also = self.agent("also-serving", "--webhook", leaving.url, "--hook-event", "peer-joined", peers=peers)
         storing = self.storing("storing", peers=peers)
         # No engine comes here, and so it is to hold nothing.
         idle = self.agent("idle", peers=peers)
