@@ -72,9 +72,8 @@ impl Agent {
         }
         let status = &self.node.member(node)?.status;
         let of = status.channels.iter().find(|c| c.channel == *channel)?;
-        let missing = of.chunks_wanted.saturating_sub(of.chunks_have);
         let eta = self.peer_etas.get(&(*node, channel.clone()))?;
-        Some(eta.estimate(self.now(), u64::from(of.chunks_have) + u64::from(missing))?.left.as_secs_f64())
+        Some(eta.estimate(self.now(), of.chunks_wanted.into())?.left.as_secs_f64())
     }
 
     /// Notes how far others are.

@@ -58,6 +58,7 @@ use jobs::JobDone;
 use landing::Read;
 use library::{Loaded, Tree};
 use lifecycle::{Happening, Kind, Lifecycle};
+use news::Progress;
 use numbers::{Limits, Measured, Meters};
 use outlet::Outlet;
 use readiness::Flags;
@@ -194,9 +195,9 @@ struct Agent {
     traffic: Traffic,
     tally: Tally,
     limits: Limits,
-    /// How fast each channel's release comes while it does, and how much it is.
-    etas: BTreeMap<ChannelName, (Eta, u64)>,
-    /// The same of others, in chunks.
+    /// How far each channel's release is, as of the last view.
+    progress: BTreeMap<ChannelName, Progress>,
+    /// How fast others get theirs, in chunks.
     peer_etas: BTreeMap<(NodeId, ChannelName), Eta>,
     measured: BTreeMap<ChannelName, Measured>,
     meters: Meters,
@@ -371,7 +372,7 @@ impl Agent {
                 memory_bytes: config.memory_bytes,
                 store_bytes: config.store_bytes,
             },
-            etas: BTreeMap::new(),
+            progress: BTreeMap::new(),
             peer_etas: BTreeMap::new(),
             measured: BTreeMap::new(),
             meters,

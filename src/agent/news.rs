@@ -3,10 +3,21 @@
 use super::Agent;
 use super::lifecycle::{Happening, Kind, Standing};
 use crate::state::unix_ms;
-use aquifer_core::ChannelName;
 use aquifer_core::report::Phase;
+use aquifer_core::{ChannelName, ManifestHash};
 use aquifer_proto::forecast::Eta;
 use std::time::{Duration, Instant};
+
+/// How far a channel's release is here.
+#[derive(Debug)]
+pub(super) struct Progress {
+    manifest: ManifestHash,
+    /// Bytes that are here, and that are needed.
+    done: u64,
+    total: u64,
+    /// How fast it comes, while some is missing.
+    eta: Option<Eta>,
+}
 
 /// What is left to deliver is given so long at the end; the rest is kept for the next start, if there is a state directory.
 const FLUSH_TIME: Duration = Duration::from_secs(2);
@@ -43,12 +54,11 @@ impl Agent {
         self.tell(Happening { event, engine, channel, ..Happening::default() });
     }
 
-    /// Looks whether any channel's standing is news.
+    /// Looks whether any channel's standing is news. [`Agent::measure_progress`] comes before it.
     pub(super) fn tell_news(&mut self) {
         let now = Instant::now();
         let channels: Vec<ChannelName> = self.channels.keys().cloned().collect();
         for channel in channels {
-            self.measure_progress(&channel);
             let standing = self.standing_in(&channel);
             for event in self.lifecycle.observe(&channel, standing, now) {
                 if let Some(channel) = &event.channel {
@@ -83,8 +93,14 @@ impl Agent {
     }
 
     /// Bytes that this node has, and needs, of the release that is for it: what its engines need of it, or what it is
-    /// to hold if it has none for the channel. None until that is known, or if it needs nothing.
+    /// to hold if it has none for the channel; as of when that was counted last. None until it is known, or if it needs
+    /// nothing.
     pub(super) fn progress_of(&self, channel: &ChannelName) -> Option<(u64, u64)> {
+        let counted = self.progress.get(channel).filter(|p| Some(p.manifest) == self.current_manifest(channel))?;
+        Some((counted.done, counted.total))
+    }
+
+    fn count_progress(&self, channel: &ChannelName) -> Option<(u64, u64)> {
         let manifest = self.current_manifest(channel)?;
         if self.manifests.get(&manifest).is_none_or(|loaded| !loaded.checked) {
             return None;
@@ -105,22 +121,28 @@ impl Agent {
         (wanted > 0).then_some((have, wanted))
     }
 
-    fn measure_progress(&mut self, channel: &ChannelName) {
-        let (now, progress) = (self.now(), self.progress_of(channel));
-        match progress {
-            Some((done, total)) if done < total => {
-                let (eta, known) = self.etas.entry(channel.clone()).or_insert_with(|| (Eta::default(), total));
+    /// Counts every channel's progress, once for all that is told of it: a release may have millions of chunks.
+    pub(super) fn measure_progress(&mut self) {
+        let now = self.now();
+        let mut before = std::mem::take(&mut self.progress);
+        for channel in self.channels.keys() {
+            let Some((manifest, (done, total))) = self.current_manifest(channel).zip(self.count_progress(channel))
+            else {
+                continue;
+            };
+            let eta = (done < total).then(|| {
+                let mut eta = before.remove(channel).and_then(|known| known.eta).unwrap_or_default();
                 eta.note(now, done);
-                *known = total;
-            }
-            Some(_) | None => drop(self.etas.remove(channel)),
+                eta
+            });
+            self.progress.insert(channel.clone(), Progress { manifest, done, total, eta });
         }
     }
 
     /// Seconds until this node has what it needs of the channel's release.
     pub(super) fn eta(&self, channel: &ChannelName) -> Option<f64> {
-        let (eta, total) = self.etas.get(channel)?;
-        Some(eta.estimate(self.now(), *total)?.left.as_secs_f64())
+        let Progress { eta, total, .. } = self.progress.get(channel)?;
+        Some(eta.as_ref()?.estimate(self.now(), *total)?.left.as_secs_f64())
     }
 }
 

@@ -11,6 +11,7 @@ impl Agent {
         self.publish_when_ready()?;
         self.publication.iter_mut().for_each(|publication| publication.may_decide = true);
         self.measure_rates();
+        self.measure_progress();
         self.measure();
         self.watch_peers();
         self.look_on_draining();

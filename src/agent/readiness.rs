@@ -47,7 +47,8 @@ pub(crate) struct EngineReadiness {
     pub(crate) reason: String,
 }
 
-/// What readiness depends on, cheap enough to look at after every event.
+/// What readiness of engines depends on, cheap enough to look at after every event. Whether a node without engines holds all takes
+/// counting its chunks: that is looked at when the view is renewed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Flags {
     ready: Vec<bool>,
@@ -99,8 +100,7 @@ impl Agent {
 
     fn flags(&self) -> Flags {
         let engines = self.sessions.values().filter(|c| c.channel.is_some()).map(|c| self.is_ready(c));
-        let held = self.channels.keys().map(|channel| self.holds_all(channel));
-        Flags { ready: engines.chain(held).collect(), draining: self.draining.is_some() }
+        Flags { ready: engines.collect(), draining: self.draining.is_some() }
     }
 
     pub(super) fn readiness(&self) -> Readiness {
