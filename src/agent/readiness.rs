@@ -2,7 +2,8 @@
 
 use super::view::View;
 use super::{Agent, EngineConn, Hold};
-use aquifer_core::ChannelName;
+use aquifer_core::report::Phase;
+use aquifer_core::{ChannelName, ReleaseId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -47,12 +48,13 @@ pub(crate) struct EngineReadiness {
     pub(crate) reason: String,
 }
 
-/// What readiness of engines depends on, cheap enough to look at after every event. Whether a node without engines holds all takes
-/// counting its chunks: that is looked at when the view is renewed.
+/// What readiness of engines depends on, and how far each channel's release is: cheap enough to look at after every
+/// event. Whether a node without engines holds all takes counting its chunks: that is looked at when the view is renewed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Flags {
     ready: Vec<bool>,
     draining: bool,
+    phases: Vec<Option<(ReleaseId, Phase)>>,
 }
 
 impl Readiness {
@@ -84,10 +86,16 @@ impl Readiness {
 }
 
 impl Agent {
-    /// Tells whoever watches readiness, if that changed; with `again`, also when only words did.
+    /// Tells whoever watches readiness, if that changed; with `again`, also when only words did. What a release reached
+    /// is counted and told at once: another may follow it before the next view.
     pub(super) fn renew_readiness(&mut self, again: bool) {
         let flags = self.flags();
         if again || flags != self.flags {
+            if flags.phases != self.flags.phases {
+                self.measure_progress();
+                self.measure();
+                self.tell_news();
+            }
             self.flags = flags;
             let readiness = self.readiness();
             self.shared.readiness.send_if_modified(|known| {
@@ -100,7 +108,12 @@ impl Agent {
 
     fn flags(&self) -> Flags {
         let engines = self.sessions.values().filter(|c| c.channel.is_some()).map(|c| self.is_ready(c));
-        Flags { ready: engines.collect(), draining: self.draining.is_some() }
+        let phase = |channel| self.node.rollout(channel)?.report().map(|report| (report.wanted, report.phase));
+        Flags {
+            ready: engines.collect(),
+            draining: self.draining.is_some(),
+            phases: self.channels.keys().map(phase).collect(),
+        }
     }
 
     pub(super) fn readiness(&self) -> Readiness {

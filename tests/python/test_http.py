@@ -115,6 +115,25 @@ class Http(fleet.Fleet):
         self.assertTrue(all(dict(labels)["channel"] == CHANNEL for labels in metrics["aquifer_received_bytes_total"]))
         self.assertEqual(value("check_failures_total", channel=CHANNEL), 0)
 
+    def test_a_release_that_is_followed_at_once_is_counted_and_told(self):
+        """What is shown is renewed five times a second; what is counted and told misses nothing meanwhile."""
+        engine, first = self.engine()
+        web = Web(self.node)
+        served = [first]
+        for number in range(2, 14):
+            served.append(self.publish(number))
+            engine.expect(lambda e: e.get("event") == "resumed" and e["manifest"] == served[-1], f"it serves {number}")
+        measured = f'aquifer_phase_seconds_count{{channel="{CHANNEL}",phase="ready"}} {len(served)}\n'
+        web.wait("/metrics", "each was measured", lambda _, body: measured in body)
+        activated = []
+        with web.events(count=1000) as events:
+            for kind, _, event in events:
+                if kind == "activated":
+                    activated.append(event["manifest"])
+                if activated[-1:] == served[-1:]:
+                    break
+        self.assertEqual(activated, served)
+
     def test_a_holder_whose_engine_is_gone_is_not_behind(self):
         engine, _ = self.engine(options=("--hold", "all"))
         web = Web(self.node)
