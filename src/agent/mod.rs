@@ -501,7 +501,9 @@ impl Agent {
             }
         }
         self.tell_standing();
-        self.renew_readiness(false);
+        if self.renew_readiness(false) {
+            self.show();
+        }
         self.start_jobs();
         if self.next_tree.is_some() && self.tree.is_some() {
             self.turn_tree()?;

@@ -87,15 +87,17 @@ impl Readiness {
 
 impl Agent {
     /// Tells whoever watches readiness, if that changed; with `again`, also when only words did. What a release reached
-    /// is counted and told at once: another may follow it before the next view.
-    pub(super) fn renew_readiness(&mut self, again: bool) {
+    /// is counted and told at once: another may follow it before the next view. Returns whether the view is to be
+    /// renewed at once too, so that nobody finds it behind.
+    pub(super) fn renew_readiness(&mut self, again: bool) -> bool {
         let flags = self.flags();
-        if again || flags != self.flags {
-            if flags.phases != self.flags.phases {
-                self.measure_progress();
-                self.measure();
-                self.tell_news();
-            }
+        let is_new = flags != self.flags;
+        if flags.phases != self.flags.phases {
+            self.measure_progress();
+            self.measure();
+            self.tell_news();
+        }
+        if again || is_new {
             self.flags = flags;
             let readiness = self.readiness();
             self.shared.readiness.send_if_modified(|known| {
@@ -104,6 +106,7 @@ impl Agent {
                 is_new
             });
         }
+        is_new
     }
 
     fn flags(&self) -> Flags {
