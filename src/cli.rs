@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::commands::bench::args::Bench;
-use crate::options::{AgentOptions, NodeOptions};
+use crate::options::{AgentOptions, NodeOptions, OperationOptions};
 use crate::output::{ErrorStream, plain, tell};
 use crate::policy::PolicyOptions;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -76,6 +76,8 @@ pub(crate) enum Command {
         node: NodeOptions,
         #[command(flatten)]
         agent: AgentOptions,
+        #[command(flatten)]
+        operation: OperationOptions,
     },
     /// Hash, sign and announce a checkpoint, and go on serving it
     #[command(after_help = PUBLISH_EXAMPLE)]
@@ -183,6 +185,8 @@ pub(crate) struct Publish {
     /// Print JSON lines instead of text
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) operation: OperationOptions,
     #[command(flatten)]
     pub(crate) node: NodeOptions,
 }

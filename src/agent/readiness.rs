@@ -11,7 +11,8 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Readiness {
     /// Every registered engine serves exactly the release that it should, and there is one; on a node that holds
-    /// whole releases, they are here where no engine follows them. Never while the node drains.
+    /// whole releases, they are here where no engine follows them; on a publisher, its release is announced. Never while
+    /// the node drains.
     pub(crate) ready: bool,
     pub(crate) draining: bool,
     pub(crate) node: String,
@@ -170,10 +171,11 @@ impl Agent {
     fn channel_readiness(&self, channel: &ChannelName, engines: &[EngineReadiness]) -> ChannelReadiness {
         let release = self.channels.get(channel).and_then(|c| c.release.as_ref()).map(|(release, _)| release);
         let mut here = engines.iter().filter(|e| e.channel == channel.as_str()).peekable();
+        let publication = self.publication.as_ref().filter(|p| p.channel == *channel);
         let ready = match here.peek() {
             Some(_) => Some(here.clone().all(|e| e.ready)),
             None if self.hold == Hold::All => Some(self.holds_all(channel)),
-            None => None,
+            None => publication.map(|p| p.is_out(release.map_or(0, |release| release.seq))),
         };
         let report = self.node.rollout(channel).and_then(|rollout| rollout.report());
         let serving = report.and_then(|report| report.served).map(|m| m.to_string()).unwrap_or_default();
@@ -189,6 +191,9 @@ impl Agent {
         };
         let reason = match ready {
             Some(true) => String::new(),
+            Some(false) if publication.is_some() => {
+                "looks which releases the mesh knows before it makes its own".to_string()
+            }
             Some(false) => problem().or(engine).unwrap_or_else(waits),
             None => "no engine has registered yet".to_string(),
         };

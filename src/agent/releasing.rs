@@ -43,6 +43,11 @@ pub(super) struct Publication {
 }
 
 impl Publication {
+    /// Whether its release is out: it is the newest of its channel, or older.
+    pub(super) fn is_out(&self, newest: u64) -> bool {
+        self.released.as_ref().is_some_and(|released| released.seq <= newest)
+    }
+
     pub(super) fn new(publish: Publish, alone: bool) -> Self {
         Publication {
             channel: publish.channel,

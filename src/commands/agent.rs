@@ -2,8 +2,8 @@
 
 use super::{Stop, StopSignal};
 use crate::agent;
-use crate::http::Bound;
-use crate::options::{self, AgentOptions, NodeOptions};
+use crate::http::Where;
+use crate::options::{self, AgentOptions, NodeOptions, OperationOptions};
 use anyhow::{Result, bail};
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,8 +11,13 @@ use std::process::ExitCode;
 /// Ports an agent listens on unless told otherwise: mesh, data, and what is said beside RDMA.
 const PORTS: (u16, u16, u16) = (7401, 7402, 7403);
 
-pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOptions) -> Result<ExitCode> {
-    let (mut node, options) = options::of_agent(config, node, agent)?;
+pub(crate) async fn run(
+    config: Option<&Path>,
+    node: NodeOptions,
+    agent: AgentOptions,
+    operation: OperationOptions,
+) -> Result<ExitCode> {
+    let (mut node, options, operation) = options::of_agent(config, node, agent, operation)?;
     node.state = node.state.or_else(|| options::default_state(node.name.as_deref()));
     let channels = options.channels()?;
     let mut config = node.config(&channels, PORTS)?;
@@ -23,11 +28,7 @@ pub(crate) async fn run(config: Option<&Path>, node: NodeOptions, agent: AgentOp
     if let Some((channel, _)) = config.channels.iter().find(|(_, trusted)| trusted.is_empty()) {
         bail!("nobody is trusted to publish {channel}: give the publisher's public key with --trust");
     }
-    let http = match options.http()? {
-        Some(at) => Some(Bound::new(at, options.http_token.as_deref())?),
-        None => None,
-    };
-    config.http = http.as_ref().map(|bound| bound.address.to_string());
+    let http = operation.configure(&mut config, Some(Where::Default))?;
     tracing::info!("node {} ({})", config.name, config.identity.public());
     let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;

@@ -30,7 +30,7 @@ pub(crate) const EXIT_DIFFERENT: u8 = 4;
 pub(crate) async fn run(cli: Cli) -> Result<ExitCode> {
     let config = cli.config.as_deref();
     match cli.command {
-        Command::Agent { node, agent } => agent::run(config, node, agent).await,
+        Command::Agent { node, agent, operation } => agent::run(config, node, agent, operation).await,
         Command::Publish(args) => publish::run(config, args).await,
         Command::Pull(args) => pull::run(config, args).await,
         Command::Release { command } => release::run(config, command).await,

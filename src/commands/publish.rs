@@ -29,6 +29,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
     let policy = args.rollout.policy()?;
     let secret = keys::read_publisher_secret(&args.publisher_key)?;
     let mut config = node.config(std::slice::from_ref(&channel), (0, 0, 0))?;
+    let http = args.operation.configure(&mut config, None)?;
     let source = hash(&args)?;
     let summary = json!({
         "event": "hashed",
@@ -50,6 +51,9 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
     config.publish = Some(Publication { channel, secret, note: args.note.clone(), policy, source });
     let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
+    if let Some(http) = http {
+        http.serve(running.handle.clone())?;
+    }
     let mut view = running.view.clone();
     let mut told = Told::default();
     loop {
@@ -123,7 +127,7 @@ impl Told {
             self.released = Some(of.seq);
             let event = json!({
                 "event": "published", "channel": of.channel, "seq": of.seq, "manifest": of.manifest,
-                "publisher": of.publisher, "addresses": view.addresses,
+                "publisher": of.publisher, "addresses": view.addresses, "http": view.http,
             });
             let text = format!(
                 "{} is at release {}, signed by {}\nserving it; Ctrl-C to stop",

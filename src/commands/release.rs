@@ -6,7 +6,7 @@ use crate::agent::history::{ReleaseView, ReleasesView};
 use crate::agent::releasing::statement;
 use crate::cli::{Operator, ReleaseCommand, Rollback};
 use crate::keys;
-use crate::options::{self, AgentOptions, NodeOptions};
+use crate::options::{self, AgentOptions, NodeOptions, OperationOptions};
 use crate::output::{print_json, print_line};
 use anyhow::{Context, Result, bail};
 use aquifer_core::{ChannelName, PublisherSecret, Release, ReleaseId, SignedRelease, SignedStatement, Word};
@@ -150,7 +150,7 @@ impl AtAgent {
 
 pub(super) fn socket(config: Option<&Path>, socket: Option<PathBuf>) -> Result<PathBuf> {
     let given = AgentOptions { socket, ..AgentOptions::default() };
-    let (_, options) = options::of_agent(config, NodeOptions::default(), given)?;
+    let (_, options, _) = options::of_agent(config, NodeOptions::default(), given, OperationOptions::default())?;
     Ok(options.socket.unwrap_or_else(options::default_socket))
 }
 

@@ -6,11 +6,13 @@ use crate::agent::history::ReleasesView;
 use crate::agent::readiness::Readiness;
 use crate::agent::view::{ChannelView, PeerView, View};
 use crate::agent::{Ask, Handle};
-use axum::extract::{Query, State};
+use axum::extract::{FromRequestParts, Query, State};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -54,6 +56,18 @@ pub(super) struct Refusal {
 
 pub(super) fn refusal(status: StatusCode, error: impl Into<String>) -> Response {
     (status, Json(Refusal { error: error.into() })).into_response()
+}
+
+/// What follows the `?`; where that cannot be read, the caller is told so as of all other mistakes.
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let read = Query::from_request_parts(parts, state).await;
+        read.map(|Query(query)| Asked(query)).map_err(|error| refusal(error.status(), error.body_text()))
+    }
 }
 
 /// What changes from one moment to the next.
@@ -123,8 +137,8 @@ pub(super) async fn healthz(State(agent): State<Handle>) -> Response {
 
 /// 200 only while every registered engine serves exactly the release it should.
 #[utoipa::path(get, path = "/readyz", params(ReadyQuery),
-    responses((status = 200, body = Readiness), (status = 503, body = Readiness)))]
-pub(super) async fn readyz(State(agent): State<Handle>, Query(query): Query<ReadyQuery>) -> Response {
+    responses((status = 200, body = Readiness), (status = 400, body = Refusal), (status = 503, body = Readiness)))]
+pub(super) async fn readyz(State(agent): State<Handle>, Asked(query): Asked<ReadyQuery>) -> Response {
     let readiness = agent.readiness.borrow().clone().of(query.channel.as_deref(), query.engine.as_deref());
     let status = if readiness.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, [(header::CACHE_CONTROL, "no-store")], Json(readiness)).into_response()
@@ -155,8 +169,8 @@ pub(super) async fn channels(State(agent): State<Handle>) -> Response {
 
 /// A channel's releases, newest first, and how each node fared; `aquifer releases --json` prints the same.
 #[utoipa::path(get, path = "/v1/releases", params(ChannelQuery),
-    responses((status = 200, body = ReleasesView), (status = 404, body = Refusal)))]
-pub(super) async fn releases(State(agent): State<Handle>, Query(query): Query<ChannelQuery>) -> Response {
+    responses((status = 200, body = ReleasesView), (status = 400, body = Refusal), (status = 404, body = Refusal)))]
+pub(super) async fn releases(State(agent): State<Handle>, Asked(query): Asked<ChannelQuery>) -> Response {
     match channel_of(&agent, query.channel) {
         Ok(channel) => answer(&agent, |reply| Ask::Releases { channel, reply }).await,
         Err(problem) => refusal(StatusCode::NOT_FOUND, problem),
@@ -165,8 +179,8 @@ pub(super) async fn releases(State(agent): State<Handle>, Query(query): Query<Ch
 
 /// Which chunks of a channel's release this node has, wants, and knows copies of, in the order of its manifest.
 #[utoipa::path(get, path = "/v1/swarm", params(ChannelQuery),
-    responses((status = 200, body = SwarmView), (status = 404, body = Refusal)))]
-pub(super) async fn swarm(State(agent): State<Handle>, Query(query): Query<ChannelQuery>) -> Response {
+    responses((status = 200, body = SwarmView), (status = 400, body = Refusal), (status = 404, body = Refusal)))]
+pub(super) async fn swarm(State(agent): State<Handle>, Asked(query): Asked<ChannelQuery>) -> Response {
     match channel_of(&agent, query.channel) {
         Ok(channel) => answer(&agent, |reply| Ask::Swarm { channel, reply }).await,
         Err(problem) => refusal(StatusCode::NOT_FOUND, problem),
@@ -175,8 +189,8 @@ pub(super) async fn swarm(State(agent): State<Handle>, Query(query): Query<Chann
 
 /// Numbers to scale by, as this node knows them from the others.
 #[utoipa::path(get, path = "/v1/autoscale", params(AutoscaleQuery),
-    responses((status = 200, body = Autoscale), (status = 404, body = Refusal)))]
-pub(super) async fn autoscale(State(agent): State<Handle>, Query(query): Query<AutoscaleQuery>) -> Response {
+    responses((status = 200, body = Autoscale), (status = 400, body = Refusal), (status = 404, body = Refusal)))]
+pub(super) async fn autoscale(State(agent): State<Handle>, Asked(query): Asked<AutoscaleQuery>) -> Response {
     let nodes = query.nodes.unwrap_or(1).min(NODES_MAX);
     match channel_of(&agent, query.channel) {
         Ok(channel) => answer(&agent, |reply| Ask::Autoscale { channel, nodes, reply }).await,

@@ -1,8 +1,9 @@
 //! `/v1/events`: what happens, as it happens, as server-sent events.
 
+use super::routes::{Asked, Refusal};
 use crate::agent::Handle;
 use crate::agent::lifecycle::Happening;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -30,10 +31,10 @@ pub(super) struct EventsQuery {
 /// Every event of this node from now on, one JSON object each; with `Last-Event-ID` also what came after that one, of
 /// the last 1,024, and with `last` so many of those that were. A listener that is too slow for what happens misses events, and sees it by `seq`.
 #[utoipa::path(get, path = "/v1/events", params(EventsQuery),
-    responses((status = 200, content_type = "text/event-stream", body = Happening)))]
+    responses((status = 200, content_type = "text/event-stream", body = Happening), (status = 400, body = Refusal)))]
 pub(super) async fn events(
     State(agent): State<Handle>,
-    Query(query): Query<EventsQuery>,
+    Asked(query): Asked<EventsQuery>,
     headers: HeaderMap,
 ) -> Response {
     let after = headers.get("last-event-id").and_then(|id| id.to_str().ok());

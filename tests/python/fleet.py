@@ -55,12 +55,16 @@ class Fleet(MeshTest):
 
     def publish(self, number):
         """Makes release ``number``; returns its manifest."""
+        return self.publish_with(number).manifest
+
+    def publish_with(self, number, *options):
+        """The same; returns its publisher."""
         peers = [self.node.address] if self.node else []
-        publisher = self.site.publisher(f"publisher-{number}", self.checkpoint(number), peers=peers)
+        publisher = self.site.publisher(f"publisher-{number}", self.checkpoint(number), *options, peers=peers)
         self.publishers.append(publisher)
         if self.node is None:
             self.node = self.site.agent("node", *self.options, peers=[publisher.address])
-        return publisher.manifest
+        return publisher
 
     def engine(self, *checks, options=(), twin=None, **more):
         """One that serves release 1, and that release."""

@@ -158,9 +158,9 @@ class Publisher(Process):
         super().__init__(
             site, name, site.node("publish", checkpoint, *keys, *options, name=name, peers=peers), site.environment
         )
-        published = self.event("published")
-        self.manifest, self.seq = published["manifest"], published["seq"]
-        self.address = published["addresses"][0]
+        self.published = self.event("published")
+        self.manifest, self.seq = self.published["manifest"], self.published["seq"]
+        self.address = self.published["addresses"][0]
 
 
 class Agent:

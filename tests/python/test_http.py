@@ -86,6 +86,9 @@ class Http(fleet.Fleet):
         peers = self.node.status()["peers"]
         web.wait("/v1/peers", "peers are those of the status", lambda _, body: body["peers"] == peers)
         self.assertEqual(web.ask("/v1/releases?channel=no/such")[0], 404)
+        for path in ("/v1/autoscale?nodes=many", "/v1/events?last=-1"):
+            status, body = web.ask(path)
+            self.assertEqual((status, list(body)), (400, ["error"]), path)
         self.assertEqual(web.ask("/v2")[0], 404)
         self.assertEqual(web.ask("/v1/status", host="evil.example")[0], 421)
 
@@ -134,6 +137,24 @@ class Http(fleet.Fleet):
                 if activated[-1:] == served[-1:]:
                     break
         self.assertEqual(activated, served)
+
+    def test_a_publisher_answers_where_it_is_asked_to(self):
+        engine, first = self.engine()
+        silent = self.publishers[0].published
+        self.assertIsNone(silent["http"])
+        options = ("--http", "127.0.0.1:0", "--http-token", self.token())
+        publisher = self.publish_with(2, *options)
+        web = Web(address=publisher.published["http"])
+        engine.expect(lambda e: e.get("event") == "resumed" and e["manifest"] == publisher.manifest, "it serves 2")
+        ready = web.wait("/readyz", "what it publishes is announced", lambda status, _: status == 200)
+        channel = ready["channels"][0]
+        self.assertEqual((channel["channel"], channel["seq"], channel["manifest"]), (CHANNEL, 2, publisher.manifest))
+        self.assertEqual(web.get("/v1/status")["publication"]["manifest"], publisher.manifest)
+        web.wait("/metrics", "it counts what it sent", lambda _, body: "aquifer_sent_bytes_total{" in body)
+        self.assertNotEqual(first, publisher.manifest)
+        self.assertEqual(web.ask("/v1/drain", "POST")[0], 401)
+        self.assertEqual(web.ask("/v1/drain", "POST", authorization="Bearer " + TOKEN)[0], 202)
+        self.assertEqual(publisher.wait(), 0)
 
     def test_a_holder_whose_engine_is_gone_is_not_behind(self):
         engine, _ = self.engine(options=("--hold", "all"))

@@ -11,10 +11,10 @@ from mesh import PATIENCE, POLL, Failure
 
 
 class Web:
-    """An agent's HTTP, by the standard library."""
+    """A node's HTTP, by the standard library."""
 
-    def __init__(self, agent):
-        self.address = agent.status()["http"]
+    def __init__(self, agent=None, address=None):
+        self.address = address or agent.status()["http"]
 
     def ask(self, path, method="GET", body=None, **headers):
         """Status and body of one call; the body is parsed where it is JSON."""
