@@ -165,6 +165,17 @@ impl Dice {
 
     /// All of them end by `until_ms`, but for the nodes that are wrong for ever.
     fn faults(&mut self, until_ms: f64, seeds: u32) -> Faults {
+        let faults = self.mishaps(until_ms, seeds);
+        // Whoever publishes has to stay, as above; and of two seeds one.
+        let may_leave = seeds > 1 && faults.update.is_none() && faults.seed_dies_after_uploads.is_none();
+        Faults {
+            drains_per_s: self.maybe(0.2, 5.0),
+            seed_drains_ms: (may_leave && self.chance(0.5)).then(|| self.between(0.0, until_ms)),
+            ..faults
+        }
+    }
+
+    fn mishaps(&mut self, until_ms: f64, seeds: u32) -> Faults {
         let crash_from = self.between(0.0, 1.0);
         let dies = seeds > 1 && self.chance(0.3);
         let partition = self.chance(0.3).then(|| {
@@ -196,6 +207,7 @@ impl Dice {
             // Whoever publishes and dies at once leaves nobody who has the release.
             update: (!dies && self.chance(0.2))
                 .then(|| UpdateModel { at_ms: self.between(0.0, until_ms), changed_fraction: self.between(0.0, 1.0) }),
+            ..Faults::default()
         }
     }
 

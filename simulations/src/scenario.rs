@@ -147,9 +147,13 @@ pub struct Faults {
     pub churn_per_s: f64,
     /// How long a puller that left stays away, at most.
     pub churn_away_ms: f64,
+    /// Pullers that drain, leave when that is over, and come back as those that churn.
+    pub drains_per_s: f64,
+    /// The first seed drains then, leaves for good when that is over, and has handed over what only it had.
+    pub seed_drains_ms: Option<f64>,
     /// Nodes, seeds excepted, whose engine writes over chunks that they serve.
     pub overwrites_per_s: f64,
-    /// Rates (churn, overwrites, lost messages and lost gossip) are those of faults until then;
+    /// Rates (churn, drains, overwrites, lost messages and lost gossip) are those of faults until then;
     /// lost messages and gossip for ever if absent.
     pub until_ms: Option<f64>,
     /// Each node's clock is off by up to this, either way.

@@ -112,8 +112,11 @@ impl Expanded {
     }
 
     pub fn has_faults(&self) -> bool {
-        let dies = self.seed_dies_after_bytes.is_some() || self.partition.is_some();
-        let at_random = self.faults.churn_per_s > 0.0 || self.faults.overwrites_per_s > 0.0;
+        let leaves = self.seed_dies_after_bytes.is_some() || self.faults.seed_drains_ms.is_some();
+        let dies = leaves || self.partition.is_some();
+        let faults = &self.faults;
+        let at_random =
+            [faults.churn_per_s, faults.drains_per_s, faults.overwrites_per_s].iter().any(|rate| *rate > 0.0);
         dies || at_random || self.nodes.iter().any(|n| !n.is_healthy())
     }
 }

@@ -22,6 +22,9 @@ const OVERWRITTEN_FOUND: Duration = Duration::from_millis(500);
 /// How long an agent takes to hash a chunk again: 4 MiB at 4 GByte/s.
 const RECHECK: Duration = Duration::from_millis(1);
 
+/// As long as an agent gives itself unless told otherwise.
+const DRAIN_GRACE: Duration = Duration::from_secs(25);
+
 /// How often a node without any connection tries those it was told to start with.
 const BOOTSTRAP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -43,6 +46,16 @@ pub(super) enum Fault {
         on: bool,
     },
     Churn,
+    /// Somebody is asked to leave; or this one.
+    Drain {
+        node: Option<u32>,
+    },
+    /// It hands nothing over any more: that is done, or takes too long.
+    DrainEnds {
+        node: u32,
+        life: u32,
+        done: bool,
+    },
     Overwrite,
     Found {
         node: u32,
@@ -73,6 +86,11 @@ impl World<'_> {
         }
         self.plan_span(e.partition.map(|p| (p.from, Some(p.until))), |on| Fault::Partition { on });
         self.plan_next(e.faults.churn_per_s, Fault::Churn);
+        self.plan_next(e.faults.drains_per_s, Fault::Drain { node: None });
+        if let Some(at_ms) = e.faults.seed_drains_ms {
+            let at = Time::ZERO + Duration::from_secs_f64(at_ms / 1e3);
+            self.events.plan(at, Event::Fault(Fault::Drain { node: Some(0) }));
+        }
         self.plan_next(e.faults.overwrites_per_s, Fault::Overwrite);
         if let Some(update) = e.faults.update {
             let at = Time::ZERO + Duration::from_secs_f64(update.at_ms / 1e3);
@@ -114,6 +132,19 @@ impl World<'_> {
             Fault::Churn => {
                 self.churn();
                 self.plan_next(self.e.faults.churn_per_s, Fault::Churn);
+            }
+            Fault::Drain { node: Some(node) } => self.begin_to_drain(node),
+            Fault::Drain { node: None } => {
+                if let Some(node) = self.who_comes_and_goes() {
+                    self.begin_to_drain(node);
+                }
+                self.plan_next(self.e.faults.drains_per_s, Fault::Drain { node: None });
+            }
+            Fault::DrainEnds { node, life, done } => {
+                if self.lives(node, life) && self.peers[node as usize].draining {
+                    self.mishap(if done { "drains" } else { "drains cut short" });
+                    self.say_goodbye(node);
+                }
             }
             Fault::Overwrite => {
                 self.overwrite();
@@ -200,21 +231,55 @@ impl World<'_> {
 
     /// A puller crashes, or says goodbye and goes; it comes back with what it held or nothing.
     fn churn(&mut self) {
+        let Some(node) = self.who_comes_and_goes() else { return };
+        let away = self.time_away();
+        if self.dice.random_bool(0.5) {
+            self.say_goodbye_for(node, away);
+        } else {
+            self.go(node, self.now, away);
+        }
+    }
+
+    fn who_comes_and_goes(&mut self) -> Option<u32> {
         let comes_and_goes = |n: &&u32| {
             let peer = &self.peers[**n as usize];
-            peer.alive && peer.plan.role == Role::Puller && !peer.plan.fault.crashes
+            peer.alive && !peer.draining && peer.plan.role == Role::Puller && !peer.plan.fault.crashes
         };
         let all: Vec<u32> = (0u32..).take(self.peers.len()).collect();
-        let Some(&node) = all.iter().filter(comes_and_goes).choose(&mut self.dice) else { return };
-        let away = Duration::from_secs_f64(self.e.faults.churn_away_ms * self.dice.random::<f64>() / 1e3);
-        // Its last words are on their way before its connections close.
-        let goodbye = self.dice.random_bool(0.5);
-        let gone_at = if goodbye { self.now + self.latency() * 3 } else { self.now };
-        if goodbye {
-            self.input(node, Input::Leave);
+        all.iter().filter(comes_and_goes).choose(&mut self.dice).copied()
+    }
+
+    fn time_away(&mut self) -> Duration {
+        Duration::from_secs_f64(self.e.faults.churn_away_ms * self.dice.random::<f64>() / 1e3)
+    }
+
+    fn begin_to_drain(&mut self, node: u32) {
+        let peer = &mut self.peers[node as usize];
+        if peer.alive {
+            let life = peer.life;
+            peer.draining = true;
+            self.events.plan(self.now + DRAIN_GRACE, Event::Fault(Fault::DrainEnds { node, life, done: false }));
+            self.input(node, Input::Drain);
         }
-        self.events.plan(gone_at, Event::Crash { node });
-        self.events.plan(gone_at + away + Duration::from_millis(1), Event::Start { node });
+    }
+
+    fn say_goodbye(&mut self, node: u32) {
+        let away = self.time_away();
+        self.say_goodbye_for(node, away);
+    }
+
+    fn say_goodbye_for(&mut self, node: u32, away: Duration) {
+        self.input(node, Input::Leave);
+        // Its last words are on their way before its connections close.
+        self.go(node, self.now + self.latency() * 3, away);
+    }
+
+    /// Seeds do not come back.
+    fn go(&mut self, node: u32, at: Time, away: Duration) {
+        self.events.plan(at, Event::Crash { node });
+        if self.peers[node as usize].plan.role == Role::Puller {
+            self.events.plan(at + away + Duration::from_millis(1), Event::Start { node });
+        }
     }
 
     /// An engine writes over some of what the node serves. Some engines say so, others do not.

@@ -33,6 +33,8 @@ pub(super) struct Peer {
     /// Holds all it wants, as far as it knows.
     pub(super) complete: bool,
     pub(super) finished: Option<Time>,
+    /// Was asked to leave, and hands over first.
+    pub(super) draining: bool,
     /// Hears no ask.
     pub(super) mute: bool,
     /// What its disk remembers.
@@ -64,6 +66,7 @@ impl Peer {
             overwritten: false,
             complete: plan.missing().is_empty(),
             finished: None,
+            draining: false,
             mute: false,
             accepted: Vec::new(),
             leases: BTreeMap::new(),
@@ -82,6 +85,7 @@ impl Peer {
         self.node = node(config, self.clock.local(now), self.on_record);
         self.alive = true;
         self.loaded = false;
+        self.draining = false;
         self.complete = self.has.is_superset(&self.plan.wants);
         self.leases.clear();
         self.tickets.clear();

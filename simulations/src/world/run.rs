@@ -2,6 +2,7 @@
 
 use super::checks::Checks;
 use super::events::{Event, Events};
+use super::faults::Fault;
 use super::links::Links;
 use super::mesh;
 use super::peer::{Peer, channel, publisher};
@@ -401,7 +402,11 @@ impl<'a> World<'a> {
             Output::Notice(Notice::PeerBlamed { node, avoid, .. }) => self.check_blame(i, node, avoid),
             Output::Notice(Notice::PeerFailing { node, avoid }) => self.check_failing(i, node, avoid),
             // Its nodes have no engines.
-            Output::Drained | Output::StatementAccepted { .. } | Output::Stand { .. } | Output::Order { .. } => {}
+            Output::Drained => {
+                let life = self.peers[i as usize].life;
+                self.events.plan(self.now, Event::Fault(Fault::DrainEnds { node: i, life, done: true }));
+            }
+            Output::StatementAccepted { .. } | Output::Stand { .. } | Output::Order { .. } => {}
             Output::Notice(_) | Output::Verdict { .. } => {}
         }
     }
