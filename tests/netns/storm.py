@@ -39,6 +39,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 
 from network import Network, end_with_parent, goodput  # noqa: E402
+from program import make_keys  # noqa: E402
 from swarm import make_checkpoint  # noqa: E402
 
 CHANNEL, NAME = "netns/storm", "mesh.aquifer.test"
@@ -109,17 +110,11 @@ class Storm:
         self.environment.update(HOME=work, XDG_CONFIG_HOME=work, XDG_RUNTIME_DIR=work)
         self.checkpoint = os.path.join(work, "checkpoint")
         self.bytes = make_checkpoint(self.checkpoint, options.mib << 20, options.seed)
-        self.mesh_key, self.publisher_key = (os.path.join(work, n) for n in ("mesh.key", "publisher.key"))
-        self.aquifer("keygen", "mesh", "--out", self.mesh_key)
-        self.aquifer("keygen", "publisher", "--out", self.publisher_key)
-        self.public_key = self.aquifer("keygen", "public", self.publisher_key).strip()
+        keys = make_keys(options.program, self.environment, work)
+        self.mesh_key, self.publisher_key, self.public_key = keys
         self.resolver = os.path.join(work, "resolv.conf")
         with open(self.resolver, "w", encoding="ascii") as file:
             file.write(f"nameserver {network.address(0)}\n")
-
-    def aquifer(self, *arguments):
-        command = [self.options.program, *arguments]
-        return subprocess.run(command, env=self.environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def child(self, node, command, log="/dev/null"):
         # A mount namespace of its own, as `ip netns exec` makes it: nobody else's resolver changes.

@@ -47,6 +47,7 @@ sys.path[:0] = [HERE, os.path.join(ROOT, "python")]
 from aquifer.errors import AgentUnavailable  # noqa: E402
 from aquifer.wire import request_status  # noqa: E402
 from network import BURST, FRAME_BYTES, PAYLOAD_BYTES, QUEUE_MS, Network, end_with_parent, goodput, run  # noqa: E402
+from program import make_keys  # noqa: E402
 
 CHANNEL = "netns/swarm"
 MESH_PORT, DATA_PORT, PROBE_PORT = 7401, 7402, 7500
@@ -118,18 +119,9 @@ class Bench:
         self.environment.update(HOME=work, XDG_CONFIG_HOME=work, XDG_RUNTIME_DIR=work)
         self.checkpoint = os.path.join(work, "checkpoint")
         self.bytes = make_checkpoint(self.checkpoint, options.mib << 20, options.seed)
-        self._keys()
+        keys = make_keys(options.program, self.environment, work)
+        self.mesh_key, self.publisher_key, self.public_key = keys
         self.random = random.Random(options.seed)
-
-    def _keys(self):
-        self.mesh_key, self.publisher_key = (os.path.join(self.work, n) for n in ("mesh.key", "publisher.key"))
-        self._aquifer("keygen", "mesh", "--out", self.mesh_key)
-        self._aquifer("keygen", "publisher", "--out", self.publisher_key)
-        self.public_key = self._aquifer("keygen", "public", self.publisher_key).strip()
-
-    def _aquifer(self, *arguments):
-        command = [self.options.program, *arguments]
-        return subprocess.run(command, env=self.environment, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def lower_bound(self):
         rate = goodput(self.options.mbit)
