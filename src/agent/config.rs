@@ -48,6 +48,7 @@ pub(crate) struct AgentConfig {
     pub(crate) shadow: bool,
     pub(crate) twin_gpus: Vec<DeviceUuid>,
     pub(crate) twin_gpu_bytes: u64,
+    pub(crate) twin_gpu_bytes_per_s: u64,
     /// What is copied out of GPUs for others, in a second; zero: nothing is.
     pub(crate) gpu_upload_bytes_per_s: u64,
     pub(crate) store: Option<PathBuf>,

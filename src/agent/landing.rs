@@ -12,6 +12,7 @@ use aquifer_proto::{EngineInput, Input, OpId, ReadOutcome};
 use aquifer_transport::{Completion, Endpoint, ReadDone, ReadError, ReadOp};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 /// A read under way, and where it lands. While it is committed, `landing` is taken.
 #[derive(Debug)]
@@ -24,6 +25,16 @@ pub(super) struct Read {
     way: Option<Way>,
     landing: Option<Landing>,
 }
+
+/// How long chunks of a release have found no room, without one that did in between.
+#[derive(Debug)]
+pub(super) struct Full {
+    since: Instant,
+    last: Instant,
+}
+
+/// Guess: what is under way gives room back within seconds, if it is going to.
+const ROOM_WAIT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 enum Landing {
@@ -55,6 +66,9 @@ impl Agent {
             Ok(landing) => landing,
             // Reads under way will give staging back: nothing a person need do.
             Err(StoreError::StagingFull { .. }) => return self.read_done(op, ReadOutcome::Declined),
+            Err(StoreError::Full { .. }) if self.gets_room(&manifest) => {
+                return self.read_done(op, ReadOutcome::Declined);
+            }
             Err(error) => {
                 self.note_problem(&manifest, error.to_string());
                 return self.read_done(op, ReadOutcome::Declined);
@@ -211,6 +225,23 @@ impl Agent {
         .map(Landing::Store)
     }
 
+    /// Whether there will be room in memory when what is under way has ended: what lands now goes on to an engine, what
+    /// is copied there is kept no longer, and so is what others read. If that helps nobody for [`ROOM_WAIT`], no.
+    fn gets_room(&mut self, manifest: &ManifestHash) -> bool {
+        let lands = self.reads.values().any(|read| matches!(read.landing, Some(Landing::Store(_))));
+        let copies = self.sessions.values().any(|conn| conn.copying || !conn.to_copy.is_empty());
+        let works = self.running_jobs > 0 || !self.queued.is_empty();
+        let passing = self.disk.is_none() && (lands || copies || works || self.node.leased_bytes() > 0);
+        let now = Instant::now();
+        let Full { since, last } = self.full.entry(*manifest).or_insert(Full { since: now, last: now });
+        if now.duration_since(*last) >= ROOM_WAIT {
+            // Of another time.
+            *since = now;
+        }
+        *last = now;
+        passing && now.duration_since(*since) < ROOM_WAIT
+    }
+
     fn region_landing(&self, manifest: &ManifestHash, chunk: u32) -> Option<Landing> {
         let mut gathering = self.sessions.iter().filter(|(_, c)| c.session.is_gathering(manifest, chunk));
         let (id, conn) = gathering.next()?;
@@ -254,6 +285,7 @@ impl Agent {
     }
 
     fn clear_problem(&mut self, manifest: &ManifestHash) {
+        self.full.remove(manifest);
         for channel in self.channels_at(manifest) {
             if let Some(entry) = self.channels.get_mut(&channel) {
                 entry.problem = None;

@@ -490,6 +490,7 @@ impl Agent {
     fn forget(&mut self, manifest: ManifestHash) {
         self.input(Input::Forget { manifest });
         let Some(loaded) = self.manifests.remove(&manifest) else { return };
+        self.full.remove(&manifest);
         let named = |hash: &ChunkHash| self.manifests.values().any(|l| l.layout.index_of(hash).is_some());
         for chunk in loaded.layout.chunks.iter().filter(|c| !named(&c.hash)) {
             self.remove_stored(&chunk.hash);

@@ -55,7 +55,7 @@ use grants::GrantTable;
 use handle::Shared;
 pub(crate) use handle::{Ask, Handle};
 use jobs::JobDone;
-use landing::Read;
+use landing::{Full, Read};
 use library::{Loaded, Tree};
 use lifecycle::{Happening, Kind, Lifecycle};
 use news::Progress;
@@ -183,6 +183,7 @@ struct Agent {
     reads: BTreeMap<OpId, Read>,
     /// Chunks that `reads` are after: each is fetched once, also where releases share it.
     reading: BTreeSet<ChunkHash>,
+    full: BTreeMap<ManifestHash, Full>,
     /// How to reach each holder's data plane: its latest grant's ticket, and its address.
     access: BTreeMap<NodeId, aquifer_core::Access>,
     addresses: BTreeMap<NodeId, IpAddr>,
@@ -339,7 +340,7 @@ impl Agent {
             name: config.name,
             labels: config.labels,
             http: config.http,
-            gpus: Gpus::new(config.twin_gpus, config.twin_gpu_bytes),
+            gpus: Gpus::new(config.twin_gpus, config.twin_gpu_bytes, config.twin_gpu_bytes_per_s),
             outlet: Outlet::new(outlet::ROOM_BYTES),
             told_engine: false,
             books: Books::default(),
@@ -357,6 +358,7 @@ impl Agent {
             manifests: BTreeMap::new(),
             reads: BTreeMap::new(),
             reading: BTreeSet::new(),
+            full: BTreeMap::new(),
             access: BTreeMap::new(),
             addresses: BTreeMap::new(),
             tokens: BTreeMap::new(),

@@ -84,11 +84,12 @@ pub(super) struct Gpus {
     twins: Vec<DeviceUuid>,
     /// What can be had of their memory at a time.
     twin_bytes: u64,
+    twin_bytes_per_s: u64,
 }
 
 impl Gpus {
-    pub(super) fn new(twins: Vec<DeviceUuid>, twin_bytes: u64) -> Self {
-        Gpus { twins, twin_bytes, ..Gpus::default() }
+    pub(super) fn new(twins: Vec<DeviceUuid>, twin_bytes: u64, twin_bytes_per_s: u64) -> Self {
+        Gpus { twins, twin_bytes, twin_bytes_per_s, ..Gpus::default() }
     }
 
     /// The region that an engine tells of. Of a GPU that was not used before this takes some tenths of a second.
@@ -120,7 +121,10 @@ impl Gpus {
             return Ok(known.clone());
         }
         let opened = match self.twins.contains(&device) {
-            true => worker(Twin::with_little_memory(device, self.twin_bytes)),
+            true => {
+                let twin = Twin::new(device).with_little_memory(self.twin_bytes);
+                worker(twin.with_slow_uploads(self.twin_bytes_per_s))
+            }
             false => {
                 let gpu = Gpu::open(device)?;
                 tracing::info!("{device} is a {}", gpu.name());

@@ -46,6 +46,9 @@ pub(crate) struct AgentOptions {
     /// Most memory of those that can be had in one piece
     #[arg(long, hide = true, value_name = "SIZE")]
     pub(crate) twin_gpu_memory: Option<String>,
+    /// Bytes a second that come to each of those from host memory at most
+    #[arg(long, hide = true, value_name = "SIZE")]
+    pub(crate) twin_gpu_rate: Option<String>,
     /// Keep a record of all that this node is told and decides in this file, without secrets; an
     /// earlier one is kept as PATH.old. `simulations replay` replays it
     #[arg(long, env = "AQUIFER_RECORD", value_name = "PATH")]
@@ -65,6 +68,7 @@ impl AgentOptions {
             landing: self.landing.or(file.landing),
             twin_gpu: list(self.twin_gpu, file.twin_gpu),
             twin_gpu_memory: self.twin_gpu_memory.or(file.twin_gpu_memory),
+            twin_gpu_rate: self.twin_gpu_rate.or(file.twin_gpu_rate),
             record: self.record.or(file.record),
         }
     }
@@ -111,6 +115,8 @@ impl AgentOptions {
         };
         config.twin_gpus = self.twin_gpu.iter().map(|u| u.parse()).collect::<Result<_, _>>().context("--twin-gpu")?;
         config.twin_gpu_bytes = size("--twin-gpu-memory", self.twin_gpu_memory.as_deref())?.unwrap_or(u64::MAX);
+        config.twin_gpu_bytes_per_s =
+            size("--twin-gpu-rate", self.twin_gpu_rate.as_deref())?.unwrap_or(u64::MAX).max(1);
         config.record = self.record.clone();
         config.overrides = self.overrides()?;
         config.socket = Some(self.socket.clone().unwrap_or_else(default_socket));

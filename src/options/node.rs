@@ -208,6 +208,7 @@ impl NodeOptions {
             shadow: true,
             twin_gpus: Vec::new(),
             twin_gpu_bytes: u64::MAX,
+            twin_gpu_bytes_per_s: u64::MAX,
             store: None,
             store_bytes: None,
             memory_bytes: 4 << 30,

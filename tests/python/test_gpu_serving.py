@@ -107,6 +107,12 @@ class GpuServing(MeshTest):
         self.assertEqual(last.tell("wait"), manifest)
         self.check(last, manifest, self.sums)
 
+    def test_what_comes_faster_than_a_gpu_takes_it_waits(self):
+        """The store is full most of the time; what it holds goes to the GPU, and nobody need do anything."""
+        manifest, node, engine = self.first("--twin-gpu-rate", "80MiB")
+        self.check(engine, manifest, self.sums)
+        self.assertNotIn("the store is full", self.site.logs())
+
     def test_an_engine_that_writes_into_its_memory_is_found_out(self):
         manifest, node, engine = self.first()
         engine.tell("scribble")

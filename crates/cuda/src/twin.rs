@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Cheap to clone; clones are the same device.
 #[derive(Clone, Debug)]
@@ -22,16 +22,22 @@ pub struct Twin {
     exported: Arc<Mutex<BTreeMap<[u8; 64], DeviceSpan>>>,
     /// More cannot be allocated in one piece.
     piece_bytes_max: u64,
+    upload_bytes_per_s: u64,
 }
 
 impl Twin {
     pub fn new(uuid: DeviceUuid) -> Self {
-        Self::with_little_memory(uuid, u64::MAX)
+        Twin { uuid, exported: Arc::default(), piece_bytes_max: u64::MAX, upload_bytes_per_s: u64::MAX }
     }
 
     /// One that is nearly full: of which so much can be had at a time.
-    pub fn with_little_memory(uuid: DeviceUuid, piece_bytes_max: u64) -> Self {
-        Twin { uuid, exported: Arc::default(), piece_bytes_max }
+    pub fn with_little_memory(self, piece_bytes_max: u64) -> Self {
+        Twin { piece_bytes_max, ..self }
+    }
+
+    /// One behind a slow link.
+    pub fn with_slow_uploads(self, upload_bytes_per_s: u64) -> Self {
+        Twin { upload_bytes_per_s, ..self }
     }
 
     /// Host memory, an engine's perhaps, as memory of the device called `uuid`.
@@ -84,7 +90,8 @@ impl Device for Twin {
     }
 
     fn stream(&self) -> Result<TwinStream, DeviceError> {
-        Ok(TwinStream { uuid: self.uuid, queue: Arc::default(), queued: 0 })
+        let upload_bytes_per_s = self.upload_bytes_per_s;
+        Ok(TwinStream { uuid: self.uuid, queue: Arc::default(), queued: 0, upload_bytes_per_s })
     }
 }
 
@@ -119,6 +126,7 @@ pub struct TwinStream {
     uuid: DeviceUuid,
     queue: Arc<Queue>,
     queued: u64,
+    upload_bytes_per_s: u64,
 }
 
 /// A point in a twin's stream.
@@ -148,7 +156,11 @@ impl Stream for TwinStream {
 
     fn upload(&mut self, from: &HostSpan, to: &DeviceSpan) -> Result<(), DeviceError> {
         let (from, to) = (from.span().clone(), memory(to, self.uuid)?);
-        self.queue(move || copy(&from, &to));
+        let takes = Duration::from_micros(to.len().saturating_mul(1_000_000) / self.upload_bytes_per_s);
+        self.queue(move || {
+            std::thread::sleep(takes);
+            copy(&from, &to)
+        });
         Ok(())
     }
 

@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn where_memory_is_short_chunks_land_one_after_the_other() {
-        let worker = worker(Twin::with_little_memory(HERE, 8192));
+        let worker = worker(Twin::new(HERE).with_little_memory(8192));
         let region = Twin::of_host(HERE, Mapping::anonymous(1 << 20).unwrap().span());
         let chunks: Vec<_> = (0..4).map(|n| chunk(n, 6000)).collect();
         let place = |n: u64| region.slice(n * 10_000..n * 10_000 + 6000).unwrap();
