@@ -33,6 +33,7 @@ impl Agent {
         self.tell(Happening { event: Kind::Draining, ..Happening::default() });
         self.input(Input::Drain);
         self.show();
+        self.tell_news();
     }
 
     pub(super) fn answer_when_drained(&mut self, conn: ConnId, request: u64) {

@@ -431,6 +431,7 @@ impl Agent {
         self.service.stops();
         // Whoever watches sees how it ended, not how it was at the last tick.
         self.show();
+        self.tell_news();
         self.leave().await;
         self.tell(Happening { event: Kind::Left, ..Happening::default() });
         self.flush_hooks().await;
@@ -504,7 +505,9 @@ impl Agent {
         }
         self.tell_standing();
         if self.renew_readiness(false) {
+            // Whoever hears of it and asks at once finds it so.
             self.show();
+            self.tell_news();
         }
         self.start_jobs();
         if self.next_tree.is_some() && self.tree.is_some() {

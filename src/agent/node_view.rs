@@ -15,12 +15,12 @@ impl Agent {
         self.measure();
         self.watch_peers();
         self.look_on_draining();
-        self.tell_news();
         self.service.lives(&self.shared.readiness.borrow());
         self.check_published_files();
         self.report_progress();
         self.look_for_overdue();
         self.show();
+        self.tell_news();
         Ok(())
     }
 

@@ -88,15 +88,13 @@ impl Readiness {
 
 impl Agent {
     /// Tells whoever watches readiness, if that changed; with `again`, also when only words did. What a release reached
-    /// is counted and told at once: another may follow it before the next view. Returns whether the view is to be
-    /// renewed at once too, so that nobody finds it behind.
+    /// is counted at once: another may follow it before the next view. Returns whether more than words changed.
     pub(super) fn renew_readiness(&mut self, again: bool) -> bool {
         let flags = self.flags();
         let is_new = flags != self.flags;
         if flags.phases != self.flags.phases {
             self.measure_progress();
             self.measure();
-            self.tell_news();
         }
         if again || is_new {
             self.flags = flags;

@@ -193,6 +193,10 @@ class Http(fleet.Fleet):
                 self.assertEqual((kind, identity), (event["event"], event["id"]))
                 if kind == "activated" and event["manifest"] == second:
                     break
+        # Whoever hears of it finds it so.
+        self.assertEqual(web.ask("/readyz")[0], 200)
+        self.assertEqual(web.get("/v1/status")["engines"][0]["serving"], second)
+        self.assertEqual(web.metrics()["aquifer_served_release_sequence"][frozenset([("channel", CHANNEL)])], 2)
         of_second = [event for event in seen if event["manifest"] == second]
         self.assertEqual([k for k in kinds(of_second) if k != "hydrating"], ["heard", "hydrated", "activated"])
         self.assertEqual([e["seq"] for e in seen], list(range(seen[0]["seq"], seen[0]["seq"] + len(seen))))
