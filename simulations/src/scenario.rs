@@ -149,7 +149,7 @@ pub struct Faults {
     pub churn_away_ms: f64,
     /// Pullers that drain, leave when that is over, and come back as those that churn.
     pub drains_per_s: f64,
-    /// The first seed drains then, leaves for good when that is over, and has handed over what only it had.
+    /// The first node, a seed, drains then and leaves for good when that is over.
     pub seed_drains_ms: Option<f64>,
     /// Nodes, seeds excepted, whose engine writes over chunks that they serve.
     pub overwrites_per_s: f64,

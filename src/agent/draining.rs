@@ -32,8 +32,7 @@ impl Agent {
         self.draining = Some(Draining { deadline, waiting: Vec::new() });
         self.tell(Happening { event: Kind::Draining, ..Happening::default() });
         self.input(Input::Drain);
-        self.show();
-        self.tell_news();
+        self.renew_readiness(false);
     }
 
     pub(super) fn answer_when_drained(&mut self, conn: ConnId, request: u64) {

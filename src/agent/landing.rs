@@ -280,12 +280,17 @@ impl Agent {
         }
     }
 
+    /// A chunk of it has come, by whatever manifest's read.
+    pub(super) fn found_room(&mut self, manifest: &ManifestHash) {
+        self.full.remove(manifest);
+    }
+
     pub(super) fn has_reads_of(&self, manifest: &ManifestHash) -> bool {
         self.reads.values().any(|r| r.manifest == *manifest)
     }
 
     fn clear_problem(&mut self, manifest: &ManifestHash) {
-        self.full.remove(manifest);
+        self.found_room(manifest);
         for channel in self.channels_at(manifest) {
             if let Some(entry) = self.channels.get_mut(&channel) {
                 entry.problem = None;

@@ -267,6 +267,7 @@ impl Agent {
             self.input(Input::Costly { manifest: other, chunks });
         }
         for (other, chunks) in elsewhere {
+            self.found_room(&other);
             self.input(Input::Held { manifest: other, chunks });
         }
     }
@@ -407,6 +408,9 @@ impl Agent {
         let problem =
             format!("the published files changed: {what}. What changed is not served any more; publish again");
         self.tell_once(key, || tracing::warn!("{problem}"));
+        if let Some(publication) = self.publication.as_mut().filter(|p| p.source.hash == manifest) {
+            publication.problem = Some(problem.clone());
+        }
         for channel in self.channels_at(&manifest) {
             if let Some(entry) = self.channels.get_mut(&channel) {
                 entry.problem = Some(problem.clone());
@@ -490,7 +494,7 @@ impl Agent {
     fn forget(&mut self, manifest: ManifestHash) {
         self.input(Input::Forget { manifest });
         let Some(loaded) = self.manifests.remove(&manifest) else { return };
-        self.full.remove(&manifest);
+        self.found_room(&manifest);
         let named = |hash: &ChunkHash| self.manifests.values().any(|l| l.layout.index_of(hash).is_some());
         for chunk in loaded.layout.chunks.iter().filter(|c| !named(&c.hash)) {
             self.remove_stored(&chunk.hash);

@@ -184,6 +184,8 @@ struct Agent {
     /// Chunks that `reads` are after: each is fetched once, also where releases share it.
     reading: BTreeSet<ChunkHash>,
     full: BTreeMap<ManifestHash, Full>,
+    /// What was shown is behind by more than words.
+    news_due: bool,
     /// How to reach each holder's data plane: its latest grant's ticket, and its address.
     access: BTreeMap<NodeId, aquifer_core::Access>,
     addresses: BTreeMap<NodeId, IpAddr>,
@@ -359,6 +361,7 @@ impl Agent {
             reads: BTreeMap::new(),
             reading: BTreeSet::new(),
             full: BTreeMap::new(),
+            news_due: false,
             access: BTreeMap::new(),
             addresses: BTreeMap::new(),
             tokens: BTreeMap::new(),
@@ -409,6 +412,11 @@ impl Agent {
         while self.ended.is_none() {
             self.drain()?;
             self.record();
+            // Of many nodes and chunks a view takes milliseconds: no engine that is paused waits for it.
+            if self.news_due && self.sessions.values().all(|conn| conn.paused_at.is_none()) {
+                self.rest_for_engines().await;
+                self.renew_news();
+            }
             self.events_waiting = ((received.len() + mesh_events.len()) as u64, mesh_events.max_capacity() as u64);
             let timeout = self.node.poll_timeout().map(|(at, _)| self.origin + at.since(Time::ZERO));
             let event = tokio::select! {
@@ -421,17 +429,12 @@ impl Agent {
                 _ = stopped.recv() => Event::Stop,
             };
             self.apply(event)?;
-            if std::mem::take(&mut self.told_engine) {
-                // Who writes to it was woken on this thread, and runs there as soon as this task rests: an engine
-                // that is paused waits for it.
-                tokio::task::yield_now().await;
-            }
+            self.rest_for_engines().await;
         }
         drop((received, asked));
         self.service.stops();
         // Whoever watches sees how it ended, not how it was at the last tick.
-        self.show();
-        self.tell_news();
+        self.renew_news();
         self.leave().await;
         self.tell(Happening { event: Kind::Left, ..Happening::default() });
         self.flush_hooks().await;
@@ -480,6 +483,14 @@ impl Agent {
         Time::from_origin(self.origin.elapsed())
     }
 
+    /// Who writes to engines was woken on this thread, and runs there as soon as this task rests: an engine that is
+    /// paused waits for it.
+    async fn rest_for_engines(&mut self) {
+        if std::mem::take(&mut self.told_engine) {
+            tokio::task::yield_now().await;
+        }
+    }
+
     fn input(&mut self, input: Input) {
         let now = self.now();
         self.node.handle(now, input);
@@ -504,11 +515,7 @@ impl Agent {
             }
         }
         self.tell_standing();
-        if self.renew_readiness(false) {
-            // Whoever hears of it and asks at once finds it so.
-            self.show();
-            self.tell_news();
-        }
+        self.renew_readiness(false);
         self.start_jobs();
         if self.next_tree.is_some() && self.tree.is_some() {
             self.turn_tree()?;

@@ -8,20 +8,26 @@ use aquifer_engine::DuringPause;
 
 impl Agent {
     pub(super) fn renew_view(&mut self) -> Result<()> {
-        self.publish_when_ready()?;
         self.publication.iter_mut().for_each(|publication| publication.may_decide = true);
         self.measure_rates();
-        self.measure_progress();
-        self.measure();
         self.watch_peers();
         self.look_on_draining();
         self.service.lives(&self.shared.readiness.borrow());
         self.check_published_files();
         self.report_progress();
         self.look_for_overdue();
+        self.renew_news();
+        // Last: what comes of it is carried out after this.
+        self.publish_when_ready()
+    }
+
+    /// Counts, shows and tells where channels stand; in this order, so that whoever hears of it and asks finds it so.
+    pub(super) fn renew_news(&mut self) {
+        self.measure_progress();
+        self.measure();
         self.show();
         self.tell_news();
-        Ok(())
+        self.news_due = false;
     }
 
     /// The view as of now, for whoever looks.

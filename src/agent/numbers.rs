@@ -216,7 +216,13 @@ impl Agent {
 
     /// Whether the channel's releases are wanted here: a node that only waits for an engine is behind nothing.
     fn has_use_for(&self, channel: &ChannelName) -> bool {
-        self.hold != Hold::Engines || self.sessions.values().any(|c| c.channel.as_ref() == Some(channel))
+        let holds = match self.hold {
+            Hold::All => true,
+            Hold::Engines => false,
+            // A publisher serves its own, whatever came after it.
+            Hold::Own => self.pull.is_some(),
+        };
+        holds || self.sessions.values().any(|c| c.channel.as_ref() == Some(channel))
     }
 
     fn is_whole(&self, channel: &ChannelName) -> bool {

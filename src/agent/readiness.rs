@@ -87,15 +87,12 @@ impl Readiness {
 }
 
 impl Agent {
-    /// Tells whoever watches readiness, if that changed; with `again`, also when only words did. What a release reached
-    /// is counted at once: another may follow it before the next view. Returns whether more than words changed.
-    pub(super) fn renew_readiness(&mut self, again: bool) -> bool {
+    /// Tells whoever watches readiness, if that changed; with `again`, also when only words did. If more did, what is
+    /// counted, shown and told is renewed soon: another release may follow this one before the next view.
+    pub(super) fn renew_readiness(&mut self, again: bool) {
         let flags = self.flags();
         let is_new = flags != self.flags;
-        if flags.phases != self.flags.phases {
-            self.measure_progress();
-            self.measure();
-        }
+        self.news_due |= is_new;
         if again || is_new {
             self.flags = flags;
             let readiness = self.readiness();
@@ -105,7 +102,6 @@ impl Agent {
                 is_new
             });
         }
-        is_new
     }
 
     fn flags(&self) -> Flags {
@@ -169,11 +165,14 @@ impl Agent {
     fn channel_readiness(&self, channel: &ChannelName, engines: &[EngineReadiness]) -> ChannelReadiness {
         let release = self.channels.get(channel).and_then(|c| c.release.as_ref()).map(|(release, _)| release);
         let mut here = engines.iter().filter(|e| e.channel == channel.as_str()).peekable();
+        // Its own release may be for other nodes.
+        let newest = || self.node.newest_release(channel).map_or(0, |release| release.seq);
         let publication = self.publication.as_ref().filter(|p| p.channel == *channel);
+        let lacks = publication.map(|publication| publication.lacks(newest()));
         let ready = match here.peek() {
             Some(_) => Some(here.clone().all(|e| e.ready)),
             None if self.hold == Hold::All => Some(self.holds_all(channel)),
-            None => publication.map(|p| p.is_out(release.map_or(0, |release| release.seq))),
+            None => lacks.as_ref().map(Option::is_none),
         };
         let report = self.node.rollout(channel).and_then(|rollout| rollout.report());
         let serving = report.and_then(|report| report.served).map(|m| m.to_string()).unwrap_or_default();
@@ -189,10 +188,7 @@ impl Agent {
         };
         let reason = match ready {
             Some(true) => String::new(),
-            Some(false) if publication.is_some() => {
-                "looks which releases the mesh knows before it makes its own".to_string()
-            }
-            Some(false) => problem().or(engine).unwrap_or_else(waits),
+            Some(false) => lacks.flatten().or_else(problem).or(engine).unwrap_or_else(waits),
             None => "no engine has registered yet".to_string(),
         };
         ChannelReadiness {

@@ -40,12 +40,20 @@ pub(super) struct Publication {
     /// What was released, and how often it had to be numbered anew.
     released: Option<Release>,
     renumbered: u32,
+    /// What a person must mend before all of it can be had from here.
+    pub(super) problem: Option<String>,
 }
 
 impl Publication {
     /// Whether its release is out: it is the newest of its channel, or older.
-    pub(super) fn is_out(&self, newest: u64) -> bool {
+    fn is_out(&self, newest: u64) -> bool {
         self.released.as_ref().is_some_and(|released| released.seq <= newest)
+    }
+
+    /// Why not all of it can be had from here.
+    pub(super) fn lacks(&self, newest: u64) -> Option<String> {
+        let waits = || "looks which releases the mesh knows before it makes its own".to_string();
+        self.problem.clone().or_else(|| (!self.is_out(newest)).then(waits))
     }
 
     pub(super) fn new(publish: Publish, alone: bool) -> Self {
@@ -61,6 +69,7 @@ impl Publication {
             since: Instant::now(),
             released: None,
             renumbered: 0,
+            problem: None,
         }
     }
 }

@@ -22,13 +22,14 @@ pub(crate) async fn run(
     let channels = options.channels()?;
     let mut config = node.config(&channels, PORTS)?;
     options.configure(&mut config)?;
+    operation.configure(&mut config)?;
     if channels.is_empty() {
         bail!("no channel to follow: give --channel NAME, and --trust KEY for its publisher");
     }
     if let Some((channel, _)) = config.channels.iter().find(|(_, trusted)| trusted.is_empty()) {
         bail!("nobody is trusted to publish {channel}: give the publisher's public key with --trust");
     }
-    let http = operation.configure(&mut config, Some(Where::Default))?;
+    let http = operation.bind(&mut config, Some(Where::Default))?;
     tracing::info!("node {} ({})", config.name, config.identity.public());
     let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;

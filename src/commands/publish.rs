@@ -29,7 +29,8 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
     let policy = args.rollout.policy()?;
     let secret = keys::read_publisher_secret(&args.publisher_key)?;
     let mut config = node.config(std::slice::from_ref(&channel), (0, 0, 0))?;
-    let http = args.operation.configure(&mut config, None)?;
+    args.operation.configure(&mut config)?;
+    args.operation.at(None)?;
     let source = hash(&args)?;
     let summary = json!({
         "event": "hashed",
@@ -49,6 +50,8 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
     );
     say(args.json, &summary, &text);
     config.publish = Some(Publication { channel, secret, note: args.note.clone(), policy, source });
+    // Not before: nobody would answer while it hashes, which may take minutes.
+    let http = args.operation.bind(&mut config, None)?;
     let mut stop = StopSignal::new()?;
     let running = agent::start(config).await?;
     if let Some(http) = http {

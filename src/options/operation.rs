@@ -52,23 +52,33 @@ impl OperationOptions {
         }
     }
 
-    /// Adds these options to a node's configuration, and takes the port where it is to answer HTTP, if it is to;
-    /// `default` where that is not said.
-    pub(crate) fn configure(&self, config: &mut AgentConfig, default: Option<Where>) -> Result<Option<Bound>> {
+    /// Adds these options to a node's configuration.
+    pub(crate) fn configure(&self, config: &mut AgentConfig) -> Result<()> {
         if let Some(text) = &self.drain_grace {
             config.drain_grace = duration("--drain-grace", text)?;
         }
         config.hooks = self.hooks()?;
-        let at = match self.http.as_deref() {
-            None => default,
-            Some("off") => None,
-            Some(text) => {
-                Some(Where::At(text.parse().with_context(|| format!("--http '{text}' is not ip:port, or 'off'"))?))
-            }
-        };
-        let bound = at.map(|at| Bound::new(at, self.http_token.as_deref())).transpose()?;
+        Ok(())
+    }
+
+    /// Takes the port where the node is to answer HTTP, if it is to; `default` where that is not said. Whoever connects
+    /// waits until it is served.
+    pub(crate) fn bind(&self, config: &mut AgentConfig, default: Option<Where>) -> Result<Option<Bound>> {
+        let bound = self.at(default)?.map(|at| Bound::new(at, self.http_token.as_deref())).transpose()?;
         config.http = bound.as_ref().map(|bound| bound.address.to_string());
         Ok(bound)
+    }
+
+    /// Where to answer HTTP, if anywhere.
+    pub(crate) fn at(&self, default: Option<Where>) -> Result<Option<Where>> {
+        match self.http.as_deref() {
+            None => Ok(default),
+            Some("off") => Ok(None),
+            Some(text) => {
+                let address = text.parse().with_context(|| format!("--http '{text}' is not ip:port, or 'off'"))?;
+                Ok(Some(Where::At(address)))
+            }
+        }
     }
 
     fn hooks(&self) -> Result<Vec<Hook>> {

@@ -156,6 +156,22 @@ class Http(fleet.Fleet):
         self.assertEqual(web.ask("/v1/drain", "POST", authorization="Bearer " + TOKEN)[0], 202)
         self.assertEqual(publisher.wait(), 0)
 
+    def test_a_publisher_is_ready_whomever_its_release_is_for_and_whatever_comes_after(self):
+        self.publish(1)
+        publisher = self.publish_with(2, "--http", "127.0.0.1:0", "--subset", "zone=elsewhere")
+        web = Web(address=publisher.published["http"])
+        web.wait("/readyz", "its release is out", lambda status, _: status == 200)
+        self.publish(3)
+        newest = f'aquifer_release_sequence{{channel="{CHANNEL}"}} 3\n'
+        body = web.wait("/metrics", "it has heard of the next", lambda _, body: newest in body)
+        self.assertIn(f'aquifer_release_lag_seconds{{channel="{CHANNEL}"}} 0\n', body)
+        self.assertEqual(web.ask("/readyz")[0], 200)
+        # What is not there any more cannot be had from it.
+        with open(os.path.join(self.site.path("release-2"), "model.safetensors"), "r+b") as file:
+            file.truncate(1 << 20)
+        body = web.wait("/readyz", "its files changed", lambda status, _: status == 503)
+        self.assertIn("the published files changed", body["reason"])
+
     def test_a_holder_whose_engine_is_gone_is_not_behind(self):
         engine, _ = self.engine(options=("--hold", "all"))
         web = Web(self.node)

@@ -424,8 +424,10 @@ impl Node {
                 self.review_manifests(now);
             }
             PeerMessage::ManifestAsk { manifest, offset } => {
-                // Whoever fetches the manifest asks for chunks next.
-                self.busy_while_draining();
+                // Whoever fetches it here asks for chunks next. What this node has not, it may be asked for for ever.
+                if self.swarms.contains_key(&manifest) {
+                    self.busy_while_draining();
+                }
                 self.out.push_back(Output::ManifestAsked { to: from, manifest, offset });
             }
             PeerMessage::ManifestPiece { manifest, offset, total, bytes } => {

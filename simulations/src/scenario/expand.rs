@@ -121,6 +121,15 @@ impl Expanded {
     }
 }
 
+impl Expanded {
+    /// Nothing goes wrong but that nodes are asked to leave.
+    pub fn only_drains(&self) -> bool {
+        let calm = Faults { drains_per_s: 0.0, seed_drains_ms: None, until_ms: None, ..self.faults };
+        let calm = Expanded { faults: calm, ..self.clone() };
+        !calm.has_faults() && self.network.message_loss == 0.0
+    }
+}
+
 impl Scenario {
     pub fn expand(&self, seed: u64, case: Case) -> Result<Expanded> {
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -272,7 +281,8 @@ fn faults_end(e: &Expanded) -> Time {
     };
     let rates = e.faults.until_ms.map(ms);
     let update = e.faults.update.map(|u| ms(u.at_ms));
-    let whole = [e.partition.map(|p| p.until), rates, update].into_iter().flatten();
+    let drain = e.faults.seed_drains_ms.map(ms);
+    let whole = [e.partition.map(|p| p.until), rates, update, drain].into_iter().flatten();
     e.nodes.iter().filter_map(of).chain(whole).max().unwrap_or_default()
 }
 

@@ -147,7 +147,7 @@ impl World<'_> {
             self.settled = self
                 .peers
                 .iter()
-                .all(|p| p.gone || (p.alive && p.complete && p.wrong.is_empty() && p.release == newest));
+                .all(|p| p.gone || (p.alive && !p.draining && p.complete && p.wrong.is_empty() && p.release == newest));
         }
         self.settled
     }

@@ -141,8 +141,11 @@ impl World<'_> {
                 self.plan_next(self.e.faults.drains_per_s, Fault::Drain { node: None });
             }
             Fault::DrainEnds { node, life, done } => {
-                if self.lives(node, life) && self.peers[node as usize].draining {
+                if self.lives(node, life) && std::mem::take(&mut self.peers[node as usize].draining) {
                     self.mishap(if done { "drains" } else { "drains cut short" });
+                    if !done && self.e.only_drains() {
+                        self.violated(format!("node {node} drained for {} s without an end", DRAIN_GRACE.as_secs()));
+                    }
                     self.say_goodbye(node);
                 }
             }

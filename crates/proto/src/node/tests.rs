@@ -212,6 +212,27 @@ fn who_drains_says_so_asks_nobody_and_is_done_once() {
     assert_eq!(done, [Time::ZERO + DRAIN_SETTLE]);
 }
 
+/// Some look for ever for a manifest that nobody has any more.
+#[test]
+fn who_drains_waits_for_those_who_fetch_what_it_has_and_no_others() {
+    for (manifest_asked, ends) in [(manifest(), DRAIN_SETTLE * 3 / 2), (ManifestHash::of(b"other"), DRAIN_SETTLE)] {
+        let mut node = node();
+        node.handle(Time::ZERO, Input::ManifestLoaded { manifest: manifest(), chunk_bytes: vec![9; 4] });
+        node.handle(Time::ZERO, Input::Drain);
+        let asked = PeerMessage::ManifestAsk { manifest: manifest_asked, offset: 0 };
+        node.handle(Time::ZERO + DRAIN_SETTLE / 2, Input::Message { from: peer(), message: asked });
+        let (mut now, mut done) = (Time::ZERO + DRAIN_SETTLE / 2, vec![]);
+        while now < Time::ZERO + DRAIN_SETTLE * 3 {
+            done.extend(
+                std::iter::from_fn(|| node.poll_output()).filter(|o| matches!(o, Output::Drained)).map(|_| now),
+            );
+            now = node.poll_timeout().expect("it speaks now and then").0;
+            node.handle_timeout(now);
+        }
+        assert_eq!(done, [Time::ZERO + ends]);
+    }
+}
+
 #[test]
 fn what_it_did_is_counted() {
     let mut node = node();
