@@ -184,6 +184,7 @@ struct Agent {
     /// Chunks that `reads` are after: each is fetched once, also where releases share it.
     reading: BTreeSet<ChunkHash>,
     full: BTreeMap<ManifestHash, Full>,
+    memory_given_back: Instant,
     /// What was shown is behind by more than words.
     news_due: bool,
     /// How to reach each holder's data plane: its latest grant's ticket, and its address.
@@ -361,6 +362,7 @@ impl Agent {
             reads: BTreeMap::new(),
             reading: BTreeSet::new(),
             full: BTreeMap::new(),
+            memory_given_back: Instant::now(),
             news_due: false,
             access: BTreeMap::new(),
             addresses: BTreeMap::new(),
@@ -413,7 +415,7 @@ impl Agent {
             self.drain()?;
             self.record();
             // Of many nodes and chunks a view takes milliseconds: no engine that is paused waits for it.
-            if self.news_due && self.sessions.values().all(|conn| conn.paused_at.is_none()) {
+            if self.news_due && !self.has_paused_engine() {
                 self.rest_for_engines().await;
                 self.renew_news();
             }

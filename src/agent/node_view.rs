@@ -5,6 +5,10 @@ use super::{Agent, PullWhat, channels};
 use anyhow::Result;
 use aquifer_core::{ChannelName, ManifestHash, Report};
 use aquifer_engine::DuringPause;
+use std::time::{Duration, Instant};
+
+/// What a release's coming and going leaves behind is not needed soon.
+const GIVE_BACK_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Agent {
     pub(super) fn renew_view(&mut self) -> Result<()> {
@@ -17,8 +21,20 @@ impl Agent {
         self.report_progress();
         self.look_for_overdue();
         self.renew_news();
+        self.give_memory_back();
         // Last: what comes of it is carried out after this.
         self.publish_when_ready()
+    }
+
+    pub(super) fn has_paused_engine(&self) -> bool {
+        self.sessions.values().any(|conn| conn.paused_at.is_some())
+    }
+
+    fn give_memory_back(&mut self) {
+        if self.memory_given_back.elapsed() >= GIVE_BACK_INTERVAL && !self.has_paused_engine() {
+            self.memory_given_back = Instant::now();
+            tokio::task::spawn_blocking(aquifer_memory::allocator::give_back);
+        }
     }
 
     /// Counts, shows and tells where channels stand; in this order, so that whoever hears of it and asks finds it so.
