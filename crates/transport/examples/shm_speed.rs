@@ -12,7 +12,7 @@
 
 use aquifer_core::{Access, ChunkHash, NodeId};
 use aquifer_memory::{Mapping, MemoryStore, Shared, Span};
-use aquifer_transport::limits::SHM_PIECE_BYTES;
+use aquifer_transport::limits::RECEIVE_PIECE_BYTES;
 use aquifer_transport::{Completion, Endpoint, Grants, Operation, ReadOp, Refusal, ShmConfig, ShmTransport, Transport};
 use std::fs::File;
 use std::io::Write;
@@ -109,8 +109,8 @@ fn main() {
                 let (window, begin) = place(at);
                 let fd = window.share().expect("a descriptor").expect("this kernel has F_SEAL_FUTURE_WRITE");
                 let (shared, mut hasher) = (Shared::receive(fd).expect("memory"), blake3::Hasher::new());
-                let mut piece = vec![0; SHM_PIECE_BYTES];
-                for at in (0..CHUNK).step_by(SHM_PIECE_BYTES) {
+                let mut piece = vec![0; RECEIVE_PIECE_BYTES];
+                for at in (0..CHUNK).step_by(RECEIVE_PIECE_BYTES) {
                     shared.read(begin + at, &mut piece).expect("it is as long");
                     hasher.update(&piece);
                     into.write_past_caches(at, &piece).expect("memory");

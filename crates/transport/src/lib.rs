@@ -15,6 +15,7 @@ pub mod conformance;
 pub mod endpoint;
 mod handshake;
 pub mod limits;
+mod pieces;
 pub mod room;
 pub mod shm;
 pub mod side;

@@ -24,7 +24,6 @@ use std::time::Duration;
 mod directory;
 mod holder;
 mod link;
-mod pieces;
 mod reader;
 mod slots;
 #[cfg(test)]

@@ -2,10 +2,10 @@
 
 use super::Counters;
 use super::directory::reach;
-use super::pieces::{Piece, Pieces};
 use super::wire::{Header, Place, Request, SETTLE, SlotSet, receive_header};
 use crate::handshake::greet;
-use crate::limits::{SHM_PIECE_BYTES, SHM_SEALED_PIECE_BYTES, SHM_SLOTS};
+use crate::limits::{RECEIVE_PIECE_BYTES, SHM_SEALED_PIECE_BYTES, SHM_SLOTS};
+use crate::pieces::Pieces;
 use crate::socket::is_timeout;
 use crate::{ReadDone, ReadError, ReadOp};
 use aquifer_core::{Access, ChunkHash, Hash};
@@ -27,8 +27,8 @@ pub(super) struct Link {
     verdict_owed: bool,
     /// What was asked for ahead: its answer comes next.
     asked: Option<Request>,
-    /// What was copied last, until it has been hashed and put where it belongs.
-    piece: Piece,
+    /// Where what was copied last is, until it has been hashed and put where it belongs.
+    pieces: Arc<Pieces>,
 }
 
 /// Why a connection cannot be used any more.
@@ -75,8 +75,8 @@ impl Link {
         let stream = Arc::new(reach(path, timeout).map_err(failed)?);
         watch.attach(&stream)?;
         greet(&*stream, access, Instant::now() + timeout)?;
-        let piece = pieces.take();
-        Ok(Link { stream, slots: Default::default(), known: known.clone(), verdict_owed: false, asked: None, piece })
+        let (known, pieces) = (known.clone(), pieces.clone());
+        Ok(Link { stream, slots: Default::default(), known, verdict_owed: false, asked: None, pieces })
     }
 
     pub(super) fn shut(&self) {
@@ -147,11 +147,14 @@ impl Link {
         if header.answer.is_err() {
             return Ok(());
         }
-        let mut left = if header.place == Place::Here { u64::from(request.len) } else { 0 };
-        while left > 0 {
-            let piece = next_piece(&mut self.piece, left);
-            (&*self.stream).read_exact(piece)?;
-            left -= piece.len() as u64;
+        if header.place == Place::Here {
+            let mut buffer = self.pieces.take();
+            let mut left = u64::from(request.len);
+            while left > 0 {
+                let piece = next_piece(&mut buffer, left);
+                (&*self.stream).read_exact(piece)?;
+                left -= piece.len() as u64;
+            }
         }
         (&*self.stream).write_all(&[SETTLE])?;
         self.verdict_owed = true;
@@ -211,12 +214,13 @@ impl Link {
             return Ok(Ok((digest, op.adopts.then_some(sealed))));
         }
         let mut hasher = blake3::Hasher::new();
+        let mut buffer = self.pieces.take();
         let mut done = 0;
         while done < op.into.len() {
             if !watch.is_wanted() {
                 return Err(Loss::Unwanted);
             }
-            let piece = next_piece(&mut self.piece, op.into.len() - done);
+            let piece = next_piece(&mut buffer, op.into.len() - done);
             let copied = offset.checked_add(done).ok_or(io::ErrorKind::InvalidInput.into());
             if let Err(error) = copied.and_then(|from| shared.read(from, piece)) {
                 return Ok(Err(ReadError::Disconnected(format!("what it shares cannot be read: {error}"))));
@@ -232,12 +236,13 @@ impl Link {
     /// Receives bytes that come through the socket.
     fn take_in(&mut self, op: &ReadOp, watch: &impl Watch, counters: &Counters) -> Result<ChunkHash, Loss> {
         let mut hasher = blake3::Hasher::new();
+        let mut buffer = self.pieces.take();
         let mut done = 0;
         while done < op.into.len() {
             if !watch.is_wanted() {
                 return Err(Loss::Unwanted);
             }
-            let piece = next_piece(&mut self.piece, op.into.len() - done);
+            let piece = next_piece(&mut buffer, op.into.len() - done);
             (&*self.stream).read_exact(piece).map_err(|error| match error.kind() == io::ErrorKind::UnexpectedEof {
                 true => Loss::Broken("it closed the connection in the middle of a chunk".into()),
                 false => error.into(),
@@ -255,7 +260,7 @@ impl Link {
 fn take_over(op: &ReadOp, sealed: &Span, watch: &impl Watch, counters: &Counters) -> Result<ChunkHash, Loss> {
     let mut hasher = blake3::Hasher::new();
     let mut done = 0;
-    let piece_len = if op.adopts { SHM_SEALED_PIECE_BYTES } else { SHM_PIECE_BYTES };
+    let piece_len = if op.adopts { SHM_SEALED_PIECE_BYTES } else { RECEIVE_PIECE_BYTES };
     for piece in sealed.as_immutable().unwrap_or_default().chunks(piece_len) {
         if !watch.is_wanted() {
             return Err(Loss::Unwanted);

@@ -5,10 +5,10 @@
 //! connection carries one read at a time, so that one that is cut concerns no other.
 
 use super::link::{Link, Loss, Watch};
-use super::pieces::Pieces;
 use super::wire::Request;
 use super::{Counters, ShmConfig};
 use crate::limits::{RETRIES_MAX, SHM_CONNECTIONS_MAX, SHM_CONNECTIONS_PER_PEER_MAX, THREAD_STACK_BYTES};
+use crate::pieces::Pieces;
 use crate::{Completion, Endpoint, OpId, ReadDone, ReadError, ReadOp, check_landing};
 use aquifer_core::NodeId;
 use aquifer_memory::Known;

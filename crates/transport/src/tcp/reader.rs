@@ -9,7 +9,8 @@ use super::link::Link;
 use super::pace::Pace;
 use super::wire::{HEADER_BYTES, Header, Request};
 use super::{Counters, Encryption, TcpConfig};
-use crate::limits::{BUSY_DEPTH, PIPELINE_DEPTH, RECEIVE_PIECE_BYTES, RETRIES_MAX, THREAD_STACK_BYTES};
+use crate::limits::{BUSY_DEPTH, PIPELINE_DEPTH, RETRIES_MAX, THREAD_STACK_BYTES};
+use crate::pieces::Pieces;
 use crate::socket::{Timed, is_timeout};
 use crate::tls::Tls;
 use crate::{Completion, Endpoint, OpId, ReadDone, ReadError, ReadOp, check_landing};
@@ -31,6 +32,7 @@ pub(super) struct Reader {
     tls: Option<Tls>,
     completions: Completions,
     counters: Arc<Counters>,
+    pieces: Arc<Pieces>,
     state: Mutex<State>,
     /// Told when a thread ends.
     ended: Condvar,
@@ -41,7 +43,8 @@ const ASKED_TO: &str = "this node closed its connections to the peer";
 
 impl Reader {
     pub(super) fn new(config: TcpConfig, tls: Option<Tls>, completions: Completions, counters: Arc<Counters>) -> Self {
-        Reader { config, tls, completions, counters, state: Mutex::default(), ended: Condvar::new() }
+        let (pieces, state) = (Arc::default(), Mutex::default());
+        Reader { config, tls, completions, counters, pieces, state, ended: Condvar::new() }
     }
 
     pub(super) fn read(self: &Arc<Self>, op: ReadOp) {
@@ -135,7 +138,6 @@ impl Reader {
             connection,
             under_way: VecDeque::new(),
             last: Instant::now(),
-            piece: vec![0; RECEIVE_PIECE_BYTES].into_boxed_slice(),
             received: 0,
             busy: false,
             pace: None,
@@ -182,8 +184,6 @@ struct Worker {
     under_way: VecDeque<Flight>,
     /// When the last answer ended.
     last: Instant,
-    /// What was received last, until it has been hashed and put where it belongs.
-    piece: Box<[u8]>,
     /// Bytes, since the thread began.
     received: u64,
     /// As others see it: see [`Connection::busy`].
@@ -453,23 +453,25 @@ impl Worker {
 
     fn receive_payload(&mut self, link: &Link, op: &ReadOp) -> Result<ChunkHash, Loss> {
         let mut hasher = blake3::Hasher::new();
+        let mut buffer = self.reader.pieces.take();
         let mut landed = 0;
         while landed < op.into.len() {
             let left = usize::try_from(op.into.len() - landed).unwrap_or(usize::MAX);
-            let n = left.min(self.piece.len());
-            self.fill_piece(link, n)?;
-            hasher.update(&self.piece[..n]);
-            op.into.write_past_caches(landed, &self.piece[..n])?;
+            let n = left.min(buffer.len());
+            let piece = &mut buffer[..n];
+            self.fill_piece(link, piece)?;
+            hasher.update(piece);
+            op.into.write_past_caches(landed, piece)?;
             landed += n as u64;
             self.ask(link)?;
         }
         Ok(ChunkHash(Hash(*hasher.finalize().as_bytes())))
     }
 
-    fn fill_piece(&mut self, mut link: &Link, len: usize) -> Result<(), Loss> {
+    fn fill_piece(&mut self, mut link: &Link, piece: &mut [u8]) -> Result<(), Loss> {
         let mut got = 0;
-        while got < len {
-            match link.read(&mut self.piece[got..len]) {
+        while got < piece.len() {
+            match link.read(&mut piece[got..]) {
                 Ok(0) => return Err(Loss::Broken("it closed the connection in the middle of a chunk".into())),
                 Ok(n) => {
                     got += n;
