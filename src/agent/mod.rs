@@ -183,6 +183,7 @@ struct Agent {
     reads: BTreeMap<OpId, Read>,
     /// Chunks that `reads` are after: each is fetched once, also where releases share it.
     reading: BTreeSet<ChunkHash>,
+    /// Releases of which chunks found no room.
     full: BTreeMap<ManifestHash, Full>,
     memory_given_back: Instant,
     /// What was shown is behind by more than words.

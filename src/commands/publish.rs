@@ -30,7 +30,7 @@ pub(crate) async fn run(config: Option<&Path>, args: Publish) -> Result<ExitCode
     let secret = keys::read_publisher_secret(&args.publisher_key)?;
     let mut config = node.config(std::slice::from_ref(&channel), (0, 0, 0))?;
     args.operation.configure(&mut config)?;
-    args.operation.at(None)?;
+    args.operation.at(None)?; // a mistake in it is told before minutes of hashing
     let source = hash(&args)?;
     let summary = json!({
         "event": "hashed",

@@ -30,6 +30,10 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "netns"))
+
+from program import make_keys  # noqa: E402
+
 CHANNEL = "soak/model"
 PATIENCE_S = 180.0
 LOOK_S, SAMPLE_S = 0.5, 10.0
@@ -120,20 +124,12 @@ class Soak:
         self.random = random.Random(options.seed)
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("AQUIFER_")}
         self.environment.update(HOME=work, XDG_RUNTIME_DIR=work)
-        self.mesh_key, self.publisher_key = (os.path.join(work, n) for n in ("mesh.key", "publisher.key"))
-        for kind, place in (("mesh", self.mesh_key), ("publisher", self.publisher_key)):
-            self.run("keygen", kind, "--out", place)
-        self.public_key = self.run("keygen", "public", self.publisher_key).strip()
+        self.mesh_key, self.publisher_key, self.public_key = make_keys(options.program, self.environment, work)
         self.tensors = [self.random.randbytes((options.mib << 20) // TENSORS) for _ in range(TENSORS)]
         self.releases = 0
         self.manifest = self.publisher = None
         self.pulls, self.wrong, self.samples, self.counts = [], [], [], {}
         self.nodes = [Node(self, n) for n in range(options.agents)]
-
-    def run(self, *arguments):
-        return subprocess.run(
-            [self.options.program, *arguments], env=self.environment, check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
 
     def spawn(self, log, *arguments, output=subprocess.DEVNULL):
         with open(log, "ab") as file:

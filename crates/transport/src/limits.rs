@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 /// Bytes received, or copied from a shared memory or file, at a time, then hashed, then put in place past the caches:
-/// they are in a core's L2 cache all the while. Measured with one connection, in GB/s: 4.7 with pieces of 128 or 256 KiB, 3.6 with 64. Receiving in
-/// place and hashing that gives 5.0 where it may be hashed as if nobody else could write to it, and 4.1 by way
-/// of a copy in the L1 cache, as memory that is shared must be.
+/// they are in a core's L2 cache all the while. Measured with one connection, in GB/s: 4.7 with pieces of 128 or
+/// 256 KiB, 3.6 with 64. Receiving in place and hashing that gives 5.0 where it may be hashed as if nobody else could
+/// write to it, and 4.1 by way of a copy in the L1 cache, as memory that is shared must be.
 pub const RECEIVE_PIECE_BYTES: usize = 256 << 10;
 
 /// Bytes handed to one send(2). Guess: long enough that the system call is nothing, short enough

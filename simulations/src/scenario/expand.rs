@@ -119,9 +119,7 @@ impl Expanded {
             [faults.churn_per_s, faults.drains_per_s, faults.overwrites_per_s].iter().any(|rate| *rate > 0.0);
         dies || at_random || self.nodes.iter().any(|n| !n.is_healthy())
     }
-}
 
-impl Expanded {
     /// Nothing goes wrong but that nodes are asked to leave.
     pub fn only_drains(&self) -> bool {
         let calm = Faults { drains_per_s: 0.0, seed_drains_ms: None, until_ms: None, ..self.faults };

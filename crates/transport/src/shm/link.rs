@@ -27,7 +27,7 @@ pub(super) struct Link {
     verdict_owed: bool,
     /// What was asked for ahead: its answer comes next.
     asked: Option<Request>,
-    /// Where what was copied last is, until it has been hashed and put where it belongs.
+    /// What is copied lies in one of these until it has been hashed and put where it belongs.
     pieces: Arc<Pieces>,
 }
 
